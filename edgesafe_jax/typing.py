@@ -1,0 +1,31 @@
+"""One word per kind of array, and the glossary of dimension letters.
+
+Shapes in docstrings and shape-suffixed names use these letters throughout the package:
+
+===  ==========================================================================
+B    batch: independent sequences or problems
+T    positions of a sequence (time)
+P    virtual positions of a soft prompt
+D    width of the residual stream (embedding dimension)
+F    width of the feed-forward layer
+H    attention heads
+K    key/value heads (grouped-query attention)
+E    width of one attention head
+L    layers of the decoder
+V    vocabulary
+N    a plain count of items (samples, pairs, bootstrap draws)
+===  ==========================================================================
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+ArrayLike: TypeAlias = jax.typing.ArrayLike
+PRNGKey: TypeAlias = jax.Array
+"""A typed random key, as made by ``jax.random.key``."""
+PyTree: TypeAlias = Any
+Params: TypeAlias = Mapping[str, Any]
+"""Frozen network parameters: a plain nested dictionary of arrays."""

@@ -1,0 +1,1 @@
+"""Thin entry points: quickstart, train, evaluate, bench."""
