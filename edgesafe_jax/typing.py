@@ -18,7 +18,7 @@ N    a plain count of items (samples, pairs, bootstrap draws)
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
@@ -29,3 +29,21 @@ PRNGKey: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Any]
 """Frozen network parameters: a plain nested dictionary of arrays."""
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """What a frozen decoder accepts as trained parameters beside its own.
+
+    An adapter is a pytree (so that `jax.grad`, `optax` and `jit` take it as it is) whose leaves are the trained numbers.
+    The decoder puts its virtual embeddings in front of the sequence, where every later position sees them.
+    """
+
+    @property
+    def num_virtual(self) -> int:
+        """P, the number of virtual positions in front of the sequence."""
+        ...
+
+    def virtual_embeddings(self) -> Array:
+        """Returns the embeddings `[P, D]` of the virtual positions."""
+        ...
