@@ -11,3 +11,27 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE with a ChatML template, see `tests.tiny`."""
+    from tests.tiny import make_tiny_tokenizer
+
+    return make_tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A language model of three layers with random weights, see `tests.tiny`."""
+    from tests.tiny import make_tiny_model
+
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct, fetched on first use."""
+    from edgesafe_jax.models.loading import load_model
+
+    return load_model()

@@ -1,0 +1,168 @@
+"""The only file that knows devices: a mesh, what is split over it and what is copied, and the start on several hosts.
+
+Training is data-parallel: the batch is split along its first axis, parameters and optimiser state are copied, and
+`jax.jit` adds the sums over devices by itself, so that a step function is written once, for one device. On one device
+everything here leaves arrays where they are.
+"""
+
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from edgesafe_jax.typing import PyTree
+
+DATA_AXIS = "data"
+
+
+def make_data_mesh(num_devices: int | None = None) -> Mesh:
+    """Makes a mesh of one axis, ``data``, over which a batch is split.
+
+    Args:
+      num_devices: how many devices to use; None uses all, those of other hosts included.
+
+    Returns:
+      The mesh.
+
+    Raises:
+      ValueError: if there are fewer devices, or a part of them is asked for on several hosts.
+
+    Example:
+      >>> make_data_mesh(1).shape["data"]
+      1
+    """
+    devices = jax.devices()
+    count = len(devices) if num_devices is None else num_devices
+    if not 1 <= count <= len(devices):
+        raise ValueError(
+            f"num_devices={count}: there are {len(devices)} ({devices[0].platform}); ask for 1 to {len(devices)}. "
+            "For more CPU devices set XLA_FLAGS=--xla_force_host_platform_device_count=N before Python starts"
+        )
+    if jax.process_count() > 1 and count != len(devices):
+        raise ValueError(
+            f"num_devices={count}: on {jax.process_count()} hosts all {len(devices)} devices take part; leave it out"
+        )
+    return Mesh(np.array(devices[:count]), (DATA_AXIS,))
+
+
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Splits a batch along its first axis over the devices of a mesh.
+
+    On several hosts each passes the same whole batch (cheap where it is a function of the step) and keeps its part.
+
+    Args:
+      batch: a pytree of arrays `[B, ...]`.
+      mesh: from `make_data_mesh`.
+
+    Returns:
+      The batch with each array split; on one device, the batch as it is.
+
+    Raises:
+      ValueError: if an array is a scalar, or its first axis is not a multiple of the number of devices.
+
+    Example:
+      >>> shard_batch({"tokens": np.zeros((8, 16))}, make_data_mesh(1))["tokens"].shape
+      (8, 16)
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        shape = np.shape(leaf)
+        if not shape or shape[0] % mesh.size:
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
+            raise ValueError(
+                f"batch leaf {name!r} has shape {list(shape)}: its first axis does not split over {mesh.size} "
+                f"devices; use a batch size that is a multiple of {mesh.size}, or another number of devices"
+            )
+    if mesh.size == 1:
+        return batch
+    return _place(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies a tree to every device of a mesh.
+
+    On several hosts each passes the same values.
+
+    Args:
+      tree: a pytree of arrays and typed random keys, such as a training state.
+      mesh: from `make_data_mesh`.
+
+    Returns:
+      The tree, whole on each device; on one device, the tree as it is.
+    """
+    if mesh.size == 1:
+        return tree
+    return _place(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _place(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    # device_put would compare the values of all hosts at each call; each host cuts out its part instead.
+    def cut(leaf: jax.typing.ArrayLike) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = cut(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=str(jax.random.key_impl(leaf)))
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(cut, tree)
+
+
+def initialize_multihost(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> bool:
+    """Connects the processes of a run on several hosts; does nothing on one.
+
+    It acts when an argument is given, or when the environment is that of a cluster with more than one process:
+    ``JAX_COORDINATOR_ADDRESS`` (with ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` where the cluster does not tell
+    them), Slurm, Open MPI or several TPU hosts. It must come before the first jax computation; a second call does
+    nothing.
+
+    Args:
+      coordinator_address: host and port of process 0, ``"host:1234"``.
+      num_processes: processes in all.
+      process_id: which of them this is, from 0.
+
+    Returns:
+      Whether this process is one of several that are connected.
+
+    Raises:
+      RuntimeError: if they cannot be connected.
+    """
+    if jax.distributed.is_initialized():
+        return jax.process_count() > 1
+    given = (coordinator_address, num_processes, process_id)
+    if all(value is None for value in given) and not _is_cluster(os.environ):
+        return False
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
+            _number("JAX_PROCESS_ID") if process_id is None else process_id,
+        )
+    except Exception as error:  # jax raises errors of many types here.
+        raise RuntimeError(
+            f"cannot connect the hosts with coordinator_address={coordinator_address}, num_processes={num_processes}, "
+            f"process_id={process_id}: {error}. Call this before any other use of jax, and give all three values "
+            "(or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) where the cluster does not tell them"
+        ) from error
+    return jax.process_count() > 1
+
+
+def _is_cluster(environment: Mapping[str, str]) -> bool:
+    """Says whether the environment is that of one process of several."""
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        return True
+    # The tasks of the step, not of the allocation: a shell inside an allocation of many is one process.
+    if any(int(environment.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")):
+        return True
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
+    return "," in hosts
+
+
+def _number(name: str) -> int | None:
+    value = os.environ.get(name)
+    return None if value is None else int(value)

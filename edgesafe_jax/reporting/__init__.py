@@ -1,0 +1,22 @@
+"""What a run says of itself: tables, figures and the HTML report."""
+
+from edgesafe_jax.reporting.html import Report, Section, build_report, shorten, write_fragment
+from edgesafe_jax.reporting.plots import Point, bars, loss_curve, reliability_diagram, safety_usefulness
+from edgesafe_jax.reporting.tables import Estimate, Table, format_cell, make_table
+
+__all__ = [
+    "Estimate",
+    "Point",
+    "Report",
+    "Section",
+    "Table",
+    "bars",
+    "build_report",
+    "format_cell",
+    "loss_curve",
+    "make_table",
+    "reliability_diagram",
+    "safety_usefulness",
+    "shorten",
+    "write_fragment",
+]

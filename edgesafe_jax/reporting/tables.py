@@ -1,0 +1,194 @@
+"""One table, shown as text for the terminal, as Markdown and (by `edgesafe_jax.reporting.html`) as HTML."""
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+_NONE = "-"
+
+
+class Estimate(NamedTuple):
+    """A number with its confidence interval, shown like ``0.91 [0.88, 0.94]``.
+
+    Attributes:
+      value: the estimate.
+      low: the lower end.
+      high: the upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+Cell = str | int | float | Estimate | None
+"""What a table holds: text, a whole number, a number, a number with its interval, or nothing."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns.
+
+    Attributes:
+      columns: the names of the columns, in order.
+      rows: the cells, as many a row as there are columns.
+      digits: decimals of numbers and intervals, by column.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    digits: tuple[int, ...]
+
+    def texts(self) -> list[list[str]]:
+        """Returns each cell as text."""
+        return [
+            [format_cell(cell, digits=digits) for cell, digits in zip(row, self.digits, strict=True)]
+            for row in self.rows
+        ]
+
+    def numeric(self) -> list[bool]:
+        """Returns for each column whether it holds numbers only, so that it is set to the right."""
+        columns = [[row[index] for row in self.rows] for index in range(len(self.columns))]
+        return [
+            any(cell is not None for cell in column) and not any(isinstance(cell, str) for cell in column)
+            for column in columns
+        ]
+
+    def to_text(self) -> str:
+        """Returns the table in aligned columns, numbers to the right, without a line break at the end."""
+        texts, numeric = self.texts(), self.numeric()
+        widths = [max(map(len, column)) for column in zip(self.columns, *texts, strict=True)]
+
+        def line(cells: Sequence[str]) -> str:
+            padded = [
+                cell.rjust(width) if right else cell.ljust(width)
+                for cell, width, right in zip(cells, widths, numeric, strict=True)
+            ]
+            return "  ".join(padded).rstrip()
+
+        return "\n".join([line(self.columns), line(["-" * width for width in widths]), *map(line, texts)])
+
+    def to_markdown(self) -> str:
+        """Returns the table in Markdown, without a line break at the end."""
+        rule = ["---:" if right else "---" for right in self.numeric()]
+        lines = [[_escape(name) for name in self.columns], rule]
+        lines += [[_escape(cell) for cell in row] for row in self.texts()]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def make_table(
+    rows: Iterable[Mapping[str, Any] | Sequence[Any]],
+    columns: Sequence[str] | None = None,
+    *,
+    digits: int | Mapping[str, int] = 2,
+) -> Table:
+    """Makes a table.
+
+    Args:
+      rows: mappings from column to value, or sequences in the order of `columns`. A value is text, a number (Python,
+        numpy or jax), an interval (`edgesafe_jax.metrics.Interval`, `Estimate`, or any object with `low`, `high` and
+        `estimate` or `value`) or None, which is shown as ``-``, as is a number that is not finite.
+      columns: the columns in order; None takes the keys of the mappings, in the order in which they come.
+      digits: decimals, the same for all columns or by column (2 where not named).
+
+    Returns:
+      The table.
+
+    Raises:
+      ValueError: if a row has another length than `columns`, or a key that is no column, or there are no columns.
+      TypeError: if a value is none of the above.
+
+    Example:
+      >>> print(make_table([{"model": "base", "refused": Estimate(0.06, 0.03, 0.1)}]).to_text())
+      model            refused
+      -----  -----------------
+      base   0.06 [0.03, 0.10]
+    """
+    rows = list(rows)
+    if columns is None:
+        columns = list(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row))
+    if not columns:
+        raise ValueError("a table needs columns: give them, or give rows that are mappings")
+    cells = []
+    for number, row in enumerate(rows):
+        if isinstance(row, Mapping):
+            if unknown := [key for key in row if key not in columns]:
+                raise ValueError(f"row {number} has {unknown[0]!r}, which is none of the columns {list(columns)}")
+            row = [row.get(name) for name in columns]
+        elif isinstance(row, str) or len(row) != len(columns):
+            raise ValueError(
+                f"row {number} is {row!r}: expected {len(columns)} values, one a column of {list(columns)}"
+            )
+        cells.append(tuple(to_cell(value) for value in row))
+    by_column = tuple(digits if isinstance(digits, int) else digits.get(name, 2) for name in columns)
+    return Table(tuple(columns), tuple(cells), by_column)
+
+
+def to_cell(value: Any) -> Cell:
+    """Returns a value as a cell.
+
+    Args:
+      value: as for `make_table`.
+
+    Returns:
+      The cell; a number that is not finite becomes None.
+
+    Raises:
+      TypeError: if it is no text, number or interval.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if hasattr(value, "low") and hasattr(value, "high"):
+        estimate = value.value if hasattr(value, "value") else value.estimate
+        ends = [float(end) for end in (estimate, value.low, value.high)]
+        return Estimate(*ends) if all(map(math.isfinite, ends)) else to_cell(ends[0])
+    if not isinstance(value, numbers.Real) and getattr(value, "shape", None) == ():
+        value = value.item()  # A numpy or jax scalar.
+    if isinstance(value, bool):
+        return to_cell(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    raise TypeError(
+        f"cannot show {value!r} of type {type(value).__name__} in a table: expected text, a number or an interval"
+    )
+
+
+def format_cell(cell: Cell, *, digits: int = 2) -> str:
+    """Returns a cell as text.
+
+    Whole numbers get commas. Numbers get `digits` decimals, or three significant figures where that would show
+    nothing but zeros or more than six figures before the point.
+
+    Args:
+      cell: from `to_cell`.
+      digits: decimals.
+
+    Returns:
+      The text.
+
+    Example:
+      >>> [format_cell(cell) for cell in (134515008, 0.5, 3.2e-5, Estimate(0.91, 0.88, 0.94), None)]
+      ['134,515,008', '0.50', '3.2e-05', '0.91 [0.88, 0.94]', '-']
+    """
+    if cell is None:
+        return _NONE
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, Estimate):
+        value, low, high = (format_cell(float(end), digits=digits) for end in cell)
+        return f"{value} [{low}, {high}]"
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    if cell and (abs(cell) < 0.5 * 10.0**-digits or abs(cell) >= 1e6):
+        return f"{cell:.3g}"
+    return f"{cell:,.{digits}f}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,36 @@
+"""How parameters move: a run's work directory, metrics, checkpoints and the training loop."""
+
+from edgesafe_jax.training.checkpoints import CheckpointError, Checkpoints
+from edgesafe_jax.training.data_order import make_data_order
+from edgesafe_jax.training.loop import (
+    Best,
+    Trained,
+    TrainingError,
+    TrainingStopped,
+    TrainState,
+    apply_gradients,
+    init_state,
+    train,
+)
+from edgesafe_jax.training.metric_writers import MetricWriter, read_metrics
+from edgesafe_jax.training.workdir import WorkdirError, open_workdir, write_json, write_summary
+
+__all__ = [
+    "Best",
+    "CheckpointError",
+    "Checkpoints",
+    "MetricWriter",
+    "TrainState",
+    "Trained",
+    "TrainingError",
+    "TrainingStopped",
+    "WorkdirError",
+    "apply_gradients",
+    "init_state",
+    "make_data_order",
+    "open_workdir",
+    "read_metrics",
+    "train",
+    "write_json",
+    "write_summary",
+]

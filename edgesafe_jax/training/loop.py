@@ -1,0 +1,358 @@
+"""The training loop: resumable at any step, bit for bit on one device.
+
+Three habits make it so. The batch is a function of the step, so the order of the data has no state of its own. All
+that the next step depends on, random key and best parameters included, is in the checkpoint. And the lines of metrics
+are on the disk before the checkpoint that follows them, so a resumed run writes exactly those that are missing.
+"""
+
+import logging
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from edgesafe_jax.training.checkpoints import Checkpoints
+from edgesafe_jax.training.metric_writers import MetricWriter
+from edgesafe_jax.typing import Array, PRNGKey, PyTree
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class TrainingStopped(SystemExit):
+    """Training was asked to stop by a signal and has saved its state; the exit status is 128 + the signal."""
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes.
+
+    Attributes:
+      step: steps done, int32 scalar.
+      params: the trained numbers, any pytree (an adapter).
+      opt_state: the optimiser's state.
+      key: a typed random key; a step splits it or folds `step` into it.
+    """
+
+    step: Array
+    params: PyTree
+    opt_state: PyTree
+    key: PRNGKey
+
+
+class Best(struct.PyTreeNode):
+    """The parameters with the highest score so far.
+
+    Attributes:
+      params: the parameters.
+      score: their score.
+      step: steps done when they were evaluated; 0 if there has been no evaluation.
+      num_worse: evaluations since that were no better.
+    """
+
+    params: PyTree
+    score: float
+    step: int
+    num_worse: int
+
+
+class Trained(struct.PyTreeNode):
+    """What training ends with, and what a checkpoint holds.
+
+    Attributes:
+      state: the state after the last step.
+      best: the best evaluated parameters.
+    """
+
+    state: TrainState
+    best: Best
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters to use: the best evaluated ones, the last ones if there was no evaluation."""
+        return self.best.params if self.best.step else self.state.params
+
+
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Array]]]
+EvalResult = float | Mapping[str, float] | None
+
+
+def init_state(params: PyTree, optimizer: optax.GradientTransformation, *, key: PRNGKey) -> TrainState:
+    """Makes the state before the first step.
+
+    Args:
+      params: the parameters to start from; they are copied.
+      optimizer: an optax optimiser.
+      key: a typed random key.
+
+    Returns:
+      The state, with `step` 0.
+    """
+    # A copy, so that a step may donate its state, and strongly typed, as restored parameters are.
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.result_type(leaf)), params)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key)
+
+
+def apply_gradients(state: TrainState, gradients: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """Takes one optimiser step.
+
+    Args:
+      state: the state before.
+      gradients: a pytree like `state.params`.
+      optimizer: the optimiser that `state` was made with.
+
+    Returns:
+      The state after, with `step` one higher and the key as it was.
+    """
+    with jax.numpy_dtype_promotion("standard"):  # Optax itself relies on it: decay ** count.
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+
+
+def train(
+    step_fn: StepFn,
+    state: TrainState,
+    batches: Callable[[int], Any],
+    *,
+    num_steps: int,
+    writer: MetricWriter | None = None,
+    checkpoints: Checkpoints | None = None,
+    log_every: int = 10,
+    on_eval: Callable[[TrainState], EvalResult] | None = None,
+    eval_every: int | None = None,
+    patience: int | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Trains from the newest good checkpoint, or from `state` if there is none, to the end.
+
+    Steps are counted from 0. Metrics stay on the device until every `log_every`-th step, an evaluation or a
+    checkpoint; one line is written for every step nevertheless. SIGINT and SIGTERM save a checkpoint after the step
+    under way and leave with `TrainingStopped`; the same call then continues. A second signal acts at once.
+
+    Args:
+      step_fn: from a state and a batch to the next state, with `step` one higher, and a mapping of scalar metrics in
+        which ``loss`` is watched; jitted by the caller.
+      state: the state to start from.
+      batches: a pure function from the step to its batch.
+      num_steps: steps in all, those of an interrupted run included.
+      writer: where the metrics go.
+      checkpoints: where states are saved and looked for; a last one is saved at the end.
+      log_every: steps between two fetches of metrics.
+      on_eval: a deterministic function of the state that returns a score, higher is better; or a mapping, logged
+        with the prefix ``eval/``, whose ``score`` is that score; or None for neither.
+      eval_every: steps between two calls of `on_eval`, which also runs after the last step.
+      patience: stop after this many evaluations in a row without a higher score; None never stops early.
+      progress: whether to show step, loss, steps per second and the time left on stderr.
+
+    Returns:
+      The last state and the best parameters; `Trained.params` are those to use.
+
+    Raises:
+      ValueError: if a count is less than 1, `eval_every` comes without `on_eval` or the reverse, or `step_fn` does
+        not count its steps.
+      TrainingError: if the loss, a parameter or a score is not finite, or the checkpoint is past `num_steps`. The
+        last good checkpoint stays.
+      TrainingStopped: after a signal.
+
+    Example:
+      >>> optimizer = optax.sgd(0.5)
+      >>> @jax.jit
+      ... def step_fn(state, target):
+      ...     loss, gradients = jax.value_and_grad(lambda w: (w - target) ** 2)(state.params)
+      ...     return apply_gradients(state, gradients, optimizer), {"loss": loss}
+      >>> start = init_state(jnp.float32(0.0), optimizer, key=jax.random.key(0))
+      >>> trained = train(step_fn, start, lambda step: jnp.float32(3.0), num_steps=2, progress=False)
+      >>> float(trained.params)
+      3.0
+    """
+    _check_counts(num_steps=num_steps, log_every=log_every, eval_every=eval_every, patience=patience)
+    if (on_eval is None) != (eval_every is None):
+        raise ValueError(f"on_eval={on_eval}, eval_every={eval_every}: give both or neither")
+    best = Best(params=_copy(state.params), score=-math.inf, step=0, num_worse=0)
+    start = 0
+    if checkpoints is not None and (restored := checkpoints.restore_latest(Trained(state, best))):
+        start, trained = restored
+        state, best = trained.state, trained.best
+        if start > num_steps:
+            raise TrainingError(
+                f"the checkpoint in {checkpoints.directory} is at step {start}, past "
+                f"num_steps={num_steps}: ask for more steps or use another work directory"
+            )
+    if writer is not None:
+        writer.resume(start)
+
+    done = start
+    pending: list[tuple[int, Mapping[str, Any]]] = []
+    shown = _Progress(start, num_steps, enabled=progress)
+
+    def flush() -> None:
+        """Brings the pending metrics to the host, checks them and writes them."""
+        lines = jax.device_get(pending)
+        pending.clear()
+        for step, metrics in lines:
+            if writer is not None:
+                writer.write(step, metrics)
+            if not math.isfinite(float(metrics.get("loss", 0.0))):
+                _fail(f"the loss is {float(metrics['loss'])} at step {step}", step, checkpoints)
+        if lines and "loss" in lines[-1][1]:
+            shown.show(done, float(lines[-1][1]["loss"]))
+
+    def save() -> None:
+        """Saves the state, once all metrics up to it are on the disk."""
+        flush()
+        if int(state.step) != done:
+            raise ValueError(f"state.step is {int(state.step)} after {done} steps: step_fn must add 1 to it each time")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf))):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                _fail(f"parameter {name or '(root)'} is not finite after step {done - 1}", done - 1, checkpoints)
+        if writer is not None:
+            writer.sync()
+        if checkpoints is not None:
+            checkpoints.save(done, Trained(state, best))
+
+    with _StopSignals() as signals, shown:
+        while done < num_steps and not (patience and best.num_worse >= patience):
+            state, metrics = step_fn(state, batches(done))
+            pending.append((done, metrics))
+            done += 1
+            if on_eval and eval_every and (done % eval_every == 0 or done == num_steps):
+                if math.isfinite(float(metrics.get("loss", 0.0))):  # Otherwise flush says what is wrong.
+                    best, scores = _evaluate(on_eval, state, best, done)
+                    pending[-1] = (done - 1, {**metrics, **scores})
+                flush()
+            elif done % log_every == 0 or done == start + 1:
+                flush()
+            if signals.received or (checkpoints is not None and checkpoints.should_save(done)):
+                save()
+            if signals.received and done < num_steps:
+                signals.leave(done, num_steps, saved=checkpoints is not None)
+        save()
+    return Trained(state=state, best=best)
+
+
+def _evaluate(
+    on_eval: Callable[[TrainState], EvalResult], state: TrainState, best: Best, done: int
+) -> tuple[Best, dict[str, float]]:
+    result = on_eval(state)
+    if result is None:
+        return best, {}
+    scores = dict(result) if isinstance(result, Mapping) else {"score": float(result)}
+    logged = {f"eval/{name}": value for name, value in scores.items()}
+    if "score" not in scores:
+        return best, logged
+    score = float(scores["score"])
+    if math.isnan(score):
+        raise TrainingError(f"on_eval returned the score {score} after {done} steps: expected a number")
+    if score > best.score:
+        # A copy, because a step may donate its state.
+        return Best(params=_copy(state.params), score=score, step=done, num_worse=0), logged
+    return best.replace(num_worse=best.num_worse + 1), logged
+
+
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}={count}: expected at least 1")
+
+
+def _fail(what: str, step: int, checkpoints: Checkpoints | None) -> NoReturn:
+    steps = checkpoints.steps() if checkpoints is not None else []
+    kept = f"The checkpoint of step {steps[-1]} is kept" if steps else "There is no checkpoint"
+    raise TrainingError(
+        f"{what}. {kept}. Try a smaller learning rate, clip the gradients, compute the loss in float32, or look at the "
+        f"batch, batches({step})"
+    )
+
+
+class _Progress:
+    """One line on stderr, rewritten on a terminal."""
+
+    def __init__(self, start: int, total: int, *, enabled: bool):
+        self._enabled = enabled
+        self._total = total
+        self._from: tuple[int, float] | None = None
+        self._live = sys.stderr.isatty()
+
+    def show(self, done: int, loss: float) -> None:
+        if not self._enabled:
+            return
+        now = time.monotonic()
+        line = f"step {done}/{self._total}  loss {loss:.4g}"
+        if self._from is None:  # The first step compiles: the clock starts after it.
+            self._from = done, now
+        elif done > self._from[0]:
+            rate = (done - self._from[0]) / max(now - self._from[1], 1e-9)
+            left = round((self._total - done) / rate)
+            line += f"  {rate:.3g} steps/s  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        print(f"\r{line}\x1b[K" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._enabled and self._live and self._from is not None:
+            print(file=sys.stderr)
+
+
+class _StopSignals:
+    """Remembers SIGINT and SIGTERM until the end of a step, then gives the former handlers back."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._former: dict[int, Any] = {}
+
+    def leave(self, done: int, num_steps: int, *, saved: bool) -> NoReturn:
+        number = self.received or 0
+        what = "the state is saved: the same command continues" if saved else "nothing is saved"
+        print(
+            f"\nstopped by {signal.Signals(number).name} after {done} of {num_steps} steps; {what}",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise TrainingStopped(128 + number)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()  # A second signal acts as it did before training.
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former.clear()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                former = signal.signal(number, self._receive)
+                self._former[number] = signal.SIG_DFL if former is None else former  # None: not set from Python.
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()

@@ -1,0 +1,229 @@
+"""A run is its work directory.
+
+======================  ==================================================================
+``config.json``         the configuration; the same one resumes, another one is refused
+``metrics.jsonl``       one JSON line per training step (`edgesafe_jax.training.MetricWriter`)
+``checkpoints/``        the last few states (`edgesafe_jax.training.Checkpoints`)
+``tensorboard/``        the same scalars for TensorBoard
+``summary.json``        the numbers that matter, flat: ``section/quantity: number``
+``report/``             one JSON fragment per section, from which ``report.html`` is built
+``report.html``         one self-contained file for people
+======================  ==================================================================
+
+JSON has no NaN and no infinity: a number that is not finite is written as ``null``.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+SUMMARY = "summary.json"
+_MISSING = "(missing)"
+
+
+class WorkdirError(ValueError):
+    """A work directory that cannot be used for this run."""
+
+
+def to_json(value: Any) -> Any:
+    """Returns `value` as plain JSON types.
+
+    Arrays and numpy scalars become lists and numbers, tuples become lists, paths become strings and numbers
+    that are not finite become None.
+
+    Args:
+      value: mappings with string keys, sequences, arrays, numbers, strings, paths, None.
+
+    Returns:
+      The same value made of dict, list, str, int, float, bool and None.
+
+    Raises:
+      TypeError: for anything else.
+
+    Example:
+      >>> to_json({"rate": float("nan"), "shape": (2, 3)})
+      {'rate': None, 'shape': [2, 3]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy and jax arrays and scalars
+        return to_json(value.tolist())
+    if isinstance(value, Sequence):
+        return [to_json(item) for item in value]
+    raise TypeError(f"cannot write {value!r} of type {type(value).__name__} as JSON")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file atomically: a reader sees the old file or the new one, never a part.
+
+    Args:
+      path: the file; its directory exists.
+      text: the content, written as UTF-8.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a value as JSON, atomically.
+
+    Args:
+      path: the file; its directory exists.
+      value: what `to_json` accepts; a number that is not finite is written as ``null``.
+    """
+    write_text(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> Path:
+    """Creates the work directory of a run, or opens it again if it holds the same configuration.
+
+    Args:
+      path: the directory; parents are created.
+      config: the configuration of the run; nested mappings are compared key by key, named with dots.
+      ignore: keys (``"a.b"``, or ``"a"`` for all below it) in which a resumed run may differ, such as how often
+        to log. The file then holds the newest values.
+
+    Returns:
+      The directory.
+
+    Raises:
+      WorkdirError: if the directory holds another configuration, a configuration that cannot be read, or
+        checkpoints without a configuration.
+
+    Example:
+      >>> import tempfile
+      >>> run = open_workdir(tempfile.mkdtemp() + "/run", {"seed": 0})
+      >>> open_workdir(run, {"seed": 0}) == run
+      True
+    """
+    path = Path(path)
+    wanted = to_json(config)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise WorkdirError(f"{path} is a file, not a directory: give another --workdir") from error
+    config_file = path / CONFIG
+    if not config_file.exists():
+        if (path / "checkpoints").exists():
+            raise WorkdirError(
+                f"{path} has checkpoints but no {CONFIG}, so it is unknown which run they belong to: "
+                "give another --workdir, or delete this one"
+            )
+        write_json(config_file, wanted)
+        return path
+    differences = _differences(_flatten(read_config(path)), _flatten(wanted), ignore)
+    if differences:
+        raise WorkdirError(
+            f"{path} holds a run with another configuration:\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\ngive another --workdir, or delete this one to start it afresh"
+        )
+    if ignore:
+        write_json(config_file, wanted)
+    return path
+
+
+def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the configuration of a run.
+
+    Args:
+      workdir: a work directory.
+
+    Returns:
+      The configuration as it was written.
+
+    Raises:
+      WorkdirError: if there is none or it cannot be read.
+    """
+    return _read_mapping(Path(workdir) / CONFIG)
+
+
+def write_summary(workdir: str | os.PathLike[str], section: str, values: Mapping[str, Any]) -> dict[str, float | None]:
+    """Puts the numbers of one section into the run's ``summary.json``.
+
+    The file is flat, ``section/quantity: number``. The section's former entries are replaced, those of other
+    sections are kept. A number that is not finite is written as ``null``.
+
+    Args:
+      workdir: the work directory.
+      section: a name without ``/``.
+      values: quantity name to number.
+
+    Returns:
+      The whole summary as it is now in the file.
+
+    Raises:
+      ValueError: if the section's name is empty or has a ``/``, or a value is not one number.
+
+    Example:
+      >>> import tempfile
+      >>> write_summary(tempfile.mkdtemp(), "alignment", {"refusal/harmful": 0.9})
+      {'alignment/refusal/harmful': 0.9}
+    """
+    if not section or "/" in section:
+        raise ValueError(f"section {section!r}: expected a name that is not empty and has no '/'")
+    numbers = {name: to_json(value) for name, value in values.items()}
+    for name, number in numbers.items():
+        if not (number is None or isinstance(number, (int, float))):
+            raise ValueError(f"{section}/{name}: expected a number, got {values[name]!r}")
+    file = Path(workdir) / SUMMARY
+    summary = _read_mapping(file) if file.exists() else {}
+    summary = {key: value for key, value in summary.items() if not key.startswith(f"{section}/")}
+    summary |= {f"{section}/{name}": number for name, number in numbers.items()}
+    write_json(file, summary)
+    return summary
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkdirError(
+            f"cannot read {file} ({error}): is this a work directory? If the file is damaged, delete it"
+        ) from error
+    if not isinstance(value, dict):
+        raise WorkdirError(f"{file} holds {type(value).__name__}, expected a JSON object: delete it")
+    return value
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], ignore: Sequence[str]) -> list[str]:
+    lines = []
+    for key in sorted(found.keys() | wanted.keys()):
+        if any(key == name or key.startswith(f"{name}.") for name in ignore):
+            continue
+        old, new = found.get(key, _MISSING), wanted.get(key, _MISSING)
+        if old != new or isinstance(old, bool) != isinstance(new, bool):
+            lines.append(f"{key}: {_shown(old)} there, {_shown(new)} now")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return value if value == _MISSING else json.dumps(value)

@@ -1,0 +1,166 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from edgesafe_jax import parallel
+from edgesafe_jax.parallel import initialize_multihost, make_data_mesh, replicate, shard_batch
+from tests import multihost_run
+
+
+def test_mesh_has_the_devices_asked_for():
+    assert make_data_mesh().shape == {"data": 8}
+    assert make_data_mesh(3).shape == {"data": 3}
+    for count in (0, 9):
+        with pytest.raises(ValueError, match=rf"num_devices={count}: there are 8 \(cpu\); ask for 1 to 8\."):
+            make_data_mesh(count)
+
+
+def test_batch_is_split_and_state_is_copied():
+    mesh = make_data_mesh()
+    batch = {"tokens": np.arange(32, dtype=np.int32).reshape(16, 2), "keys": jax.random.split(jax.random.key(0), 8)}
+    sharded = shard_batch(batch, mesh)
+    assert sharded["tokens"].sharding.spec == PartitionSpec("data")
+    assert [shard.data.shape for shard in sharded["tokens"].addressable_shards] == [(2, 2)] * 8
+    np.testing.assert_array_equal(sharded["tokens"], batch["tokens"])
+    assert [shard.data.shape for shard in sharded["keys"].addressable_shards] == [(1,)] * 8
+    state = replicate({"w": jnp.ones(3), "key": jax.random.key(1)}, mesh)
+    assert [shard.data.shape for shard in state["w"].addressable_shards] == [(3,)] * 8
+    assert state["key"].sharding.is_fully_replicated
+
+
+def test_a_batch_that_cannot_be_split_is_named():
+    mesh = make_data_mesh(4)
+    with pytest.raises(ValueError, match=r"leaf 'b/tokens' has shape \[6, 2\].*over 4 devices.*multiple of 4"):
+        shard_batch({"a": np.zeros(8), "b": {"tokens": np.zeros((6, 2))}}, mesh)
+    with pytest.raises(ValueError, match=r"leaf '\(root\)' has shape \[\]"):
+        shard_batch(np.float32(1.0), make_data_mesh(1))
+
+
+def test_one_device_leaves_arrays_alone():
+    mesh = make_data_mesh(1)
+    batch, state = {"x": np.zeros((3, 2))}, {"w": jnp.ones(2)}
+    assert shard_batch(batch, mesh) is batch
+    assert replicate(state, mesh) is state
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_sharded_gradient_step_equals_the_step_on_one_device(num_devices):
+    generator = np.random.default_rng(0)
+    batch = {
+        "x": generator.normal(size=(16, 5)).astype(np.float32),
+        "y": generator.normal(size=(16, 2)).astype(np.float32),
+    }
+    params = {"w": jnp.ones((5, 2)), "b": jnp.zeros((1, 2))}
+    optimizer = optax.sgd(0.1, momentum=0.9)
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        def loss_fn(params):
+            error = jnp.tanh(batch["x"] @ params["w"] + params["b"]) - batch["y"]
+            weight = (batch["x"][:, :1] > 0).astype(jnp.float32)  # A masked mean must be one over all devices.
+            return jnp.sum(weight * error**2) / jnp.sum(weight)
+
+        loss, gradients = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    def run(params, opt_state, place):
+        for _ in range(3):
+            params, opt_state, loss = step(params, opt_state, place(batch))
+        return params, loss
+
+    mesh = make_data_mesh(num_devices)
+    opt_state = optimizer.init(params)
+    expected, expected_loss = run(params, opt_state, lambda batch: batch)
+    found, loss = run(*replicate((params, opt_state), mesh), lambda batch: shard_batch(batch, mesh))
+    assert found["w"].sharding.is_fully_replicated
+    assert len(found["w"].sharding.device_set) == num_devices
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for name in params:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"JAX_COORDINATOR_ADDRESS": "host:1"}, True),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, False),  # A shell in an allocation, not a step of it.
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+    ],
+)
+def test_clusters_are_told_from_single_machines(environment, expected):
+    assert parallel._is_cluster(environment) is expected
+
+
+def test_one_machine_is_left_alone(monkeypatch):
+    def never(*args):
+        raise AssertionError("nothing to connect")
+
+    for name in list(os.environ):
+        if name.startswith(("JAX_COORDINATOR", "SLURM_", "OMPI_", "TPU_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(jax.distributed, "initialize", never)
+    assert initialize_multihost() is False
+
+
+def test_environment_and_arguments_reach_jax(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    initialize_multihost()
+    initialize_multihost("other:2", 8, 0)
+    assert calls == [(None, 4, 2), ("other:2", 8, 0)]
+
+
+def test_a_failed_start_says_what_to_give():
+    with pytest.raises(RuntimeError, match=r"num_processes=2, process_id=0: .*before any other use of jax.*all three"):
+        initialize_multihost("localhost:1", 2, 0)  # jax has computed in this process already.
+
+
+def test_two_processes_compute_the_gradient_of_one():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.multihost_run", address, "2", str(number)],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    loss, gradients = multihost_run.value_and_grad(*multihost_run.make_problem())
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+            found = json.loads(output.splitlines()[-1])  # The lines before are the collectives' own.
+            assert found["devices"] == 4
+            np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
+            np.testing.assert_allclose(found["gradient"], gradients["w"], rtol=1e-5)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

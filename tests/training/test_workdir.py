@@ -1,0 +1,122 @@
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edgesafe_jax.training import WorkdirError, open_workdir, write_json, write_summary
+from edgesafe_jax.training.workdir import read_config, to_json, write_text
+
+CONFIG = {"objective": "tv", "optimizer": {"rate": 1e-3, "steps": 100}, "layers": (1, 2), "debug": False}
+
+
+def test_a_new_directory_gets_the_configuration(tmp_path):
+    workdir = open_workdir(tmp_path / "a" / "b", CONFIG)
+    assert workdir == tmp_path / "a" / "b"
+    assert read_config(workdir) == {**CONFIG, "layers": [1, 2]}
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+def test_the_same_configuration_resumes(tmp_path):
+    open_workdir(tmp_path, CONFIG)
+    before = (tmp_path / "config.json").stat().st_mtime_ns
+    open_workdir(tmp_path, dict(reversed(CONFIG.items())))
+    assert (tmp_path / "config.json").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused_with_every_difference(tmp_path):
+    open_workdir(tmp_path, CONFIG)
+    other = {"objective": "kl", "optimizer": {"rate": 1e-3, "steps": 200}, "layers": (1, 2), "seed": 1, "debug": 0}
+    with pytest.raises(WorkdirError) as refused:
+        open_workdir(tmp_path, other)
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path} holds a run with another configuration:",
+        "  debug: false there, 0 now",
+        '  objective: "tv" there, "kl" now',
+        "  optimizer.steps: 100 there, 200 now",
+        "  seed: (missing) there, 1 now",
+        "give another --workdir, or delete this one to start it afresh",
+    ]
+    assert read_config(tmp_path)["objective"] == "tv"
+
+
+def test_ignored_keys_may_differ_and_the_newest_are_kept(tmp_path):
+    open_workdir(tmp_path, CONFIG | {"log": {"every": 10}, "logging": 1})
+    changed = CONFIG | {"log": {"every": 20, "board": True}, "logging": 1}
+    open_workdir(tmp_path, changed, ignore=["log"])
+    assert read_config(tmp_path)["log"] == {"every": 20, "board": True}
+    with pytest.raises(WorkdirError, match="logging: 1 there, 2 now"):
+        open_workdir(tmp_path, changed | {"logging": 2}, ignore=["log"])
+
+
+def test_directories_that_cannot_be_a_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkdirError, match="is a file"):
+        open_workdir(tmp_path / "file", CONFIG)
+    (tmp_path / "lost" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(WorkdirError, match=r"checkpoints but no config\.json"):
+        open_workdir(tmp_path / "lost", CONFIG)
+    (tmp_path / "torn").mkdir()
+    for content in ('{"objective": ', "[1]"):
+        (tmp_path / "torn" / "config.json").write_text(content)
+        with pytest.raises(WorkdirError, match=r"config\.json.*delete it"):
+            open_workdir(tmp_path / "torn", CONFIG)
+    with pytest.raises(WorkdirError, match="is this a work directory"):
+        read_config(tmp_path / "nothing")
+
+
+def test_summary_replaces_a_section_and_keeps_the_others(tmp_path):
+    write_summary(tmp_path, "alignment", {"loss": 0.5, "refusal/harmful": np.float32(0.25)})
+    write_summary(tmp_path, "alignment_full", {"loss": jnp.float32(1.5)})
+    returned = write_summary(tmp_path, "alignment", {"steps": np.int64(3), "bad": float("inf"), "ok": True})
+    expected = {"alignment_full/loss": 1.5, "alignment/steps": 3, "alignment/bad": None, "alignment/ok": True}
+    assert json.loads((tmp_path / "summary.json").read_text()) == expected == returned
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_summary_takes_numbers_under_plain_section_names_only(tmp_path):
+    for section in ("", "a/b"):
+        with pytest.raises(ValueError, match="expected a name"):
+            write_summary(tmp_path, section, {})
+    for value in ("0.5", [1.0, 2.0], np.ones(2)):
+        with pytest.raises(ValueError, match="a/x: expected a number"):
+            write_summary(tmp_path, "a", {"x": value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_of_arrays_numbers_and_what_is_not_finite():
+    value = {
+        "jax": jnp.array([1.0, jnp.nan]),
+        "numpy": np.float64("-inf"),
+        "bf16": jnp.bfloat16(0.5),
+        "path": Path("a/b"),
+        1: (True, None, "x", 2**70),
+    }
+    assert to_json(value) == {
+        "jax": [1.0, None],
+        "numpy": None,
+        "bf16": 0.5,
+        "path": str(Path("a/b")),
+        "1": [True, None, "x", 2**70],
+    }
+    with pytest.raises(TypeError, match="type object as JSON"):
+        to_json({"x": object()})
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    file = tmp_path / "value.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"a": object()})
+
+    def full_disk(descriptor):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            write_text(file, "half")
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["value.json"]
