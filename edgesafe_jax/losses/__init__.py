@@ -1,0 +1,35 @@
+"""What is minimised: pure functions of arrays, one value per element, reduced by `masked_mean`."""
+
+from edgesafe_jax.losses._reduction import Normalization, masked_mean, masked_sum_and_count
+from edgesafe_jax.losses.distillation import (
+    forward_kl,
+    gated_divergence,
+    gated_forward_kl,
+    gated_total_variation,
+    jensen_shannon,
+    reverse_kl,
+    sequence_kl,
+    sequence_log_prob,
+    sequence_total_variation,
+    sequence_total_variation_bound,
+    skewed_kl,
+    total_variation,
+)
+
+__all__ = [
+    "Normalization",
+    "forward_kl",
+    "gated_divergence",
+    "gated_forward_kl",
+    "gated_total_variation",
+    "jensen_shannon",
+    "masked_mean",
+    "masked_sum_and_count",
+    "reverse_kl",
+    "sequence_kl",
+    "sequence_log_prob",
+    "sequence_total_variation",
+    "sequence_total_variation_bound",
+    "skewed_kl",
+    "total_variation",
+]

@@ -1,0 +1,37 @@
+"""What is reported: numbers about predictions, deterministic, computed on the host with NumPy."""
+
+from edgesafe_jax.metrics.agreement import (
+    ConfusionCounts,
+    accuracy,
+    confusion_counts,
+    excess_positive_rate,
+    f1_score,
+    shared_positive_rate,
+)
+from edgesafe_jax.metrics.calibration import binary_nll, brier_score, expected_calibration_error
+from edgesafe_jax.metrics.intervals import (
+    Interval,
+    bootstrap_interval,
+    paired_bootstrap_interval,
+    wilson_interval,
+)
+from edgesafe_jax.metrics.ranking import auroc, average_precision, fpr_at_tpr
+
+__all__ = [
+    "ConfusionCounts",
+    "Interval",
+    "accuracy",
+    "auroc",
+    "average_precision",
+    "binary_nll",
+    "bootstrap_interval",
+    "brier_score",
+    "confusion_counts",
+    "excess_positive_rate",
+    "expected_calibration_error",
+    "f1_score",
+    "fpr_at_tpr",
+    "paired_bootstrap_interval",
+    "shared_positive_rate",
+    "wilson_interval",
+]

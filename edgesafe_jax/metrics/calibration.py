@@ -1,0 +1,115 @@
+"""Does a probability mean what it says? Calibration of binary predictions."""
+
+import numpy as np
+
+from edgesafe_jax.metrics._inputs import check_binary, check_probs, check_same_length
+from edgesafe_jax.typing import ArrayLike
+
+
+def expected_calibration_error(
+    *, probs: ArrayLike, labels: ArrayLike, num_bins: int = 15, equal_mass: bool = False
+) -> float:
+    r"""Mean gap between the predicted and the observed share of positives, over bins.
+
+    .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{N}
+              \Big| \frac{1}{n_b} \sum_{i \in b} p_i - \frac{1}{n_b} \sum_{i \in b} y_i \Big|
+
+    Bins are over the probability of the *positive* class, not over the confidence of the predicted
+    one. Those of equal width are [k/n, (k+1)/n), the last one closed. Those of equal mass hold
+    about N/n samples each; equal probabilities share a bin, so the order of samples does not
+    matter. Empty bins count nothing.
+
+    Args:
+      probs: [N], predicted probability of the positive class.
+      labels: [N], 0 or 1.
+      num_bins: Number of bins, at least 1.
+      equal_mass: Bins of equal mass instead of equal width.
+
+    Returns:
+      A number in [0, 1].
+
+    Raises:
+      ValueError: If inputs are empty, of different length, not finite, not probabilities or not
+        binary, or ``num_bins`` is less than 1.
+
+    Example:
+      >>> error = expected_calibration_error(
+      ...     probs=[0.1, 0.1, 0.8, 0.8], labels=[0, 0, 1, 0], num_bins=2)
+      >>> round(error, 3)  # (|0.1 - 0| + |0.8 - 0.5|) / 2
+      0.2
+
+    Reference:
+      Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.
+    """
+    if num_bins < 1:
+        raise ValueError(f"num_bins is {num_bins}, expected at least 1.")
+    p, y = _check_predictions(probs, labels)
+    if equal_mass:
+        starts = np.sort(p)[np.arange(1, num_bins) * len(p) // num_bins]
+        bins = np.searchsorted(starts, p, side="right")
+    else:
+        bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
+    gaps = np.bincount(bins, weights=p - y, minlength=num_bins)
+    return float(np.sum(np.abs(gaps)) / len(p))
+
+
+def brier_score(*, probs: ArrayLike, labels: ArrayLike) -> float:
+    r"""Mean squared error of a predicted probability.
+
+    .. math:: \frac{1}{N} \sum_i (p_i - y_i)^2
+
+    Args:
+      probs: [N], predicted probability of the positive class.
+      labels: [N], 0 or 1.
+
+    Returns:
+      A number in [0, 1]; 0.25 for a constant prediction of one half.
+
+    Raises:
+      ValueError: If inputs are empty, of different length, not finite, not probabilities or not
+        binary.
+
+    Example:
+      >>> round(brier_score(probs=[0.9, 0.2], labels=[1, 0]), 3)
+      0.025
+
+    Reference:
+      Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    p, y = _check_predictions(probs, labels)
+    return float(np.mean(np.square(p - y)))
+
+
+def binary_nll(*, probs: ArrayLike, labels: ArrayLike, eps: float = 1e-7) -> float:
+    r"""Mean negative log-likelihood of binary labels.
+
+    .. math:: -\frac{1}{N} \sum_i \big[ y_i \log p_i + (1 - y_i) \log(1 - p_i) \big]
+
+    Args:
+      probs: [N], predicted probability of the positive class.
+      labels: [N], 0 or 1.
+      eps: Probabilities are clamped to [eps, 1 - eps], so that one certain error costs
+        -log(eps), not infinity. 0 switches that off.
+
+    Returns:
+      A number in nats; log 2 for a constant prediction of one half.
+
+    Raises:
+      ValueError: If inputs are empty, of different length, not finite, not probabilities or not
+        binary, or ``eps`` is not in [0, 0.5).
+
+    Example:
+      >>> round(binary_nll(probs=[0.9, 0.2], labels=[1, 0]), 3)
+      0.164
+    """
+    if not 0.0 <= eps < 0.5:
+        raise ValueError(f"eps is {eps}, expected a number in [0, 0.5).")
+    p, y = _check_predictions(probs, labels)
+    with np.errstate(divide="ignore"):
+        return float(-np.mean(np.log(np.clip(np.where(y, p, 1.0 - p), eps, 1.0))))
+
+
+def _check_predictions(probs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    p, y = check_probs(probs, "probs"), check_binary(labels, "labels")
+    check_same_length(probs=p, labels=y)
+    return p, y
