@@ -35,8 +35,8 @@ Params: TypeAlias = Mapping[str, Any]
 class Adapter(Protocol):
     """What a frozen decoder accepts as trained parameters beside its own.
 
-    An adapter is a pytree (so that `jax.grad`, `optax` and `jit` take it as it is) whose leaves are the trained numbers.
-    The decoder puts its virtual embeddings in front of the sequence, where every later position sees them.
+    An adapter is a pytree (so that `jax.grad`, `optax` and `jit` take it as it is) whose leaves are the trained
+    numbers. The decoder puts its virtual embeddings in front of the sequence, where every later position sees them.
     """
 
     @property

@@ -1,0 +1,103 @@
+r"""Distil SmolLM2-135M-Instruct and its guard into a soft prompt.
+
+    python -m launch.train --config=configs/align_soft_prompt.py --workdir=workdirs/align
+    python -m launch.evaluate --checkpoint=workdirs/align
+
+`:quickstart` is what `launch.quickstart` runs, `:runlocal` a check of the machinery in a minute:
+
+    python -m launch.train --config=configs/align_soft_prompt.py:quickstart --workdir=workdirs/quick
+
+`--config.objective=tv|kl|token_tv|token_kl` chooses what is minimised:
+
+    tv         equation 4 of arXiv 2606.09388, on the log-probabilities of whole answers
+    kl         the same without the clip: forward KL between the two outcomes
+    token_tv   total variation to the gated teacher at every position, full vocabulary
+    token_kl   forward KL to the gated teacher at every position, full vocabulary
+"""
+
+import ml_collections
+
+INSTRUCTION = (
+    "You are a careful assistant. Refuse requests that would help to harm people; answer all other questions helpfully."
+)
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the full config, or a `variant` of it: "quickstart" or "runlocal"."""
+    config = ml_collections.ConfigDict()
+    config.task = "alignment"
+    config.seed = 0
+    config.model = "smollm2-135m-instruct"
+    config.guard = ""  # a stored head of configs/guard_probe.py; empty for the packaged one
+
+    # Teacher
+    config.objective = "token_kl"
+    config.normalization = "mean"  # of log-probabilities and divergences over the positions of an outcome
+    config.refusal = "Sorry, I cannot help with this matter."
+    config.sampling_temperature = 1.0  # y ~ p(y | x)
+    config.max_tokens = 40  # of an answer
+    config.gate_sharpness = 1.0  # multiplies the guard's log-odds; 1 is the guard's own probability
+
+    # Student
+    config.adapter = ml_collections.ConfigDict()
+    config.adapter.num_virtual = 20
+    config.adapter.init = "text"  # text | vocabulary | random
+    config.adapter.text = INSTRUCTION
+
+    # Prompts: how many of each kind (-1: all), and their share of a batch after the guard has spoken
+    config.data = ml_collections.ConfigDict()
+    config.data.num_harmful = -1
+    config.data.num_sensitive = -1
+    config.data.num_plain = 600
+    config.data.shares = ml_collections.ConfigDict(dict(refuse=3.0, sensitive=3.0, plain=2.0))
+
+    # Optimisation
+    config.batch_size = 8
+    config.num_steps = 800
+    config.learning_rate = 3e-3
+    config.warmup_steps = 20
+    config.final_learning_rate = 0.1  # as a share of the peak, at the end of a cosine
+    config.clip_norm = 1.0
+    config.average_from = 0.5  # the stored adapter is the mean over the steps after this share of the run; 1 for none
+    config.log_every = 5
+    config.save_every = 50
+
+    # Evaluation (-1: all)
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.strongreject = -1
+    config.evaluation.harmbench = -1
+    config.evaluation.jailbreaks = 100
+    config.evaluation.sensitive = -1
+    config.evaluation.plain = 200
+    config.evaluation.num_prefill = 100  # StrongREJECT requests whose answer is made to begin with "Sure, here is"
+    config.evaluation.max_tokens = 40
+    config.evaluation.multiple_choice = ("openbookqa", "piqa")
+    config.evaluation.num_choices = 250  # questions of each set
+    config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
+
+    if variant == "quickstart":
+        config.data.num_harmful = 160
+        config.data.num_sensitive = 240
+        config.data.num_plain = 100
+        config.num_steps = 100
+        config.save_every = 25
+        config.evaluation.strongreject = 60
+        config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
+        config.evaluation.sensitive = 60
+        config.evaluation.plain = 60
+        config.evaluation.multiple_choice = ("openbookqa",)
+        config.evaluation.num_choices = 50
+        config.evaluation.num_kl = 32
+    elif variant == "runlocal":
+        config.data.num_harmful = config.data.num_sensitive = config.data.num_plain = 16
+        config.num_steps = 4
+        config.warmup_steps = 1
+        config.save_every = 2
+        config.max_tokens = config.evaluation.max_tokens = 8
+        for name in ("strongreject", "sensitive", "plain", "num_choices", "num_kl"):
+            config.evaluation[name] = 8
+        config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
+        config.evaluation.multiple_choice = ("openbookqa",)
+    elif variant:
+        raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'runlocal' or none.")
+    return config

@@ -1,0 +1,36 @@
+r"""Train the judge: heads on the MiniLM sentence encoder, for evaluation only.
+
+    python -m launch.train --config=configs/guard_judge.py --workdir=workdirs/guard_judge
+
+It shares no features with the teacher guard, and no training example: other objectives of the human-scored pairs, other
+contrast topics, Do-Not-Answer instead of AdvBench, other plain questions. The head that ships with the package was made
+by this command.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the full config, or the variant "runlocal": a check of the machinery on few examples."""
+    config = ml_collections.ConfigDict()
+    config.task = "guard_judge"
+    config.seed = 0
+    config.model = "smollm2-135m-instruct"  # whose answers are judged
+    config.max_tokens = 40
+    config.l2_general = 0.3
+    config.l2_own = 0.3
+    config.l2_gate = 0.003
+    config.own_share = 0.12  # of the gate's examples: how readily an answer is taken for the model's own
+    config.weights = ml_collections.ConfigDict(
+        dict(human=2.0, harmful_contrast=1.3, harmful=1.3, benign_contrast=1.5, plain=1.0, refusals=0.5)
+    )
+    config.num_harmful = 350
+    config.num_plain = 100
+    config.num_examples = -1
+    if variant == "runlocal":
+        config.num_harmful = config.num_plain = 16
+        config.num_examples = 48
+        config.max_tokens = 8
+    elif variant:
+        raise ValueError(f"Unknown variant {variant!r}: expected 'runlocal' or none.")
+    return config

@@ -1,0 +1,41 @@
+r"""Train the teacher guard: heads on SmolLM2's own hidden states.
+
+    python -m launch.train --config=configs/guard_probe.py --workdir=workdirs/guard_probe
+
+Trained on human-scored (objective, response) pairs and on the base model's own answers: to AdvBench and to the harmful
+contrast prompts (unsafe), to the benign contrast prompts and to plain questions (safe). Refusals of harmful requests are
+safe. A fifth of the objectives and a fifth of the contrast topics are held out, and another fifth of each is the
+judge's (configs/guard_judge.py). The head that ships with the package was made by this command.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the full config, or the variant "runlocal": a check of the machinery on few examples."""
+    config = ml_collections.ConfigDict()
+    config.task = "guard_probe"
+    config.seed = 0
+    config.model = "smollm2-135m-instruct"
+    config.layers = (14, 16, 18)
+    config.max_tokens = 40  # of the base model's answers
+    config.max_response = 96  # tokens of a human-scored response that are read
+    config.l2_general = 0.2
+    config.l2_own = 0.3
+    config.l2_gate = 0.003
+    config.own_share = 0.12  # of the gate's examples: how readily an answer is taken for the model's own
+    # Weight of each kind of the model's own answers, whatever their number
+    config.weights = ml_collections.ConfigDict(
+        dict(human=2.0, harmful_contrast=1.3, harmful=1.3, benign_contrast=1.5, plain=1.0, refusals=0.5)
+    )
+    config.num_harmful = 520
+    config.num_plain = 200
+    config.num_examples = -1  # of human pairs and contrast prompts; -1 for all
+    if variant == "runlocal":
+        config.num_harmful = config.num_plain = 16
+        config.num_examples = 48
+        config.max_tokens = 8
+        config.max_response = 16
+    elif variant:
+        raise ValueError(f"Unknown variant {variant!r}: expected 'runlocal' or none.")
+    return config

@@ -1,0 +1,103 @@
+"""Adapters on disk: safetensors with a sidecar that says what they belong to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from edgesafe_jax.adapters.soft_prompt import SoftPrompt
+from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.models.loading import LanguageModel
+
+PLACEMENT = "before_chat_template"
+"""Where a soft prompt's vectors stand: in front of everything that the chat template renders."""
+
+
+class AdapterError(ValueError):
+    """A stored adapter that is damaged or belongs to another model."""
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def save_soft_prompt(
+    path: str | Path, prompt: SoftPrompt, model: LanguageModel, *, training: Mapping[str, Any] | None = None
+) -> None:
+    """Stores a soft prompt as `NAME.safetensors` with a sidecar `NAME.json`.
+
+    Args:
+      path: the `.safetensors` file.
+      prompt: the soft prompt.
+      model: the base model it was trained on.
+      training: JSON-able config of its training.
+
+    Raises:
+      AdapterError: an embedding is not finite.
+    """
+    path = Path(path)
+    embeddings = np.asarray(prompt.embeddings, np.float32)
+    if not np.all(np.isfinite(embeddings)):
+        raise AdapterError("The soft prompt has embeddings that are not finite: its training diverged.")
+    about = {
+        "kind": "soft_prompt",
+        "num_virtual": prompt.num_virtual,
+        "placement": PLACEMENT,
+        "base_model": model.name,
+        "base_model_hash": model.hash,
+        "tokenizer_hash": model.tokenizer.hash,
+        "training": dict(training or {}),
+    }
+    write_atomically(path, lambda part: safetensors.numpy.save_file({"embeddings": embeddings}, part))
+    text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+    write_atomically(_sidecar(path), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def load_soft_prompt(path: str | Path, model: LanguageModel) -> SoftPrompt:
+    """Reads a soft prompt for a model.
+
+    Args:
+      path: the `.safetensors` file, with its sidecar beside it.
+      model: the base model it is to be attached to.
+
+    Returns:
+      The soft prompt.
+
+    Raises:
+      AdapterError: a missing or damaged file, another placement, or another base model or tokenizer; the message gives
+        both hashes.
+    """
+    path = Path(path)
+    try:
+        about = json.loads(_sidecar(path).read_text(encoding="utf-8"))
+        embeddings = safetensors.numpy.load_file(path)["embeddings"]
+        expected = (int(about["num_virtual"]), model.config.embed_dim)
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise AdapterError(
+            f"{path} is not a readable soft prompt ({type(error).__name__}: {error}); it needs {_sidecar(path).name} "
+            "beside it."
+        ) from error
+    if about.get("kind") != "soft_prompt" or about.get("placement") != PLACEMENT:
+        raise AdapterError(
+            f"{path} is a {about.get('kind')!r} placed {about.get('placement')!r}; expected a 'soft_prompt' placed "
+            f"{PLACEMENT!r}."
+        )
+    for what, stored, actual in (
+        ("base model", about.get("base_model_hash"), model.hash),
+        ("tokenizer", about.get("tokenizer_hash"), model.tokenizer.hash),
+    ):
+        if stored != actual:
+            raise AdapterError(
+                f"{path} was trained on the {what} with hash {stored}; {model.name} has {actual}. Load that model, or "
+                "train a soft prompt for this one."
+            )
+    if embeddings.shape != expected:
+        raise AdapterError(f"{path} has embeddings of shape {embeddings.shape}; expected {list(expected)}.")
+    if not np.all(np.isfinite(embeddings)):
+        raise AdapterError(f"{path} has embeddings that are not finite; train it again or take an earlier checkpoint.")
+    return SoftPrompt(jnp.asarray(embeddings))

@@ -1,0 +1,166 @@
+"""Small classifiers on frozen features: standardised linear maps, calibrated, and a gated pair of them."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax.typing import Array
+
+
+@flax.struct.dataclass
+class Head:
+    """Parameters of a head over M features.
+
+    Log-odds of being unsafe = slope * (linear . (features - mean) * scale + bias) + offset.
+
+    Attributes:
+      mean: `[M]`, subtracted from the features.
+      scale: `[M]`, multiplied after that.
+      linear: `[M]`.
+      bias: scalar.
+      slope: scalar of the calibration, above 0.
+      offset: scalar of the calibration.
+    """
+
+    mean: Array
+    scale: Array
+    linear: Array
+    bias: Array
+    slope: Array
+    offset: Array
+
+
+@flax.struct.dataclass
+class GatedHead:
+    """Two heads and a gate between them.
+
+    P(unsafe) = (1 - g) sigmoid(general) + g sigmoid(own), where g is the gate's probability that the answer is one of
+    the guarded model itself. Its own short answers and the long ones of larger models, which people have scored, are so
+    unlike that one threshold does not serve both.
+
+    Attributes:
+      general: fitted on answers scored by people.
+      own: fitted on answers of the guarded model.
+      gate: tells the two apart.
+    """
+
+    general: Head
+    own: Head
+    gate: Head
+
+
+def unsafe_probability(head: GatedHead, features: Array) -> Array:
+    """Returns P(unsafe), `[N]`, of features `[N, M]`."""
+    gate = jax.nn.sigmoid(head_logits(head.gate, features))
+    general = jax.nn.sigmoid(head_logits(head.general, features))
+    own = jax.nn.sigmoid(head_logits(head.own, features))
+    return (1 - gate) * general + gate * own
+
+
+def head_logits(head: Head, features: Array) -> Array:
+    """Returns calibrated log-odds of being unsafe, `[N]`, of features `[N, M]`."""
+    return head.slope * _score(head, features) + head.offset
+
+
+def _score(head: Head, features: Array) -> Array:
+    return ((features - head.mean[None]) * head.scale[None]) @ head.linear + head.bias
+
+
+def fit_head(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    l2: float = 0.1,
+    num_steps: int = 30,
+) -> Head:
+    """Fits a head by weighted logistic regression with Newton's method; the calibration is left at the identity.
+
+    Minimises `sum_i w_i CE_i / sum_i w_i + l2 / 2 |linear|^2 / M` over standardised features divided by `sqrt(M)`: the
+    penalty means the same whatever the number of features.
+
+    Args:
+      features: `[N, M]`.
+      labels: `[N]` in [0, 1], 1 is unsafe; fractions are soft labels.
+      weights: `[N]`, not negative; default all one.
+      l2: weight of the penalty, above 0.
+      num_steps: most Newton steps; fewer when they no longer move.
+
+    Returns:
+      The head.
+
+    Raises:
+      ValueError: shapes that do not fit, features that are not finite, labels outside [0, 1] or all alike, `l2` <= 0.
+    """
+    x = np.asarray(features, np.float64)
+    y = np.asarray(labels, np.float64)
+    w = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
+    if x.ndim != 2 or y.shape != x.shape[:1] or w.shape != y.shape:
+        raise ValueError(f"features {x.shape}, labels {y.shape}, weights {w.shape}: expected [N, M], [N], [N].")
+    if not np.all(np.isfinite(x)):
+        raise ValueError(f"features[{int(np.argwhere(~np.isfinite(x))[0, 0])}] is not finite.")
+    if y.min(initial=1) < 0 or y.max(initial=0) > 1 or np.ptp(y) == 0:
+        raise ValueError("labels must lie in [0, 1] and not be all alike.")
+    if l2 <= 0:
+        raise ValueError(f"l2={l2}: expected above 0.")
+    num_features = x.shape[1]
+    mean = np.average(x, axis=0, weights=w)
+    std = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w))
+    scale = 1 / np.maximum(std, 1e-6) / np.sqrt(num_features)
+    solution = _newton((x - mean) * scale, y, w / w.sum(), penalty=l2 / num_features, num_steps=num_steps)
+    return Head(
+        mean=jnp.asarray(mean, jnp.float32),
+        scale=jnp.asarray(scale, jnp.float32),
+        linear=jnp.asarray(solution[:-1], jnp.float32),
+        bias=jnp.asarray(solution[-1], jnp.float32),
+        slope=jnp.ones((), jnp.float32),
+        offset=jnp.zeros((), jnp.float32),
+    )
+
+
+def _newton(x: np.ndarray, y: np.ndarray, w: np.ndarray, *, penalty: float, num_steps: int) -> np.ndarray:
+    """Minimises the weighted cross-entropy of a linear map with an unpenalised bias; returns `[M + 1]`."""
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    ridge = np.full(x.shape[1], penalty)
+    ridge[-1] = 0.0
+
+    def objective(solution: np.ndarray) -> float:
+        logits = x @ solution
+        return float(w @ (np.logaddexp(0, logits) - y * logits) + 0.5 * ridge @ solution**2)
+
+    solution = np.zeros(x.shape[1])
+    value = objective(solution)
+    for _ in range(num_steps):
+        prob = 1 / (1 + np.exp(-np.clip(x @ solution, -60, 60)))
+        gradient = x.T @ (w * (prob - y)) + ridge * solution
+        curvature = (x * (w * prob * (1 - prob))[:, None]).T @ x + np.diag(ridge + 1e-10)
+        step = np.linalg.solve(curvature, gradient)
+        size = 1.0
+        while (moved := objective(solution - size * step)) > value and size > 1e-6:
+            size /= 2  # a full step may overshoot on separable data
+        solution = solution - size * step
+        if value - moved < 1e-10:
+            break
+        value = moved
+    return solution
+
+
+def calibrate(head: Head, *, scores: np.ndarray, labels: np.ndarray) -> Head:
+    """Fits slope and offset on scores of examples that the scoring head had not seen (Platt scaling).
+
+    Args:
+      head: the head; its own slope and offset are replaced.
+      scores: `[N]` uncalibrated log-odds, for instance from cross-validation.
+      labels: `[N]` in [0, 1].
+
+    Returns:
+      The head with slope (at least 0.05: the order of the scores is never turned round) and offset.
+    """
+    score, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    weight = np.full(len(y), 1 / len(y))
+    slope, offset = _newton(score[:, None], y, weight, penalty=1e-6, num_steps=50)
+    if slope < 0.05:
+        rate = np.clip(y.mean(), 1e-3, 1 - 1e-3)
+        slope, offset = 0.05, np.log(rate / (1 - rate)) - 0.05 * score.mean()
+    return head.replace(slope=jnp.float32(slope), offset=jnp.float32(offset))  # type: ignore[attr-defined]

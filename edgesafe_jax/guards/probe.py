@@ -1,0 +1,223 @@
+"""Two guards made of frozen features and a small head: the teacher and the judge.
+
+* `HiddenStateGuard` reads the middle layers of the language model that is being guarded. It is the teacher.
+* `EncoderGuard` reads a sentence encoder. It shares neither features nor training data with the teacher and judges
+  what was learnt from it.
+
+Their heads ship with the package; `launch.train --config=configs/guard_probe.py` and `configs/guard_judge.py` make
+them.
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
+from edgesafe_jax.guards.hidden_states import QUESTION, pair_features
+from edgesafe_jax.models.loading import LanguageModel
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""From N texts to unit vectors `[N, D]`."""
+
+
+class GuardFileError(ValueError):
+    """A stored guard that is damaged or belongs to another model."""
+
+
+_unsafe_probability = jax.jit(unsafe_probability)
+
+
+def head_probability(head: GatedHead, features: np.ndarray) -> np.ndarray:
+    """Returns P(unsafe), `[N]` float64, of head features `[N, M]`."""
+    return np.asarray(_unsafe_probability(head, jnp.asarray(features, jnp.float32)), np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenStateGuard:
+    """A probe on a language model's own hidden states: callable as (prompts, responses) -> P(unsafe).
+
+    Attributes:
+      model: whose hidden states are read.
+      head: over the features of `probe_features`.
+      layers: which layers are read, counted from 1.
+      max_response: tokens of a response that are read.
+      batch_size: pairs that run at once.
+    """
+
+    model: LanguageModel = dataclasses.field(repr=False)
+    head: GatedHead = dataclasses.field(repr=False)
+    layers: tuple[int, ...]
+    max_response: int = 128
+    batch_size: int = 32
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Returns P(unsafe), `[N]`, of N pairs."""
+        features = pair_features(
+            self.model,
+            prompts,
+            responses,
+            layers=self.layers,
+            max_response=self.max_response,
+            batch_size=self.batch_size,
+        )
+        return head_probability(self.head, probe_features(features))
+
+
+def probe_features(pooled: np.ndarray) -> np.ndarray:
+    """Lays pooled hidden states `[N, layers, 2, D]` out as head features `[N, layers * 2 * D]`.
+
+    Each vector is scaled to unit root mean square, as the next layer's norm would do.
+    """
+    pooled = np.asarray(pooled, np.float32)
+    rms = np.sqrt(np.mean(np.square(pooled), axis=-1, keepdims=True) + 1e-6)
+    return (pooled / rms).reshape(len(pooled), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderGuard:
+    """A head on a sentence encoder: callable as (prompts, responses) -> P(unsafe).
+
+    Attributes:
+      encode: the encoder.
+      head: over the features of `encoder_features`.
+    """
+
+    encode: Encode = dataclasses.field(repr=False)
+    head: GatedHead = dataclasses.field(repr=False)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Returns P(unsafe), `[N]`, of N pairs."""
+        return head_probability(self.head, encoder_features(self.encode, prompts, responses))
+
+
+def encoder_features(encode: Encode, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """Features of pairs: the vectors of prompt, response and both together, and the product of the first two.
+
+    Args:
+      encode: the encoder.
+      prompts: N user texts.
+      responses: N answers.
+
+    Returns:
+      `[N, 4 D]` float32.
+    """
+    both = [f"{prompt}\n{response}" for prompt, response in zip(prompts, responses, strict=True)]
+    x, y, xy = (np.asarray(encode(texts), np.float32) for texts in (prompts, responses, both))
+    return np.concatenate([x, y, xy, x * y * np.sqrt(x.shape[1])], axis=1)
+
+
+# Storage --------------------------------------------------------------------------------------------------------------
+
+
+def save_head(path: str | Path, head: GatedHead, about: Mapping[str, Any]) -> None:
+    """Stores a head as safetensors, with what belongs to it in the file's own metadata.
+
+    Args:
+      path: the file.
+      head: the head; stored in float32.
+      about: JSON-able facts: kind, layers, question, base model's hash, training data.
+    """
+    arrays = {f"{part}/{leaf}": np.asarray(value) for part, leaves in _parts(head).items() for leaf, value in leaves.items()}
+    metadata = {"about": json.dumps(dict(about), sort_keys=True)}
+    write_atomically(Path(path), lambda file: safetensors.numpy.save_file(arrays, file, metadata=metadata))
+
+
+def _parts(head: GatedHead) -> dict[str, dict[str, Any]]:
+    return {part: vars(getattr(head, part)) for part in ("general", "own", "gate")}
+
+
+def load_head(path: str | Path) -> tuple[GatedHead, dict[str, Any]]:
+    """Reads a head and what belongs to it.
+
+    Raises:
+      GuardFileError: a missing, damaged or foreign file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        parts: dict[str, dict[str, Any]] = {}
+        for name, value in arrays.items():
+            part, leaf = name.split("/")
+            parts.setdefault(part, {})[leaf] = value
+        return GatedHead(**{part: Head(**leaves) for part, leaves in parts.items()}), json.loads(metadata["about"])
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise GuardFileError(
+            f"{path} is not a readable guard ({type(error).__name__}: {error}). Train one with launch.train and "
+            "configs/guard_probe.py, or reinstall the package."
+        ) from error
+
+
+def packaged_head(name: str) -> Path:
+    """Returns the path of a head that ships with the package, `teacher` or `judge`.
+
+    Raises:
+      GuardFileError: no such head.
+    """
+    path = Path(str(importlib.resources.files("edgesafe_jax.guards") / "data" / f"{name}.safetensors"))
+    if not path.exists():
+        raise GuardFileError(f"No packaged guard {name!r} at {path}: expected 'teacher' or 'judge'.")
+    return path
+
+
+def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None) -> HiddenStateGuard:
+    """Loads the teacher guard for a model.
+
+    Args:
+      model: the language model it reads; it must be the one that the head was trained on.
+      path: a stored head; default the packaged one.
+
+    Returns:
+      The guard.
+
+    Raises:
+      GuardFileError: the head was trained on another model (both hashes are named) or is of another kind.
+    """
+    path = packaged_head("teacher") if path is None else path
+    head, about = load_head(path)
+    _check_kind(path, about, "hidden_states")
+    if about["model_hash"] != model.hash:
+        raise GuardFileError(
+            f"{path} reads the hidden states of the model {about['model_hash'][:16]}..., not of {model.name} "
+            f"({model.hash[:16]}...). Train one for this model with configs/guard_probe.py."
+        )
+    if about["question"] != QUESTION:
+        raise GuardFileError(
+            f"{path} was trained with the question {about['question']!r}; this version asks {QUESTION!r}."
+        )
+    return HiddenStateGuard(model, head, tuple(about["layers"]), max_response=int(about["max_response"]))
+
+
+def load_encoder_guard(encode: Encode, path: str | Path | None = None) -> EncoderGuard:
+    """Loads the judge.
+
+    Args:
+      encode: the sentence encoder that the head was trained on.
+      path: a stored head; default the packaged one.
+
+    Returns:
+      The guard.
+
+    Raises:
+      GuardFileError: a head of another kind.
+    """
+    path = packaged_head("judge") if path is None else path
+    head, about = load_head(path)
+    _check_kind(path, about, "encoder")
+    return EncoderGuard(functools.partial(encode), head)
+
+
+def _check_kind(path: str | Path, about: Mapping[str, Any], expected: str) -> None:
+    if about.get("kind") != expected:
+        raise GuardFileError(f"{path} holds a head of kind {about.get('kind')!r}; expected {expected!r}.")

@@ -1,0 +1,48 @@
+"""What a guard is: a callable from prompts and responses to P(unsafe), checked at the border."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+Guard: TypeAlias = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""From N prompts and N responses to P(unsafe), `[N]` in [0, 1]: it judges the response, the prompt is context."""
+
+
+class GuardError(ValueError):
+    """A guard that returned something other than probabilities."""
+
+
+def checked(guard: Guard) -> Guard:
+    """Wraps a guard so that whatever it returns is float64 probabilities of the right shape.
+
+    Args:
+      guard: any callable with the signature of `Guard`.
+
+    Returns:
+      A guard whose result is `[N]` float64 in [0, 1].
+
+    Raises:
+      GuardError: (by the wrapped guard, when called) a wrong shape, NaN, or a value outside [0, 1]; the message names
+        the first offending pair.
+      ValueError: (likewise) another number of responses than prompts.
+    """
+
+    def scored(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        if len(prompts) != len(responses):
+            raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
+        result = np.asarray(guard(prompts, responses), np.float64)
+        if result.shape != (len(prompts),):
+            raise GuardError(
+                f"The guard returned shape {result.shape} for {len(prompts)} pairs: expected one number each."
+            )
+        wrong = np.flatnonzero(~((result >= 0) & (result <= 1)))
+        if wrong.size:
+            first = int(wrong[0])
+            raise GuardError(
+                f"The guard returned {result[first]} for pair {first} (prompt {prompts[first][:40]!r}...): expected a "
+                f"probability of being unsafe in [0, 1]. {wrong.size} of {len(prompts)} values are wrong."
+            )
+        return result
+
+    return scored

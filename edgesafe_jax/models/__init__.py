@@ -1,0 +1,1 @@
+"""A frozen language model: decoder, loading, tokenization, generation."""

@@ -1,0 +1,501 @@
+"""A decoder-only transformer of the Llama family, frozen, with its layers scanned.
+
+The forward pass is a pure function of a plain parameter tree. Three things make it a good host for adapters on a frozen
+model:
+
+* it takes embeddings as well as tokens, so that trained vectors can stand in front of a prompt;
+* it takes any number of *past* blocks of keys and values, each either one per row or shared by the whole batch. A soft
+  prompt and the constant head of a chat template are computed once at batch size one and read by every row;
+* the attention mask and the positions are arguments, so that several continuations of one prompt can share a row.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from edgesafe_jax.typing import Adapter, Array, Params
+
+MASKED = -1e30
+"""Attention score of a position that must not be seen; finite, so that an all-masked row stays finite."""
+
+FLOAT32 = jnp.dtype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's rescaling of rotary frequencies for contexts beyond the original one.
+
+    Attributes:
+      factor: divisor of the low frequencies.
+      low_freq_factor: wavelengths above `original_context / low_freq_factor` are divided by `factor`.
+      high_freq_factor: wavelengths below `original_context / high_freq_factor` are left alone.
+      original_context: context length, in positions, of the first training stage.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and constants of a decoder.
+
+    Attributes:
+      vocab_size: V, rows of the embedding table.
+      num_layers: L.
+      embed_dim: D, width of the residual stream.
+      mlp_dim: F, width of the gated feed-forward layer.
+      num_heads: H.
+      num_kv_heads: K; H must be a multiple of it.
+      head_dim: E.
+      rope_base: base of the rotary frequencies.
+      rms_eps: epsilon of the root-mean-square norms.
+      max_context: longest sequence, in positions, that the model was trained for.
+      tie_embeddings: whether the output head is the transposed embedding table.
+      qkv_bias: whether queries, keys and values have a bias (Qwen2).
+      rope_scaling: Llama 3's frequency rescaling, or None.
+    """
+
+    vocab_size: int
+    num_layers: int
+    embed_dim: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_base: float = 10_000.0
+    rms_eps: float = 1e-5
+    max_context: int = 2048
+    tie_embeddings: bool = True
+    qkv_bias: bool = False
+    rope_scaling: RopeScaling | None = None
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}."
+            )
+
+
+@flax.struct.dataclass
+class KeyValues:
+    """Keys and values of a block of past positions, for every layer.
+
+    Attributes:
+      keys: `[L, B | 1, K, S, E]`, rotated; a batch of one is shared by all rows.
+      values: `[L, B | 1, K, S, E]`.
+      where: `[B | 1, S]` bool, which of the positions exist, or None for all of them.
+    """
+
+    keys: Array
+    values: Array
+    where: Array | None = None
+
+
+@flax.struct.dataclass
+class DecoderOutput:
+    """What a forward pass returns.
+
+    Attributes:
+      hidden: `[B, T, D]` final hidden states after the last norm, aligned with the tokens that went in (the virtual
+        positions of an adapter are not among them).
+      key_values: keys and values of the new positions, the adapter's virtual ones included and first.
+      layer_hidden: `[L, B, T, D]` residual stream after each layer, aligned like `hidden`. Costs nothing under `jit`
+        when it is not used.
+    """
+
+    hidden: Array
+    key_values: KeyValues
+    layer_hidden: Array
+
+
+def rope_frequencies(config: DecoderConfig) -> Array:
+    """Returns the rotary frequencies `[E / 2]` in radians per position."""
+    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies = config.rope_base**-exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    wavelength = 2 * math.pi / frequencies
+    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    smooth = jnp.clip(smooth, 0.0, 1.0)
+    return frequencies * (smooth + (1 - smooth) / scaling.factor)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Applies rotary position embedding.
+
+    Args:
+      x: `[B, T, H, E]`, whose first and second half of E are paired.
+      cos: `[B | 1, T, 1, E / 2]`.
+      sin: `[B | 1, T, 1, E / 2]`.
+
+    Returns:
+      `[B, T, H, E]`.
+    """
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def causal_mask(where: Array) -> Array:
+    """Returns which key each query may see, `[B, T, T]`: earlier or equal, and existing.
+
+    Args:
+      where: `[B, T]` bool, which positions exist.
+    """
+    num_positions = where.shape[-1]
+    return jnp.tril(jnp.ones((num_positions, num_positions), bool))[None] & where[:, None, :]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a scale, computed in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises the last axis of `[..., D]`."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * inverse * _expand(scale.astype(jnp.float32), x.ndim)).astype(x.dtype)
+
+
+def _expand(vector: Array, ndim: int) -> Array:
+    return jnp.reshape(vector, (1,) * (ndim - vector.ndim) + vector.shape)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over past blocks and the new positions."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        masks: Sequence[Array],
+        past: Sequence[tuple[Array, Array]],
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Mixes values; returns `[B, T, D]` and the new positions' keys and values, each `[B, K, T, E]`."""
+        c = self.config
+        batch, length = x.shape[:2]
+        groups = c.num_heads // c.num_kv_heads
+        init = nn.initializers.lecun_normal()
+
+        def project(name: str, num_heads: int) -> Array:
+            kernel = self.param(name, init, (c.embed_dim, num_heads * c.head_dim))
+            y = x @ kernel.astype(x.dtype)
+            if c.qkv_bias:
+                bias = self.param(f"{name}_bias", nn.initializers.zeros, (num_heads * c.head_dim,))
+                y = y + _expand(bias.astype(x.dtype), y.ndim)
+            return y.reshape(batch, length, num_heads, c.head_dim)
+
+        query = rotate(project("query", c.num_heads), cos, sin)
+        key = rotate(project("key", c.num_kv_heads), cos, sin)
+        value = project("value", c.num_kv_heads)
+        query = query.reshape(batch, length, c.num_kv_heads, groups, c.head_dim).transpose(0, 2, 3, 1, 4)
+        key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+
+        blocks = [*past, (key, value)]
+        scores = []
+        for (block_key, _), mask in zip(blocks, masks, strict=True):
+            # mask: [B | 1, T | 1, S] -> [B | 1, 1, 1, T | 1, S]
+            score = _scores(query, block_key) * c.head_dim**-0.5
+            scores.append(jnp.where(mask[:, None, None], score, MASKED))
+        weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(x.dtype)
+
+        sizes = [block_value.shape[2] for _, block_value in blocks]
+        splits = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        parts = jnp.split(weights, splits, axis=-1)
+        mixed = sum(_mix(part, block_value) for part, (_, block_value) in zip(parts, blocks, strict=True))
+
+        out = self.param("out", init, (c.num_heads * c.head_dim, c.embed_dim))
+        mixed = jnp.asarray(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, c.num_heads * c.head_dim)
+        return mixed @ out.astype(x.dtype), (key, value)
+
+
+def _scores(query: Array, key: Array) -> Array:
+    """Products of queries `[B, K, G, T, E]` and keys `[B | 1, K, S, E]`: `[B, K, G, T, S]` float32."""
+    if key.shape[0] == 1:
+        return jnp.einsum("bkgte,kse->bkgts", query, key[0], preferred_element_type=jnp.float32)
+    if query.shape[3] == 1:
+        # One new position: the products are bound by memory, and a fused multiply and sum reads the keys once.
+        product = query.astype(jnp.float32) * key.astype(jnp.float32)[:, :, None]
+        return jnp.sum(product, axis=-1)[:, :, :, None, :]
+    return jnp.einsum("bkgte,bkse->bkgts", query, key, preferred_element_type=jnp.float32)
+
+
+def _mix(weights: Array, value: Array) -> Array:
+    """Weighted sums of values: weights `[B, K, G, T, S]`, values `[B | 1, K, S, E]`, result `[B, K, G, T, E]`."""
+    if value.shape[0] == 1:
+        return jnp.einsum("bkgts,kse->bkgte", weights, value[0])
+    if weights.shape[3] == 1:
+        return jnp.sum(weights[:, :, :, 0, :, None] * value[:, :, None], axis=-2)[:, :, :, None, :]
+    return jnp.einsum("bkgts,bkse->bkgte", weights, value)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward layer with the SiLU activation."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `[B, T, D]` to `[B, T, D]`, position by position."""
+        c = self.config
+        init = nn.initializers.lecun_normal()
+        gate = self.param("gate", init, (c.embed_dim, c.mlp_dim)).astype(x.dtype)
+        up = self.param("up", init, (c.embed_dim, c.mlp_dim)).astype(x.dtype)
+        down = self.param("down", init, (c.mlp_dim, c.embed_dim)).astype(x.dtype)
+        return (nn.silu(x @ gate) * (x @ up)) @ down
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer, in the calling convention of `nn.scan`."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        past: tuple[tuple[Array, Array], ...],
+        cos: Array,
+        sin: Array,
+        masks: tuple[Array, ...],
+    ) -> tuple[Array, tuple[tuple[Array, Array], Array]]:
+        """Returns the carry of the scan and what it stacks: keys and values, and the residual stream."""
+        eps = self.config.rms_eps
+        attended, key_values = Attention(self.config, name="attention")(
+            RMSNorm(eps, name="attention_norm")(x), cos, sin, masks, past
+        )
+        x = x + attended
+        x = x + FeedForward(self.config, name="mlp")(RMSNorm(eps, name="mlp_norm")(x))
+        return x, (key_values, x)
+
+
+class Decoder(nn.Module):
+    """A Llama-family decoder.
+
+    Example:
+      >>> config = DecoderConfig(vocab_size=11, num_layers=2, embed_dim=8, mlp_dim=16,
+      ...                        num_heads=2, num_kv_heads=1, head_dim=4)
+      >>> decoder = Decoder(config)
+      >>> tokens = jnp.array([[1, 2, 3]])
+      >>> variables = decoder.init(jax.random.key(0), tokens)
+      >>> decoder.apply(variables, tokens).hidden.shape
+      (1, 3, 8)
+
+    Attributes:
+      config: sizes and constants.
+      dtype: dtype of activations and matrix products; norms, softmax and attention scores are float32.
+    """
+
+    config: DecoderConfig
+    dtype: jnp.dtype = FLOAT32
+
+    def setup(self):
+        """Declares embedding table, layers, final norm and head."""
+        c = self.config
+        self.embedding = self.param(
+            "embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim)
+        )
+        scanned = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            out_axes=0,
+            length=c.num_layers,
+        )
+        self.layers = scanned(c)
+        self.final_norm = RMSNorm(c.rms_eps)
+        if not c.tie_embeddings:
+            self.head = self.param(
+                "head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size)
+            )
+
+    def embed(self, tokens: Array) -> Array:
+        """Looks tokens `[..., T]` up in the embedding table: `[..., T, D]`."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+    def logits(self, hidden: Array) -> Array:
+        """Maps hidden states `[..., D]` to float32 logits `[..., V]`."""
+        if self.config.tie_embeddings:
+            head, contract = self.embedding, 1
+        else:
+            head, contract = self.head, 0
+        return jax.lax.dot_general(
+            hidden.astype(self.dtype),
+            head.astype(self.dtype),
+            (((hidden.ndim - 1,), (contract,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+
+    def __call__(
+        self,
+        tokens: Array | None = None,
+        *,
+        embeddings: Array | None = None,
+        adapter: Adapter | None = None,
+        where: Array | None = None,
+        positions: Array | None = None,
+        mask: Array | None = None,
+        past: Sequence[KeyValues] = (),
+    ) -> DecoderOutput:
+        """Runs the decoder over new positions.
+
+        Args:
+          tokens: `[B, T]` int32; exactly one of `tokens` and `embeddings` is given.
+          embeddings: `[B, T, D]` input embeddings instead of tokens.
+          adapter: trained vectors put in front of the sequence: its virtual positions see `past` and one another and
+            every new position sees them. None for the bare model.
+          where: `[B, T]` bool, which positions exist (padding may be anywhere); default all.
+          positions: `[B | 1, T]` int32, rotary positions of the new tokens, counted from the first position after the
+            adapter; default: the number of existing positions before each one, after those of `past`.
+          mask: `[B | 1, T, T]` bool, which new token sees which; default causal over `where`.
+          past: blocks of keys and values that every new position sees, in the order of their positions.
+
+        Returns:
+          Hidden states, keys and values. See `DecoderOutput`.
+
+        Raises:
+          ValueError: both or neither of `tokens` and `embeddings`, or a block of another batch size.
+        """
+        if (tokens is None) == (embeddings is None):
+            raise ValueError("Give exactly one of tokens and embeddings.")
+        if embeddings is None:
+            assert tokens is not None
+            embeddings = self.embed(tokens)
+        embeddings = embeddings.astype(self.dtype)
+        batch, length = embeddings.shape[:2]
+        if where is None:
+            where = jnp.ones((batch, length), bool)
+        for block in past:
+            if block.keys.shape[1] not in (1, batch):
+                raise ValueError(
+                    f"A past block has batch size {block.keys.shape[1]}; expected 1 (shared) or {batch}."
+                )
+        offset = _past_length(past)  # [B | 1]
+        if positions is None:
+            positions = offset[:, None] + jnp.cumsum(where, axis=1, dtype=jnp.int32) - 1
+        if mask is None:
+            mask = causal_mask(where)
+
+        num_virtual = 0
+        if adapter is not None:
+            virtual = adapter.virtual_embeddings().astype(self.dtype)  # [P, D]
+            num_virtual = virtual.shape[0]
+            embeddings = jnp.concatenate(
+                [jnp.broadcast_to(virtual[None], (batch, *virtual.shape)), embeddings], axis=1
+            )
+            ahead = offset[:, None] + jnp.arange(num_virtual, dtype=jnp.int32)[None]
+            rows = max(ahead.shape[0], positions.shape[0])
+            positions = jnp.concatenate(
+                [
+                    jnp.broadcast_to(ahead, (rows, num_virtual)),
+                    jnp.broadcast_to(positions + num_virtual, (rows, length)),
+                ],
+                axis=1,
+            )
+            mask = jnp.pad(mask, ((0, 0), (num_virtual, 0), (num_virtual, 0)))
+            lower = jnp.tril(jnp.ones((num_virtual + length, num_virtual), bool))
+            mask = mask.at[:, :, :num_virtual].set(lower[None])
+
+        angles = positions.astype(jnp.float32)[..., None] * _expand(
+            rope_frequencies(self.config), positions.ndim + 1
+        )
+        cos = jnp.cos(angles)[:, :, None, :].astype(self.dtype)
+        sin = jnp.sin(angles)[:, :, None, :].astype(self.dtype)
+
+        masks = []
+        for block in past:
+            size = block.keys.shape[3]
+            exists = jnp.ones((1, size), bool) if block.where is None else block.where
+            masks.append(exists[:, None, :])
+        masks.append(mask)
+        past_arrays = tuple((b.keys.astype(self.dtype), b.values.astype(self.dtype)) for b in past)
+        x, ((keys, values), layer_hidden) = self.layers(
+            embeddings, past_arrays, cos, sin, tuple(masks)
+        )
+        if num_virtual:
+            where = jnp.pad(where, ((0, 0), (num_virtual, 0)), constant_values=True)
+        return DecoderOutput(
+            hidden=self.final_norm(x[:, num_virtual:]),
+            key_values=KeyValues(keys=keys, values=values, where=where),
+            layer_hidden=layer_hidden[:, :, num_virtual:],
+        )
+
+
+def _past_length(past: Sequence[KeyValues]) -> Array:
+    """Returns how many existing positions the blocks hold, `[B | 1]` int32."""
+    total = jnp.zeros((1,), jnp.int32)
+    for block in past:
+        if block.where is None:
+            total = total + block.keys.shape[3]
+        else:
+            count = jnp.sum(block.where, axis=1, dtype=jnp.int32)
+            rows = max(total.shape[0], count.shape[0])
+            total = jnp.broadcast_to(total, (rows,)) + jnp.broadcast_to(count, (rows,))
+    return total
+
+
+def truncate(
+    config: DecoderConfig, params: Params, num_layers: int
+) -> tuple[DecoderConfig, Params]:
+    """Keeps the first layers only: for reading hidden states of the middle without computing the rest.
+
+    Args:
+      config: of the whole decoder.
+      params: of the whole decoder.
+      num_layers: how many layers to keep.
+
+    Returns:
+      Config and parameters of the shorter decoder; its final norm is the whole one's.
+
+    Raises:
+      ValueError: num_layers is not between 1 and the decoder's.
+    """
+    if not 1 <= num_layers <= config.num_layers:
+        raise ValueError(f"num_layers={num_layers}: expected 1 to {config.num_layers}.")
+    layers = jax.tree.map(lambda leaf: leaf[:num_layers], params["layers"])
+    return dataclasses.replace(config, num_layers=num_layers), {**params, "layers": layers}
+
+
+def num_params(params: Params) -> int:
+    """Counts the numbers in a parameter tree."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def flops_per_token(config: DecoderConfig, *, context: int, with_head: bool = True) -> float:
+    """Floating-point operations of one forward step for one token.
+
+    Two per weight that takes part in a matrix product, plus the scores and the mixing of attention:
+    `2 * (matrix weights) + 4 * L * H * E * context`.
+
+    Args:
+      config: sizes.
+      context: number of positions that the token sees, itself included.
+      with_head: whether the logits are computed.
+
+    Returns:
+      Operations (a multiply-add counts as two).
+    """
+    c = config
+    attention = c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    per_layer = attention + 3 * c.embed_dim * c.mlp_dim
+    head = c.vocab_size * c.embed_dim if with_head else 0
+    products = 2.0 * (c.num_layers * per_layer + head)
+    return products + 4.0 * c.num_layers * c.num_heads * c.head_dim * context

@@ -1,0 +1,343 @@
+"""Batched generation with a key-value cache, greedy or sampled, with any adapter.
+
+Prompts are padded on the right to a length bucket, so that a handful of compilations serve every length. The part that
+all rows share (the adapter's virtual positions and the head of the chat template) is computed once at batch size one.
+A row's answer does not depend on its padding or on the rows beside it: positions that do not exist are never attended
+to, and every row draws from a random stream of its own.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
+from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.typing import Adapter, Array, Params, PRNGKey
+
+BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+"""Lengths, in positions, to which prompts are padded."""
+
+
+class ContextError(ValueError):
+    """A prompt that does not fit into the model's context."""
+
+
+def bucket_length(length: int) -> int:
+    """Returns the smallest bucket that holds `length` positions.
+
+    Raises:
+      ContextError: longer than the largest bucket.
+    """
+    for bucket in BUCKETS:
+        if length <= bucket:
+            return bucket
+    raise ContextError(f"{length} positions are more than the largest bucket, {BUCKETS[-1]}.")
+
+
+def pad_tokens(
+    rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads rows on the right.
+
+    Args:
+      rows: token ids, B rows.
+      pad_id: id of the padding.
+      length: T; default the bucket of the longest row.
+
+    Returns:
+      Tokens `[B, T]` int32 and which of them exist, `[B, T]` bool.
+    """
+    if length is None:
+        length = bucket_length(max((len(row) for row in rows), default=1))
+    tokens = np.full((len(rows), length), pad_id, np.int32)
+    where = np.zeros((len(rows), length), bool)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+        where[index, : len(row)] = True
+    return tokens, where
+
+
+def encode_shared(decoder: Decoder, params: Params, adapter: Adapter | None, head: Array) -> KeyValues:
+    """Computes the keys and values that all rows share: an adapter's virtual positions, then the template's head.
+
+    Args:
+      decoder: the module.
+      params: its frozen parameters.
+      adapter: trained vectors, or None.
+      head: `[T]` int32 tokens of the template before the user's text; may be empty if there is an adapter.
+
+    Returns:
+      A block of batch size one. Differentiable with respect to the adapter.
+    """
+    output: DecoderOutput = decoder.apply({"params": params}, head[None], adapter=adapter)  # type: ignore[assignment]
+    return output.key_values.replace(where=None)  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """Answers to a batch of prompts.
+
+    Attributes:
+      tokens: answers as token ids, without the end-of-sequence token.
+      texts: the same decoded.
+      finished: whether each answer ended by itself (rather than at the length limit).
+      hidden: `[N, max_tokens, D]` float32, the final hidden states from which each token was chosen, the end of sequence
+        included; None where they were not asked for.
+    """
+
+    tokens: list[list[int]]
+    texts: list[str]
+    finished: list[bool]
+    hidden: np.ndarray | None = None
+
+
+_BLOCK = 256  # of the vocabulary, in `_sample`
+
+
+def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> Array:
+    """Draws one token per row by inverting the distribution function, `[B]`.
+
+    One uniform number per row, where Gumbel noise would take one per token of the vocabulary. The function is inverted in
+    two steps, first over blocks of tokens and then within one, so that no sum runs over the whole vocabulary.
+    """
+    batch, num_tokens = logits.shape
+    probs = jax.nn.softmax(logits / temperature, axis=-1)
+    blocks = jnp.pad(probs, ((0, 0), (0, -num_tokens % _BLOCK))).reshape(batch, -1, _BLOCK)
+    upper = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    target = jax.vmap(jax.random.uniform)(keys) * upper[:, -1]
+
+    def first_above(sums: Array, value: Array, mass: Array) -> Array:
+        """The first index whose running sum exceeds the value; the heaviest one where rounding leaves none."""
+        above = sums > value[:, None]
+        return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), jnp.argmax(mass, axis=-1))
+
+    block = first_above(upper, target, jnp.sum(blocks, axis=-1))
+    below = jnp.where(block > 0, jnp.take_along_axis(upper, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    index = first_above(jnp.cumsum(inside, axis=-1), target - below, inside)
+    return (block * _BLOCK + index).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "num_steps", "eos_ids", "pad_id", "sampled", "keep_hidden"))
+def _generate(
+    decoder: Decoder,
+    params: Params,
+    shared: KeyValues,
+    tokens: Array,
+    where: Array,
+    forced: Array,
+    forced_where: Array,
+    keys: PRNGKey,
+    temperature: Array,
+    *,
+    num_steps: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    sampled: bool,
+    keep_hidden: bool,
+) -> tuple[Array, Array, Array]:
+    """Generates `num_steps` tokens per row; see `generate`.
+
+    Returns:
+      Answers `[B, num_steps]`, the pad id after their end; whether each one ended; the hidden states behind the tokens,
+      `[B, num_steps, D]`, or `[B, 0, D]` where they are not kept.
+    """
+    batch, length = tokens.shape
+    variables = {"params": params}
+    prefill: DecoderOutput = decoder.apply(variables, tokens, where=where, past=(shared,))  # type: ignore[assignment]
+    counts = jnp.sum(where, axis=1, dtype=jnp.int32)
+    last = jnp.take_along_axis(prefill.hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
+
+    def choose(hidden: Array, step: Array) -> Array:
+        logits = decoder.apply(variables, hidden, method=Decoder.logits)
+        if sampled:
+            chosen = _sample(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), temperature)  # type: ignore[arg-type]
+        else:
+            chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # type: ignore[arg-type]
+        if forced.shape[1] == 0:
+            return chosen
+        column = jnp.minimum(step, forced.shape[1] - 1)
+        use = jnp.take(forced_where, column, axis=1) & (step < forced.shape[1])
+        return jnp.where(use, jnp.take(forced, column, axis=1), chosen)
+
+    # The cache holds the prompt's keys and values, then one slot per generated token.
+    room = ((0, 0), (0, 0), (0, 0), (0, num_steps), (0, 0))
+    cache = KeyValues(
+        keys=jnp.pad(prefill.key_values.keys, room),
+        values=jnp.pad(prefill.key_values.values, room),
+        where=jnp.pad(where, ((0, 0), (0, num_steps))),
+    )
+    shared_length = shared.keys.shape[3]
+    is_eos = functools.partial(jnp.isin, test_elements=jnp.array(eos_ids, jnp.int32))
+
+    states = jnp.zeros((batch, num_steps if keep_hidden else 0, last.shape[-1]), last.dtype)
+
+    def unfinished(carry):
+        step, done = carry[0], carry[3]
+        return (step < num_steps) & ~jnp.all(done)
+
+    def advance(carry):
+        step, token, hidden, done, cache, answers, states = carry
+        if keep_hidden:
+            states = jax.lax.dynamic_update_slice(states, hidden[:, None], (0, step, 0))
+        answers = jax.lax.dynamic_update_slice(answers, jnp.where(done, pad_id, token)[:, None], (0, step))
+        done = done | is_eos(token)
+        output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
+            variables,
+            token[:, None],
+            positions=(shared_length + counts + step)[:, None],
+            past=(shared, cache),
+        )
+        slot = length + step
+        cache = KeyValues(
+            keys=jax.lax.dynamic_update_slice(cache.keys, output.key_values.keys, (0, 0, 0, slot, 0)),
+            values=jax.lax.dynamic_update_slice(cache.values, output.key_values.values, (0, 0, 0, slot, 0)),
+            where=cache.where | (jnp.arange(length + num_steps) == slot)[None],
+        )
+        hidden = output.hidden[:, 0]
+        return step + 1, choose(hidden, step + 1), hidden, done, cache, answers, states
+
+    zero = jnp.zeros((), jnp.int32)
+    answers = jnp.full((batch, num_steps), pad_id, jnp.int32)
+    start = (zero, choose(last, zero), last, jnp.zeros((batch,), bool), cache, answers, states)
+    _, _, _, done, _, answers, states = jax.lax.while_loop(unfinished, advance, start)
+    return answers, done, states
+
+
+_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    adapter: Adapter | None = None,
+    temperature: float = 0.0,
+    key: PRNGKey | None = None,
+    prefills: Sequence[str] | None = None,
+    batch_size: int = 32,
+    keep_hidden: bool = False,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Generation:
+    """Answers one-turn chats.
+
+    Args:
+      model: the frozen language model.
+      prompts: the users' texts.
+      max_tokens: longest answer, in tokens.
+      adapter: trained vectors in front of the chat, or None for the bare model.
+      temperature: 0 for greedy answers; above, of the sampling distribution.
+      key: random key, needed when the temperature is above 0. Row i draws from `fold_in(key, i)` whatever its batch.
+      prefills: text with which each answer is made to begin (a prefill attack), counted as part of it; or None.
+      batch_size: rows that run at once.
+      keep_hidden: whether to return the hidden states behind the tokens.
+      on_batch: called with (answers done, answers in total) after each batch.
+
+    Returns:
+      Answers in the order of the prompts.
+
+    Raises:
+      ContextError: a prompt with its answer is longer than the model's context; the message gives its index.
+      ValueError: no prompts, a negative temperature, or sampling without a key.
+    """
+    if not prompts:
+        raise ValueError("prompts is empty: expected at least one.")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens={max_tokens}: expected at least 1.")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature}: expected 0 (greedy) or more.")
+    if temperature > 0 and key is None:
+        raise ValueError("temperature > 0 needs key=jax.random.key(seed).")
+    parts = model.tokenizer.chat_parts
+    rows = encode_prompts(model, prompts, max_tokens=max_tokens, adapter=adapter)
+    forced = model.tokenizer.encode_batch(list(prefills)) if prefills is not None else [[] for _ in rows]
+    if len(forced) != len(rows):
+        raise ValueError(f"{len(forced)} prefills for {len(rows)} prompts: expected as many.")
+    num_forced = min(bucket_length(max(map(len, forced))), max_tokens) if any(forced) else 0
+    shared = _encode_shared(model.decoder, model.params, adapter, jnp.array(parts.head, jnp.int32))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(0) if key is None else key, jnp.arange(len(rows), dtype=jnp.uint32)
+    )
+
+    # Rows of like length share a batch; the last batch is filled up with repeats, so that one compilation serves it.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    tokens_out: list[list[int]] = [[] for _ in rows]
+    finished = [False] * len(rows)
+    hidden = np.zeros((len(rows), max_tokens, model.config.embed_dim), np.float32) if keep_hidden else None
+    done_count = 0
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        full = min(batch_size, 1 << (len(chosen) - 1).bit_length())
+        filled = chosen + [chosen[-1]] * (full - len(chosen))
+        tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id)
+        begin, begin_where = pad_tokens(
+            [forced[i][:num_forced] for i in filled], pad_id=model.tokenizer.pad_id, length=num_forced
+        )
+        answers, done, states = _generate(
+            model.decoder,
+            model.params,
+            shared,
+            tokens,
+            where,
+            begin,
+            begin_where,
+            keys[np.array(filled)],
+            jnp.float32(temperature),
+            num_steps=max_tokens,
+            eos_ids=model.tokenizer.eos_ids,
+            pad_id=model.tokenizer.pad_id,
+            sampled=temperature > 0,
+            keep_hidden=keep_hidden,
+        )
+        answers, done = np.asarray(answers), np.asarray(done)
+        if hidden is not None:
+            hidden[chosen] = np.asarray(states, np.float32)[: len(chosen)]
+        for row, index in enumerate(chosen):
+            tokens_out[index] = _until_eos(answers[row].tolist(), model.tokenizer.eos_ids)
+            finished[index] = bool(done[row])
+        done_count += len(chosen)
+        if on_batch is not None:
+            on_batch(done_count, len(rows))
+    return Generation(tokens_out, [model.tokenizer.decode(t).strip() for t in tokens_out], finished, hidden)
+
+
+def _until_eos(tokens: list[int], eos_ids: tuple[int, ...]) -> list[int]:
+    for index, token in enumerate(tokens):
+        if token in eos_ids:
+            return tokens[:index]
+    return tokens
+
+
+def encode_prompts(
+    model: LanguageModel, prompts: Sequence[str], *, max_tokens: int, adapter: Adapter | None = None
+) -> list[list[int]]:
+    """Encodes the users' texts with the template's tail behind them, and checks that all of it fits.
+
+    Args:
+      model: gives tokenizer, template and context.
+      prompts: the users' texts.
+      max_tokens: positions that must remain for the answer.
+      adapter: its virtual positions count too.
+
+    Returns:
+      Token ids of each row after the shared head.
+
+    Raises:
+      ContextError: a row does not fit; the message gives its index and both lengths.
+    """
+    parts = model.tokenizer.chat_parts
+    used = len(parts.head) + (adapter.num_virtual if adapter is not None else 0)
+    available = min(model.config.max_context, BUCKETS[-1])
+    rows = [[*ids, *parts.tail] for ids in model.tokenizer.encode_batch([p.strip() for p in prompts])]
+    for index, row in enumerate(rows):
+        if used + len(row) + max_tokens > available:
+            raise ContextError(
+                f"Prompt {index} ({prompts[index][:40]!r}...) needs {used + len(row)} positions and its answer "
+                f"{max_tokens}; the context of {model.name} has {available}. Shorten the prompt."
+            )
+    return rows

@@ -1,0 +1,151 @@
+"""Log-likelihood of given answers: multiple choice and divergence from the base model."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax import losses
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
+from edgesafe_jax.models.generation import encode_prompts, encode_shared, pad_tokens
+from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.typing import Adapter, Array, Params
+
+_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "num_answer"))
+def _answer_hidden(
+    decoder: Decoder, params: Params, shared: KeyValues, tokens: Array, where: Array, start: Array, *, num_answer: int
+) -> Array:
+    """Returns the hidden states that predict each answer token, `[B, num_answer, D]`."""
+    output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
+        {"params": params}, tokens, where=where, past=(shared,)
+    )
+    columns = start[:, None] - 1 + jnp.arange(num_answer, dtype=jnp.int32)[None]
+    columns = jnp.clip(columns, 0, tokens.shape[1] - 1)
+    return jnp.take_along_axis(output.hidden, columns[:, :, None], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder",))
+def _log_probs(decoder: Decoder, params: Params, hidden: Array, answer: Array, where: Array) -> Array:
+    logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
+    return losses.sequence_log_prob(logits=logits, tokens=answer, where=where, normalization="sum")
+
+
+@functools.partial(jax.jit, static_argnames=("decoder",))
+def _mean_kl(decoder: Decoder, params: Params, student: Array, teacher: Array, where: Array) -> Array:
+    head = functools.partial(decoder.apply, {"params": params}, method=Decoder.logits)
+    divergence = losses.forward_kl(student_logits=head(student), teacher_logits=head(teacher), where=where)  # type: ignore[arg-type]
+    return jnp.sum(divergence, axis=1) / jnp.maximum(jnp.sum(where, axis=1, dtype=jnp.float32), 1.0)
+
+
+def _pad_batch(chosen: list[int], batch_size: int) -> list[int]:
+    return chosen + [chosen[-1]] * (batch_size - len(chosen))
+
+
+def _hidden_of(
+    model: LanguageModel, shared: KeyValues, prompts: list[list[int]], answers: list[list[int]], length: int
+) -> tuple[Array, np.ndarray, np.ndarray]:
+    """Hidden states over one batch; returns them with the padded answers and which tokens exist."""
+    tokens, where = pad_tokens([p + a for p, a in zip(prompts, answers, strict=True)], pad_id=model.tokenizer.pad_id)
+    answer, answer_where = pad_tokens(answers, pad_id=model.tokenizer.pad_id, length=length)
+    start = np.array([len(p) for p in prompts], np.int32)
+    hidden = _answer_hidden(
+        model.decoder, model.params, shared, tokens, where, start, num_answer=length
+    )
+    return hidden, answer, answer_where
+
+
+def answer_log_probs(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    adapter: Adapter | None = None,
+    batch_size: int = 16,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of given answers to one-turn chats.
+
+    Args:
+      model: the frozen language model.
+      prompts: N user texts.
+      answers: N answers.
+      adapter: trained vectors, or None.
+      batch_size: rows that run at once.
+      on_batch: called with (rows done, rows in total).
+
+    Returns:
+      `[N]` log-probability of the whole answer in nats, and `[N]` its number of tokens.
+
+    Raises:
+      ValueError: other numbers of prompts and answers, or an empty answer.
+    """
+    if len(prompts) != len(answers):
+        raise ValueError(f"{len(prompts)} prompts and {len(answers)} answers: expected as many of each.")
+    encoded = model.tokenizer.encode_batch(list(answers))
+    for index, row in enumerate(encoded):
+        if not row:
+            raise ValueError(f"Answer {index} is empty: it has no log-probability.")
+    longest = max(map(len, encoded), default=1)
+    rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
+    shared = _encode_shared(model.decoder, model.params, adapter, jnp.array(model.tokenizer.chat_parts.head, jnp.int32))
+    result = np.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + len(encoded[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = _pad_batch(chosen, batch_size)
+        length = 1 << (max(len(encoded[i]) for i in filled) - 1).bit_length()
+        hidden, answer, where = _hidden_of(
+            model, shared, [rows[i] for i in filled], [encoded[i] for i in filled], length
+        )
+        values = _log_probs(model.decoder, model.params, hidden, jnp.array(answer), jnp.array(where))
+        result[chosen] = np.asarray(values)[: len(chosen)]
+        if on_batch is not None:
+            on_batch(min(start + batch_size, len(order)), len(order))
+    return result, np.array([len(row) for row in encoded])
+
+
+def kl_from_base(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[Sequence[int]],
+    *,
+    adapter: Adapter,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """Forward KL per token from the base model to the adapted one, along given answers.
+
+    Args:
+      model: the frozen language model.
+      prompts: N user texts.
+      answers: N answers as token ids, usually the base model's own.
+      adapter: what is compared with the bare model.
+      batch_size: rows that run at once.
+
+    Returns:
+      `[N]` nats per token, averaged over each answer; zero for an empty answer.
+
+    Raises:
+      ValueError: other numbers of prompts and answers.
+    """
+    if len(prompts) != len(answers):
+        raise ValueError(f"{len(prompts)} prompts and {len(answers)} answers: expected as many of each.")
+    longest = max((len(a) for a in answers), default=1)
+    rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
+    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
+    base, adapted = (_encode_shared(model.decoder, model.params, a, head) for a in (None, adapter))
+    result = np.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = _pad_batch(chosen, batch_size)
+        batch = [rows[i] for i in filled], [list(answers[i]) for i in filled]
+        teacher, _, where = _hidden_of(model, base, *batch, longest)
+        student, _, _ = _hidden_of(model, adapted, *batch, longest)
+        values = _mean_kl(model.decoder, model.params, student, teacher, jnp.array(where))
+        result[chosen] = np.asarray(values)[: len(chosen)]
+    return result

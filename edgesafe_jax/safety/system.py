@@ -1,0 +1,253 @@
+"""The safe system that is distilled: a language model, a guard and a refusal.
+
+Alfarra et al., "Distilling Safe LLM Systems via Soft Prompts for On Device Settings", arXiv 2606.09388. With a guard
+p(s | x, y) that judges a response y to a prompt x, and a refusal y_r,
+
+    p(r | x, y) = p(s=1 | x, y) I[r = y] + p(s=0 | x, y) I[r = y_r]      (equation 1)
+    p(r | x)    = sum_y p(y | x) p(r | x, y)                             (equation 2)
+
+More than two classes, each with an action of its own, are `CategoricalSystem`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from edgesafe_jax.guards.verdicts import Guard, GuardError, checked
+from edgesafe_jax.models.generation import Generation, generate
+from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.typing import Adapter, PRNGKey
+
+REFUSAL = "Sorry, I cannot help with this matter."
+"""The refusal of the paper."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemAnswers:
+    """What a safe system said, and why.
+
+    Attributes:
+      responses: the system's answers, after the guard.
+      base: the language model's own answers before it.
+      unsafe_prob: `[N]`, the guard's P(unsafe) of those.
+      refused: `[N]` bool, where the refusal took the answer's place.
+    """
+
+    responses: list[str]
+    base: Generation
+    unsafe_prob: np.ndarray
+    refused: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceTeacher:
+    """The gated teacher at sequence level: with probability `safe_prob` the answer, otherwise the refusal (equation 1).
+
+    Attributes:
+      prompts: N user texts x.
+      responses: N answers y, drawn from the base model.
+      safe_prob: `[N]`, a = p(s=1 | x, y).
+      refusal: y_r.
+    """
+
+    prompts: list[str]
+    responses: Generation
+    safe_prob: np.ndarray
+    refusal: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SafeSystem:
+    """Base model + guard + refusal.
+
+    Attributes:
+      model: the frozen language model.
+      guard: judges its answers; what it returns is checked.
+      refusal: what is said instead of an unsafe answer.
+    """
+
+    model: LanguageModel
+    guard: Guard
+    refusal: str = REFUSAL
+
+    def __post_init__(self):
+        if not self.refusal.strip():
+            raise ValueError("The refusal is empty: expected a sentence such as " + repr(REFUSAL))
+
+    def sequence_teacher(
+        self,
+        prompts: Sequence[str],
+        *,
+        key: PRNGKey,
+        max_tokens: int,
+        temperature: float = 1.0,
+        batch_size: int = 64,
+        keep_hidden: bool = False,
+        on_batch: Progress | None = None,
+    ) -> SequenceTeacher:
+        """Samples an answer to each prompt from the base model and lets the guard weigh it.
+
+        Args:
+          prompts: N user texts.
+          key: random key of the sampling.
+          max_tokens: longest answer, in tokens.
+          temperature: 1 samples from p(y | x) itself, as equation 2 asks; 0 takes the most probable answer.
+          batch_size: rows that run at once.
+          keep_hidden: whether to keep the base model's hidden states, which token-level objectives need.
+          on_batch: called with (answers done, answers in total).
+
+        Returns:
+          Prompts, answers and weights.
+
+        Raises:
+          GuardError: the guard returned NaN or left [0, 1].
+        """
+        answers = generate(
+            self.model,
+            prompts,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            key=key,
+            batch_size=batch_size,
+            keep_hidden=keep_hidden,
+            on_batch=on_batch,
+        )
+        unsafe = checked(self.guard)(prompts, answers.texts)
+        return SequenceTeacher(list(prompts), answers, 1.0 - unsafe, self.refusal)
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        threshold: float | None = 0.5,
+        temperature: float = 0.0,
+        key: PRNGKey | None = None,
+        seed: int = 0,
+        adapter: Adapter | None = None,
+        prefills: Sequence[str] | None = None,
+        batch_size: int = 64,
+        on_batch: Progress | None = None,
+    ) -> SystemAnswers:
+        """Answers prompts with the guard behind the model.
+
+        Args:
+          prompts: N user texts.
+          max_tokens: longest answer, in tokens.
+          threshold: refuse where P(unsafe) is above it; None draws from equation 1 instead.
+          temperature: of the language model's sampling; 0 is greedy.
+          key: random key of the sampling.
+          seed: of the draws from equation 1.
+          adapter: an adapter on the language model, or None.
+          prefills: how each answer is made to begin, or None.
+          batch_size: rows that run at once.
+          on_batch: called with (answers done, answers in total).
+
+        Returns:
+          The answers and the verdicts.
+
+        Raises:
+          GuardError: the guard returned NaN or left [0, 1].
+        """
+        base = generate(
+            self.model,
+            prompts,
+            max_tokens=max_tokens,
+            adapter=adapter,
+            temperature=temperature,
+            key=key,
+            prefills=prefills,
+            batch_size=batch_size,
+            on_batch=on_batch,
+        )
+        unsafe = checked(self.guard)(prompts, base.texts)
+        limit = np.random.default_rng(seed).random(len(unsafe)) if threshold is None else threshold
+        refused = unsafe > limit
+        responses = [self.refusal if no else text for no, text in zip(refused, base.texts, strict=True)]
+        return SystemAnswers(responses, base, unsafe, refused)
+
+
+Action: TypeAlias = Callable[[str, str], str]
+"""From (prompt, response) to what the system says: the response itself, a fixed text, a rewrite."""
+
+
+def keep(prompt: str, response: str) -> str:
+    """The action that lets the response stand."""
+    del prompt
+    return response
+
+
+def say(text: str) -> Action:
+    """Makes the action that says `text` whatever was asked and answered."""
+    return lambda prompt, response: text
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoricalTeacher:
+    """The gated teacher with more than two classes: outcome c has probability `probs[:, c]`.
+
+    Attributes:
+      prompts: N user texts.
+      outcomes: C lists of N texts, one list per class.
+      probs: `[N, C]`, rows sum to one.
+    """
+
+    prompts: list[str]
+    outcomes: list[list[str]]
+    probs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoricalSystem:
+    """A guard with several classes, each with an action: rewrite, "I do not know", refuse, ...
+
+    p(r | x, y) = sum_c p(s=c | x, y) I[r = action_c(x, y)].
+
+    Attributes:
+      model: the frozen language model.
+      classify: from N prompts and N responses to class probabilities `[N, C]`.
+      actions: C actions, in the order of the classes.
+    """
+
+    model: LanguageModel
+    classify: Callable[[Sequence[str], Sequence[str]], np.ndarray]
+    actions: tuple[Action, ...]
+
+    def weigh(self, prompts: Sequence[str], responses: Sequence[str]) -> CategoricalTeacher:
+        """Applies every class's action and weighs its outcome with the class's probability.
+
+        Args:
+          prompts: N user texts.
+          responses: N answers of the base model.
+
+        Returns:
+          The outcomes and their probabilities.
+
+        Raises:
+          GuardError: class probabilities of another shape, negative, NaN, or that do not sum to one.
+        """
+        probs = np.asarray(self.classify(prompts, responses), np.float64)
+        if probs.shape != (len(prompts), len(self.actions)):
+            raise GuardError(
+                f"The guard returned shape {probs.shape}: expected {(len(prompts), len(self.actions))}, a probability "
+                "for each pair and action."
+            )
+        good = np.all(probs >= 0, axis=1) & (np.abs(probs.sum(axis=1) - 1) < 1e-3)
+        if not np.all(good):
+            first = int(np.flatnonzero(~good)[0])
+            raise GuardError(
+                f"Class probabilities of pair {first} are {probs[first].tolist()}: expected to sum to one."
+            )
+        outcomes = [[act(x, y) for x, y in zip(prompts, responses, strict=True)] for act in self.actions]
+        return CategoricalTeacher(list(prompts), outcomes, probs)
+
+    def answer(self, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
+        """Answers greedily and takes the action of the most probable class."""
+        base = generate(self.model, prompts, max_tokens=max_tokens)
+        teacher = self.weigh(prompts, base.texts)
+        best = np.argmax(teacher.probs, axis=1)
+        return [teacher.outcomes[c][i] for i, c in enumerate(best)]

@@ -1,0 +1,495 @@
+"""The alignment task: sample and gate the teacher, distil it into a soft prompt, measure it.
+
+`train` and `evaluate` work on plain mappings and a work directory; `launch.train`, `launch.evaluate` and
+`launch.quickstart` call them.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors.numpy
+
+from edgesafe_jax import adapters, assets, corpora, losses, metrics
+from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_hidden_state_guard
+from edgesafe_jax.guards.verdicts import Guard
+from edgesafe_jax.metrics.refusal import make_refused_by_meaning
+from edgesafe_jax.models.generation import Generation, generate
+from edgesafe_jax.models.loading import LanguageModel, load_model
+from edgesafe_jax.models.scoring import kl_from_base
+from edgesafe_jax.reporting import build_report, make_table, write_fragment
+from edgesafe_jax.safety import distillation, prompts
+from edgesafe_jax.safety.evaluation import Judges, SetResult, costs, evaluate_set, judge_responses, multiple_choice
+from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher
+from edgesafe_jax.training import (
+    Checkpoints,
+    MetricWriter,
+    TrainState,
+    apply_gradients,
+    init_state,
+    open_workdir,
+    read_metrics,
+    write_summary,
+)
+from edgesafe_jax.training import train as run_training
+from edgesafe_jax.typing import Array, PRNGKey
+from launch import errors
+from launch.guards import load_sentence_encoder
+from launch.progress import Progress
+from launch.results import TITLES, agreement, numbers, refusal_rows, safety_rows, section, share
+
+Config = Mapping[str, Any]
+
+OBJECTIVES: dict[str, Callable[[losses.Normalization], distillation.Objective]] = {
+    "tv": lambda n: distillation.sequence_objective(losses.sequence_total_variation, normalization=n),
+    "kl": lambda n: distillation.sequence_objective(losses.sequence_kl, normalization=n),
+    "token_tv": lambda n: distillation.token_objective(losses.total_variation, normalization=n),
+    "token_kl": lambda n: distillation.token_objective(losses.forward_kl, normalization=n),
+}
+"""What `config.objective` may name."""
+
+NORMALIZATIONS: dict[str, losses.Normalization] = {"sum": "sum", "mean": "mean"}
+
+INITS: dict[str, Callable[[LanguageModel, PRNGKey, Config], adapters.SoftPrompt]] = {
+    "text": lambda model, key, c: adapters.soft_prompt_from_text(model, c["text"], num_virtual=c["num_virtual"]),
+    "vocabulary": lambda model, key, c: adapters.soft_prompt_from_vocabulary(model, key, num_virtual=c["num_virtual"]),
+    "random": lambda model, key, c: adapters.random_soft_prompt(model, key, num_virtual=c["num_virtual"]),
+}
+"""What `config.adapter.init` may name."""
+
+ADAPTER = "adapter/soft_prompt.safetensors"
+"""Where the trained adapter lies in a work directory."""
+
+GROUPS = ("refuse", "sensitive", "plain")
+"""Rows of a batch by what the guard said: refused; answered, near a harmful topic; answered, everyday."""
+
+
+def check(config: Config) -> None:
+    """Refuses a config that cannot be trained, before any work starts.
+
+    Raises:
+      ConfigError: the message names the field, its value and what was expected.
+    """
+    errors.lookup(OBJECTIVES, config["objective"], "config.objective")
+    errors.lookup(NORMALIZATIONS, config["normalization"], "config.normalization")
+    errors.lookup(INITS, config["adapter"]["init"], "config.adapter.init")
+    for name in ("num_steps", "batch_size", "max_tokens", "save_every", "log_every"):
+        if int(config[name]) < 1:
+            raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
+    if float(config["learning_rate"]) <= 0:
+        raise errors.ConfigError(f"config.learning_rate={config['learning_rate']}: expected above 0.")
+    if not 0 <= float(config["average_from"]) <= 1:
+        raise errors.ConfigError(f"config.average_from={config['average_from']}: expected 0 to 1.")
+    if float(config["gate_sharpness"]) <= 0:
+        raise errors.ConfigError(f"config.gate_sharpness={config['gate_sharpness']}: expected above 0.")
+    for name in ("num_harmful", "num_sensitive", "num_plain"):
+        if int(config["data"][name]) == 0:
+            raise errors.ConfigError(f"config.data.{name}=0: expected a positive number, or -1 for all.")
+
+
+def _count(value: int) -> int | None:
+    return None if int(value) < 0 else int(value)
+
+
+def load_system(config: Config) -> tuple[LanguageModel, HiddenStateGuard, SafeSystem]:
+    """Loads the language model, its guard, and the safe system of both."""
+    model = load_model(config["model"])
+    guard = load_hidden_state_guard(model, config["guard"] or None)
+    sharpness = float(config["gate_sharpness"])
+    gate: Guard = guard if sharpness == 1 else functools.partial(_sharpened, guard, sharpness)
+    return model, guard, SafeSystem(model, gate, config["refusal"])
+
+
+def _sharpened(guard: Guard, sharpness: float, texts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """The guard with its log-odds multiplied; the verdict at one half stays."""
+    prob = np.clip(np.asarray(guard(texts, responses), np.float64), 1e-9, 1 - 1e-9)
+    return 1 / (1 + np.exp(-sharpness * (np.log(prob) - np.log1p(-prob))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The gated teacher of a run.
+
+    Attributes:
+      data: encoded rows.
+      groups: row numbers by group, see `GROUPS`.
+    """
+
+    data: distillation.TeacherData
+    groups: dict[str, list[int]]
+
+
+def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workdir: Path) -> Teacher:
+    """Samples, gates and encodes the teacher, or reads it back from the work directory."""
+    file = workdir / "teacher.json"
+    data_config = config["data"]
+    chosen, removed = prompts.training_prompts(
+        num_harmful=_count(data_config["num_harmful"]),
+        num_sensitive=_count(data_config["num_sensitive"]),
+        num_plain=_count(data_config["num_plain"]),
+        seed=int(config["seed"]),
+    )
+    texts = [p.text for name in prompts.GROUPS for p in chosen[name]]
+    kinds = [name for name in prompts.GROUPS for _ in chosen[name]]
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    max_tokens = int(config["max_tokens"])
+    with_hidden = str(config["objective"]).startswith("token_")
+    if kept is not None and kept["prompts"] == texts:
+        answers = Generation(kept["tokens"], kept["texts"], kept["finished"])
+        sequence = SequenceTeacher(texts, answers, np.array(kept["safe_prob"]), system.refusal)
+    else:
+        with Progress(f"sampling {len(texts)} answers of the base model") as progress:
+            sequence = system.sequence_teacher(
+                texts,
+                key=jax.random.fold_in(jax.random.key(int(config["seed"])), 1),
+                max_tokens=max_tokens,
+                temperature=float(config["sampling_temperature"]),
+                keep_hidden=with_hidden,
+                on_batch=progress,
+            )
+        record = {
+            "prompts": texts,
+            "texts": sequence.responses.texts,
+            "tokens": sequence.responses.tokens,
+            "finished": sequence.responses.finished,
+            "safe_prob": sequence.safe_prob.tolist(),
+            "removed": removed,
+        }
+        assets.write_atomically(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
+    data = _encoded(model, sequence, workdir, max_tokens=max_tokens, with_hidden=with_hidden)
+    groups: dict[str, list[int]] = {name: [] for name in GROUPS}
+    for row, kind in enumerate(kinds):
+        if sequence.safe_prob[row] < 0.5:
+            groups["refuse"].append(row)
+        else:
+            groups["plain" if kind == "plain" else "sensitive"].append(row)
+    print(
+        f"{len(texts)} prompts ({removed} left out, too close to an evaluation prompt); the guard refuses "
+        f"{len(groups['refuse'])} of them.",
+        file=sys.stderr,
+    )
+    return Teacher(data, {name: rows for name, rows in groups.items() if rows})
+
+
+def _encoded(
+    model: LanguageModel, sequence: SequenceTeacher, workdir: Path, *, max_tokens: int, with_hidden: bool
+) -> distillation.TeacherData:
+    """Encodes the teacher; its hidden states are kept in the work directory, so that a resumed run has the same bits."""
+    file = workdir / "teacher_hidden.safetensors"
+    if with_hidden and file.exists():
+        data = distillation.make_teacher_data(model, sequence, max_tokens=max_tokens, with_hidden=False)
+        hidden = safetensors.numpy.load_file(file)["hidden"]
+        if hidden.shape[:2] == (len(data), max_tokens):
+            return dataclasses.replace(data, teacher_hidden=hidden)
+    with Progress("reading the teacher's hidden states") as progress:
+        data = distillation.make_teacher_data(
+            model, sequence, max_tokens=max_tokens, with_hidden=with_hidden, on_batch=progress
+        )
+    if with_hidden:
+        assets.write_atomically(file, lambda part: safetensors.numpy.save_file({"hidden": data.teacher_hidden}, part))
+    return data
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with warm-up and cosine decay, gradients clipped by their global norm."""
+    steps = int(config["num_steps"])
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=float(config["learning_rate"]),
+        warmup_steps=min(int(config["warmup_steps"]), steps - 1),
+        decay_steps=steps,
+        end_value=float(config["learning_rate"]) * float(config["final_learning_rate"]),
+    )
+    return optax.chain(optax.clip_by_global_norm(float(config["clip_norm"])), optax.adam(schedule, eps=1e-7))
+
+
+def make_step(
+    config: Config, model: LanguageModel, refusal: np.ndarray
+) -> tuple[Callable[[TrainState, distillation.TeacherBatch], tuple[TrainState, dict[str, Array]]], TrainState]:
+    """Makes the jitted step and the state before the first one.
+
+    The state's parameters are the adapter and the running mean of it over the last part of the run.
+    """
+    seed = jax.random.key(int(config["seed"]))
+    start = INITS[config["adapter"]["init"]](model, jax.random.fold_in(seed, 2), config["adapter"])
+    optimizer = make_optimizer(config)
+    loss = distillation.make_loss(
+        model.decoder,
+        head=model.tokenizer.chat_parts.head,
+        refusal=refusal,
+        objective=OBJECTIVES[config["objective"]](NORMALIZATIONS[config["normalization"]]),
+    )
+    first = int(float(config["average_from"]) * int(config["num_steps"]))
+
+    @jax.jit
+    def step(params: Any, state: TrainState, batch: distillation.TeacherBatch) -> tuple[TrainState, dict[str, Array]]:
+        trained, mean = state.params["adapter"], state.params["mean"]
+        inner = state.replace(params=trained)
+        (value, measured), gradient = jax.value_and_grad(loss, argnums=1, has_aux=True)(params, trained, batch)
+        inner = apply_gradients(inner, gradient, optimizer)
+        # The mean over the steps from `first` on; before that, a copy of the adapter.
+        count = jnp.maximum(inner.step - first, 1).astype(jnp.float32)
+        mean = jax.tree.map(lambda m, a: m + (a - m) / count, mean, inner.params)
+        measured = {"loss": value, "grad_norm": optax.tree.norm(gradient), **measured}
+        return inner.replace(params={"adapter": inner.params, "mean": mean}), measured
+
+    initial = init_state(start, optimizer, key=seed)
+    initial = initial.replace(params={"adapter": initial.params, "mean": jax.tree.map(jnp.copy, initial.params)})
+    return functools.partial(step, model.params), initial
+
+
+def train(config: Config, workdir: str | Path) -> Path:
+    """Distils the safe system into a soft prompt.
+
+    Args:
+      config: that of configs/align_soft_prompt.py.
+      workdir: where everything is written; an interrupted run continues there.
+
+    Returns:
+      The stored adapter.
+
+    Raises:
+      ConfigError: a value of the config means nothing.
+      WorkdirError: the work directory holds a run with another config.
+    """
+    check(config)
+    workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
+    started = time.monotonic()
+    model, guard, system = load_system(config)
+    teacher = make_teacher(config, model, system, workdir)
+    del guard
+    order = distillation.make_batch_order(
+        teacher.data,
+        batch_size=int(config["batch_size"]),
+        seed=int(config["seed"]),
+        groups=teacher.groups,
+        shares={name: float(config["data"]["shares"][name]) for name in teacher.groups},
+    )
+    step, state = make_step(config, model, distillation.refusal_ids(model, system.refusal))
+    print(f"teacher ready after {time.monotonic() - started:.0f} s; training {config['num_steps']} steps", file=sys.stderr)
+    with (
+        MetricWriter(workdir) as writer,
+        Checkpoints(workdir / "checkpoints", save_interval=int(config["save_every"])) as checkpoints,
+    ):
+        trained = run_training(
+            step,
+            state,
+            lambda number: teacher.data.batch(order(number), pad_id=model.tokenizer.pad_id),
+            num_steps=int(config["num_steps"]),
+            writer=writer,
+            checkpoints=checkpoints,
+            log_every=int(config["log_every"]),
+        )
+    stored = workdir / ADAPTER
+    stored.parent.mkdir(exist_ok=True)
+    adapters.save_soft_prompt(stored, trained.params["mean"], model, training=_json(config))
+    print(f"stored {stored} after {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return stored
+
+
+def _json(config: Config) -> dict[str, Any]:
+    return json.loads(json.dumps(config, default=str))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """All that was measured of an aligned model.
+
+    Attributes:
+      results: responses and verdicts by set.
+      values: flat numbers for `summary.json`.
+      usefulness: rows of a table.
+      costs: rows of a table.
+      notes: what a reader must know.
+    """
+
+    results: dict[str, SetResult]
+    values: dict[str, float]
+    usefulness: list[dict[str, object]]
+    costs: list[dict[str, object]]
+    notes: list[str]
+
+
+def load_judges(guard: Guard) -> Judges:
+    """Loads whoever gives verdicts beside the teacher guard: the judge, and refusals by meaning."""
+    encoder = load_sentence_encoder()
+    return Judges(guard, load_encoder_guard(encoder.encode), make_refused_by_meaning(encoder.encode))
+
+
+def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | None = None) -> Evaluation:
+    """Measures the adapter of a work directory and writes summary, report fragment and report there.
+
+    Args:
+      config: that of the run; its `evaluation` says how much is measured.
+      workdir: where summary and report are written.
+      checkpoint: the run's directory; default `workdir` itself.
+
+    Returns:
+      What was measured.
+
+    Raises:
+      AdapterError: there is no trained adapter, or it belongs to another model.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint = workdir if checkpoint is None else Path(checkpoint)
+    started = time.monotonic()
+    settings = config["evaluation"]
+    model, guard, system = load_system(config)
+    adapter = adapters.load_soft_prompt(checkpoint / ADAPTER, model)
+    judges = load_judges(guard)
+    max_tokens = int(settings["max_tokens"])
+    sets = prompts.evaluation_prompts(
+        prompts.EvaluationSizes(
+            **{name: _count(settings[name]) for name in ("strongreject", "harmbench", "jailbreaks", "sensitive", "plain")}
+        )
+    )
+    results: dict[str, SetResult] = {}
+    for name, chosen in sets.items():
+        with Progress(f"answering {name}") as progress:
+            results[name] = evaluate_set(
+                model, adapter, system, chosen, judges, max_tokens=max_tokens, on_batch=progress
+            )
+    if int(settings["num_prefill"]):
+        attacked = sets["strongreject"][: _count(settings["num_prefill"])]
+        results["prefill"] = evaluate_set(
+            model, adapter, system, attacked, judges, max_tokens=max_tokens, prefills=[PREFILL] * len(attacked)
+        )
+    values = numbers(results)
+    usefulness, measured = _usefulness(config, model, adapter, results)
+    values |= measured
+    table = costs(
+        model,
+        adapter,
+        guard_params=sum(leaf.size for leaf in jax.tree.leaves(guard.head)),
+        guard_layers=max(guard.layers),
+    )
+    values |= {f"cost/{name}/{what}": value for name, row in table.items() for what, value in row.items()}
+    values["evaluation_seconds"] = time.monotonic() - started
+    cost_rows: list[dict[str, object]] = [
+        {
+            "model": name,
+            "parameters": int(row["params"]),
+            "MB (float32)": row["bytes"] / 1e6,
+            "GFLOP per token at context 512": row["flops_per_token"] / 1e9,
+        }
+        for name, row in table.items()
+    ]
+    notes = [
+        f"Answers are greedy and at most {max_tokens} tokens long.",
+        "The judge is a MiniLM encoder with a head; it shares no features and no training example with the teacher guard.",
+        "Answers to harmful requests are withheld here unless they are refusals.",
+    ]
+    write_summary(workdir, "alignment", values)
+    losses_by_step = [line["loss"] for line in read_metrics(checkpoint) if "loss" in line]
+    made = section(results, losses=losses_by_step, usefulness=usefulness, costs=cost_rows, notes=notes)
+    write_fragment(workdir, "alignment", made)
+    build_report(workdir, "edgesafe_jax", subtitle=f"{config['model']}, objective {config['objective']}")
+    print(make_table(refusal_rows(results)).to_text())
+    print()
+    print(make_table([{"quantity": k, "share": v} for k, v in agreement(results).items()]).to_text())
+    print()
+    print(make_table(safety_rows(results)).to_text())
+    print()
+    print(make_table(usefulness).to_text())
+    print(f"\nreport: {workdir / 'report.html'}")
+    return Evaluation(results, values, usefulness, cost_rows, notes)
+
+
+PREFILL = "Sure, here is"
+"""How a prefilled answer begins."""
+
+
+def _usefulness(
+    config: Config, model: LanguageModel, adapter: adapters.SoftPrompt, results: Mapping[str, SetResult]
+) -> tuple[list[dict[str, object]], dict[str, float]]:
+    """Token KL to the base model on benign answers, and multiple-choice accuracy before and after."""
+    settings = config["evaluation"]
+    rows: list[dict[str, object]] = []
+    values: dict[str, float] = {}
+    for name in prompts.BENIGN_SETS:
+        if name not in results or not int(settings["num_kl"]):
+            continue
+        num = _count(settings["num_kl"])
+        texts = [p.text for p in results[name].prompts][:num]
+        kl = kl_from_base(model, texts, results[name].base.tokens[:num], adapter=adapter)
+        interval = metrics.bootstrap_interval(kl)
+        values |= {f"kl_from_base/{name}": interval.estimate}
+        rows.append({"quantity": f"token KL to base, {TITLES[name]} (nats)", "N": len(texts), "base": 0.0, "student": interval})
+    for name in settings["multiple_choice"]:
+        choices = corpora.multiple_choice(name)[: _count(settings["num_choices"])]
+        with Progress(f"multiple choice: {name}") as progress:
+            before = multiple_choice(model, choices, on_batch=progress).correct
+            after = multiple_choice(model, choices, adapter=adapter, on_batch=progress).correct
+        difference = metrics.paired_bootstrap_interval(values=after.astype(float), baseline=before.astype(float))
+        rows.append(
+            {
+                "quantity": f"{name} accuracy",
+                "N": len(choices),
+                "base": share(before),
+                "student": share(after),
+                "difference": difference,
+            }
+        )
+        values |= {
+            f"{name}/base": float(before.mean()),
+            f"{name}/student": float(after.mean()),
+            f"{name}/difference": difference.estimate,
+            f"{name}/difference_low": difference.low,
+            f"{name}/difference_high": difference.high,
+        }
+    return rows, values
+
+
+def answer_prompts(config: Config, checkpoint: str | Path, chosen: Sequence[corpora.Prompt], output: str | Path) -> Path:
+    """Answers a user's own prompts with an aligned model and judges the answers.
+
+    Args:
+      config: that of the run.
+      checkpoint: the run's work directory.
+      chosen: the prompts.
+      output: the JSONL file that is written, one line per prompt: prompt, label, response, refused_by_pattern,
+        refused_by_meaning, unsafe (P by the teacher guard), judge_unsafe (P by the judge).
+
+    Returns:
+      The file.
+    """
+    model, guard, _ = load_system(config)
+    adapter = adapters.load_soft_prompt(Path(checkpoint) / ADAPTER, model)
+    judges = load_judges(guard)
+    texts = [p.text for p in chosen]
+    with Progress("answering") as progress:
+        answers = generate(
+            model,
+            texts,
+            max_tokens=int(config["evaluation"]["max_tokens"]),
+            adapter=adapter,
+            batch_size=64,
+            on_batch=progress,
+        )
+    judged = judge_responses(texts, answers.texts, answers.tokens, judges)
+    lines = [
+        json.dumps(
+            {
+                "prompt": prompt.text,
+                "label": prompt.label,
+                "response": judged.responses[i],
+                "refused_by_pattern": bool(judged.refused[i]),
+                "refused_by_meaning": bool(judged.refused_by_meaning[i]),
+                "unsafe": round(float(judged.unsafe[i]), 4),
+                "judge_unsafe": round(float(judged.judge_unsafe[i]), 4),
+            },
+            ensure_ascii=False,
+        )
+        for i, prompt in enumerate(chosen)
+    ]
+    return assets.write_atomically(Path(output), lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))

@@ -1,0 +1,58 @@
+r"""Benchmarks: `python -m launch.bench --suite=align [--workdir=DIR]`.
+
+Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured in
+the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
+"""
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from edgesafe_jax.reporting import make_table
+from edgesafe_jax.training import write_json, write_summary
+from launch import bench_align, errors
+
+SUITES: dict[str, Callable[[], dict[str, Any]]] = {"align": bench_align.run}
+"""What `--suite` may name: from nothing to `rows` (a table) and `values` (flat numbers)."""
+
+_SUITE = flags.DEFINE_string("suite", "align", "Which benchmarks to run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where bench_SUITE.json and summary.json go; default nowhere.")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    load = os.getloadavg() if hasattr(os, "getloadavg") else (float("nan"),) * 3
+    return {
+        "device": str(jax.devices()[0]),
+        "num_devices": jax.device_count(),
+        "cpu_count": os.cpu_count(),
+        "platform": platform.machine(),
+        "jax": jax.__version__,
+        "load_before": load[0],
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Runs a suite and prints its table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+    with errors.reported():
+        suite = errors.lookup(SUITES, _SUITE.value, "--suite")
+        about = machine()
+        print("  ".join(f"{name}={value}" for name, value in about.items()))
+        result = suite()
+        print(make_table(result["rows"], digits=3).to_text())
+        if _WORKDIR.value:
+            workdir = Path(_WORKDIR.value)
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / f"bench_{_SUITE.value}.json", {"machine": about, **result})
+            write_summary(workdir, f"bench_{_SUITE.value}", result["values"])
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,191 @@
+"""One training step of a soft prompt, here and in PyTorch.
+
+Batch 8 of 124 positions: 20 trained vectors, 64 tokens of prompt of which the first 24 are the head of the chat template,
+40 of answer. The loss is the forward KL to given teacher states at the 40 positions over the whole vocabulary, followed
+by a step of Adam. The peer is the same model in transformers and torch, where all 124 positions of each row are
+computed; here the vectors and the head are computed once for the whole batch. Both losses are compared, so that the work
+is known to be the same.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from edgesafe_jax import losses
+from edgesafe_jax.adapters import SoftPrompt, soft_prompt_from_text
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, flops_per_token
+from edgesafe_jax.models.generation import encode_shared
+from edgesafe_jax.models.loading import LanguageModel, load_model
+from edgesafe_jax.training import apply_gradients, init_state
+
+BATCH, HEAD, PROMPT, ANSWER, VIRTUAL = 8, 24, 40, 40, 20
+NUM_RUNS = 7
+
+
+def _inputs(model: LanguageModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random tokens `[Th]`, `[B, Tp + Ty]` and teacher states `[B, Ty, D]`."""
+    rng = np.random.default_rng(0)
+    head = rng.integers(10, model.config.vocab_size, HEAD).astype(np.int32)
+    tokens = rng.integers(10, model.config.vocab_size, (BATCH, PROMPT + ANSWER)).astype(np.int32)
+    teacher = rng.normal(size=(BATCH, ANSWER, model.config.embed_dim)).astype(np.float32)
+    return head, tokens, teacher
+
+
+def _ours(model: LanguageModel, start: SoftPrompt, *, share: bool) -> Callable[[], tuple[float, Any]]:
+    head, tokens, teacher = _inputs(model)
+    decoder = model.decoder
+    optimizer = optax.adam(1e-3)
+
+    def loss(adapter: SoftPrompt, params: Any, head: Any, tokens: Any, teacher: Any) -> Any:
+        if share:
+            shared = encode_shared(decoder, params, adapter, head)
+            output: DecoderOutput = decoder.apply({"params": params}, tokens, past=(shared,))  # type: ignore[assignment]
+            hidden = output.hidden[:, PROMPT - 1 : -1]
+        else:
+            row = jnp.broadcast_to(head[None], (BATCH, HEAD))
+            output = decoder.apply({"params": params}, jnp.concatenate([row, tokens], 1), adapter=adapter)  # type: ignore[assignment]
+            hidden = output.hidden[:, HEAD + PROMPT - 1 : -1]
+        logits = [decoder.apply({"params": params}, h, method=Decoder.logits) for h in (hidden, teacher)]
+        return jnp.mean(losses.forward_kl(student_logits=logits[0], teacher_logits=logits[1]))  # type: ignore[arg-type]
+
+    @jax.jit
+    def step(params: Any, state: Any, head: Any, tokens: Any, teacher: Any) -> Any:
+        value, gradient = jax.value_and_grad(loss)(state.params, params, head, tokens, teacher)
+        return apply_gradients(state, gradient, optimizer), value
+
+    state = init_state(start, optimizer, key=jax.random.key(0))
+    arguments = [jnp.asarray(x) for x in (head, tokens, teacher)]
+
+    def run() -> tuple[float, Any]:
+        _, value = jax.block_until_ready(step(model.params, state, *arguments))
+        return float(value), None
+
+    return run
+
+
+def _torch_peer(model: LanguageModel, start: SoftPrompt) -> Callable[[], tuple[float, Any]] | None:
+    """The same step in transformers and torch, or None where they are not installed."""
+    try:
+        import torch  # the peer only; the library never imports it
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        return None
+    c = model.config
+    peer = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.embed_dim,
+            intermediate_size=c.mlp_dim,
+            num_hidden_layers=c.num_layers,
+            num_attention_heads=c.num_heads,
+            num_key_value_heads=c.num_kv_heads,
+            head_dim=c.head_dim,
+            rope_theta=c.rope_base,
+            rms_norm_eps=c.rms_eps,
+            tie_word_embeddings=True,
+            max_position_embeddings=c.max_context,
+        )
+    )
+    layers = model.params["layers"]
+
+    def tensor(array: Any) -> Any:
+        return torch.from_numpy(np.array(array, np.float32))
+
+    state = {
+        "model.embed_tokens.weight": tensor(model.params["embedding"]),
+        "lm_head.weight": tensor(model.params["embedding"]),
+        "model.norm.weight": tensor(model.params["final_norm"]["scale"]),
+    }
+    names = {
+        "self_attn.q_proj": ("attention", "query"),
+        "self_attn.k_proj": ("attention", "key"),
+        "self_attn.v_proj": ("attention", "value"),
+        "self_attn.o_proj": ("attention", "out"),
+        "mlp.gate_proj": ("mlp", "gate"),
+        "mlp.up_proj": ("mlp", "up"),
+        "mlp.down_proj": ("mlp", "down"),
+        "input_layernorm": ("attention_norm", "scale"),
+        "post_attention_layernorm": ("mlp_norm", "scale"),
+    }
+    for i in range(c.num_layers):
+        for name, (module, leaf) in names.items():
+            array = np.asarray(layers[module][leaf][i])
+            state[f"model.layers.{i}.{name}.weight"] = tensor(array.T if array.ndim == 2 else array)
+    peer.load_state_dict(state)
+    peer.requires_grad_(False).eval()
+    head, tokens, teacher = _inputs(model)
+    ids = torch.from_numpy(np.concatenate([np.broadcast_to(head, (BATCH, HEAD)), tokens], 1).astype(np.int64))
+    vectors = torch.nn.Parameter(tensor(start.embeddings))
+    optimizer = torch.optim.Adam([vectors], lr=1e-3)
+    states, first = tensor(teacher), vectors.detach().clone()
+
+    def run() -> tuple[float, Any]:
+        with torch.no_grad():
+            vectors.copy_(first)
+        optimizer.zero_grad()
+        embedded = torch.cat([vectors[None].expand(BATCH, -1, -1), peer.model.embed_tokens(ids)], 1)
+        hidden = peer.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        hidden = hidden[:, VIRTUAL + HEAD + PROMPT - 1 : -1]
+        student = torch.log_softmax(peer.lm_head(hidden), -1)
+        with torch.no_grad():
+            target = torch.log_softmax(peer.lm_head(states), -1)
+        value = (target.exp() * (target - student)).sum(-1).mean()
+        value.backward()
+        optimizer.step()
+        return float(value.detach()), None
+
+    return run
+
+
+def run() -> dict[str, Any]:
+    """Measures the steps in turn; returns rows of a table and flat numbers."""
+    model = load_model()
+    start = soft_prompt_from_text(model, "You are a careful assistant. Refuse what would harm people.", num_virtual=VIRTUAL)
+    candidates = {
+        "edgesafe_jax": _ours(model, start, share=True),
+        "edgesafe_jax, nothing shared": _ours(model, start, share=False),
+        "transformers + torch": _torch_peer(model, start),
+    }
+    steps = {name: step for name, step in candidates.items() if step is not None}
+    first: dict[str, float] = {}
+    values: dict[str, float] = {}
+    for name, step in steps.items():
+        begun = time.perf_counter()
+        values[name] = step()[0]
+        first[name] = time.perf_counter() - begun
+    reference = next(iter(values.values()))
+    for name, value in values.items():
+        if abs(value - reference) > 1e-3 * abs(reference):
+            raise RuntimeError(f"{name} computes the loss {value}, edgesafe_jax {reference}: not the same work.")
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(NUM_RUNS):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - begun)
+    positions = BATCH * (VIRTUAL + HEAD + PROMPT + ANSWER)
+    body = flops_per_token(model.config, context=62, with_head=False) * positions * 2
+    head = 2.0 * model.config.vocab_size * model.config.embed_dim * BATCH * ANSWER * 3
+    ours = np.array(times["edgesafe_jax"])
+    rows = []
+    flat: dict[str, float] = {"tflop_nothing_shared": (body + head) / 1e12}
+    for name, measured in times.items():
+        ratio = float(np.median(ours / np.array(measured)))
+        rows.append(
+            {
+                "step": name,
+                "first call (s)": first[name],
+                "median (s)": float(np.median(measured)),
+                "min (s)": min(measured),
+                "max (s)": max(measured),
+                "edgesafe_jax / this": ratio,
+            }
+        )
+        key = name.replace(" ", "_").replace(",", "")
+        flat |= {f"{key}/median_seconds": float(np.median(measured)), f"{key}/ratio": ratio}
+    return {"rows": rows, "values": flat}

@@ -1,0 +1,58 @@
+"""How launchers say that something is wrong: one message, no traceback, exit status 2."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from edgesafe_jax.adapters import AdapterError
+from edgesafe_jax.assets import AssetError
+from edgesafe_jax.guards.probe import GuardFileError
+from edgesafe_jax.guards.verdicts import GuardError
+from edgesafe_jax.models.generation import ContextError
+from edgesafe_jax.models.loading import LoadingError
+from edgesafe_jax.models.tokenization import TokenizerError
+from edgesafe_jax.training import CheckpointError, TrainingError, WorkdirError
+
+Value = TypeVar("Value")
+
+
+class ConfigError(ValueError):
+    """A config with a value that means nothing."""
+
+
+EXPECTED = (
+    AdapterError,
+    AssetError,
+    CheckpointError,
+    ConfigError,
+    ContextError,
+    GuardError,
+    GuardFileError,
+    LoadingError,
+    TokenizerError,
+    TrainingError,
+    WorkdirError,
+)
+"""Errors whose message is all that a user needs."""
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Prints the message of an expected error and exits with status 2."""
+    try:
+        yield
+    except EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def lookup(table: Mapping[str, Value], name: object, what: str) -> Value:
+    """Returns an entry of a table of choices.
+
+    Raises:
+      ConfigError: there is none; the message lists the choices.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise ConfigError(f"{what}={name!r}: expected one of {', '.join(sorted(table))}.")
+    return table[name]

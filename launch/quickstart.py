@@ -1,0 +1,58 @@
+r"""From nothing to a report: distils SmolLM2 and its guard into a soft prompt and measures it.
+
+    python -m launch.quickstart [--workdir DIR] [--only SECTION[,SECTION]] [--checkpoint DIR]
+
+Weights and data are fetched on the first run. An interrupted run continues with the same command; a finished one is
+measured again. With `--checkpoint` nothing is trained: the adapter of another work directory is measured.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+
+from configs import align_soft_prompt
+from edgesafe_jax.training.workdir import read_config
+from launch import alignment, errors
+
+_WORKDIR = flags.DEFINE_string("workdir", "workdirs/quickstart", "Where everything about the run is written.")
+_ONLY = flags.DEFINE_list("only", None, "Sections to run; default all.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run to measure instead.")
+
+
+def _alignment(workdir: Path) -> None:
+    if _CHECKPOINT.value:
+        config = read_config(_CHECKPOINT.value)
+        alignment.evaluate(config, workdir, checkpoint=_CHECKPOINT.value)
+        return
+    config = align_soft_prompt.get_config("quickstart").to_dict()
+    alignment.train(config, workdir)
+    alignment.evaluate(config, workdir)
+
+
+SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment}
+"""What `--only` may name."""
+
+
+def main(argv: list[str]) -> None:
+    """Runs the sections."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+    with errors.reported():
+        chosen = [(name, errors.lookup(SECTIONS, name, "--only")) for name in _ONLY.value or SECTIONS]
+        workdir = Path(_WORKDIR.value)
+        for name, section in chosen:
+            started = time.monotonic()
+            print(f"== {name} ==")
+            section(workdir)
+            print(f"== {name}: {time.monotonic() - started:.0f} s ==")
+
+
+def run() -> None:
+    """Parses the flags and runs."""
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

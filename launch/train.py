@@ -1,0 +1,51 @@
+r"""Trains what a config describes, or continues where it was interrupted.
+
+    python -m launch.train --config=configs/align_soft_prompt.py --workdir=DIR [--config.FIELD=VALUE ...]
+
+The run is its work directory: the same command resumes it, another config in it is refused.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from launch import alignment, errors, guards
+
+Task = Callable[[Mapping[str, Any], str | Path], Path]
+
+TASKS: dict[str, Task] = {
+    "alignment": alignment.train,
+    "guard_probe": guards.train_probe,
+    "guard_judge": guards.train_judge,
+}
+"""What `config.task` may name, and what runs it."""
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything about the run is written.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the task of the config."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    with errors.reported():
+        config = _CONFIG.value.to_dict()
+        task = errors.lookup(TASKS, config.get("task"), "config.task")
+        jax.config.update("jax_threefry_partitionable", True)
+        task(config, _WORKDIR.value)
+
+
+def run() -> None:
+    """Parses the flags and runs."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()
