@@ -33,10 +33,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Teacher
     config.objective = "token_kl"
     config.normalization = "mean"  # of log-probabilities and divergences over the positions of an outcome
+    config.decision_weight = 1.0  # of the forward KL at the first position, where answer and refusal part
     config.refusal = "Sorry, I cannot help with this matter."
     config.sampling_temperature = 1.0  # y ~ p(y | x)
     config.max_tokens = 40  # of an answer
-    config.gate_sharpness = 1.0  # multiplies the guard's log-odds; 1 is the guard's own probability
+    config.num_positions = 40  # of each answer that are distilled, from its start
+    config.gate_sharpness = 10.0  # multiplies the guard's log-odds; 1 is the paper's teacher, more a harder decision
 
     # Student
     config.adapter = ml_collections.ConfigDict()
@@ -49,7 +51,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
     config.data.num_plain = 600
-    config.data.shares = ml_collections.ConfigDict(dict(refuse=3.0, sensitive=3.0, plain=2.0))
+    config.data.shares = ml_collections.ConfigDict(dict(refuse=2.0, sensitive=3.0, plain=3.0))
 
     # Optimisation
     config.batch_size = 8
@@ -58,7 +60,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.warmup_steps = 20
     config.final_learning_rate = 0.1  # as a share of the peak, at the end of a cosine
     config.clip_norm = 1.0
-    config.average_from = 0.5  # the stored adapter is the mean over the steps after this share of the run; 1 for none
+    config.average_from = 0.7  # the stored adapter is the mean over the steps after this share of the run; 1 for none
     config.log_every = 5
     config.save_every = 50
 
@@ -76,9 +78,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
 
     if variant == "quickstart":
-        config.data.num_harmful = 160
-        config.data.num_sensitive = 240
-        config.data.num_plain = 100
+        config.data.num_harmful = 150
+        config.data.num_sensitive = 180
+        config.data.num_plain = 130
+        config.num_positions = 24
         config.num_steps = 100
         config.save_every = 25
         config.evaluation.strongreject = 60
@@ -93,7 +96,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.num_steps = 4
         config.warmup_steps = 1
         config.save_every = 2
-        config.max_tokens = config.evaluation.max_tokens = 8
+        config.max_tokens = config.num_positions = config.evaluation.max_tokens = 8
         for name in ("strongreject", "sensitive", "plain", "num_choices", "num_kl"):
             config.evaluation[name] = 8
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0

@@ -82,7 +82,7 @@ def check(config: Config) -> None:
     errors.lookup(OBJECTIVES, config["objective"], "config.objective")
     errors.lookup(NORMALIZATIONS, config["normalization"], "config.normalization")
     errors.lookup(INITS, config["adapter"]["init"], "config.adapter.init")
-    for name in ("num_steps", "batch_size", "max_tokens", "save_every", "log_every"):
+    for name in ("num_steps", "batch_size", "max_tokens", "num_positions", "save_every", "log_every"):
         if int(config[name]) < 1:
             raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
     if float(config["learning_rate"]) <= 0:
@@ -91,6 +91,12 @@ def check(config: Config) -> None:
         raise errors.ConfigError(f"config.average_from={config['average_from']}: expected 0 to 1.")
     if float(config["gate_sharpness"]) <= 0:
         raise errors.ConfigError(f"config.gate_sharpness={config['gate_sharpness']}: expected above 0.")
+    if int(config["num_positions"]) > int(config["max_tokens"]):
+        raise errors.ConfigError(
+            f"config.num_positions={config['num_positions']}: expected at most config.max_tokens={config['max_tokens']}."
+        )
+    if float(config["decision_weight"]) < 0:
+        raise errors.ConfigError(f"config.decision_weight={config['decision_weight']}: expected 0 or more.")
     for name in ("num_harmful", "num_sensitive", "num_plain"):
         if int(config["data"][name]) == 0:
             raise errors.ConfigError(f"config.data.{name}=0: expected a positive number, or -1 for all.")
@@ -142,7 +148,7 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
     kinds = [name for name in prompts.GROUPS for _ in chosen[name]]
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     max_tokens = int(config["max_tokens"])
-    with_hidden = str(config["objective"]).startswith("token_")
+    with_hidden = str(config["objective"]).startswith("token_") or float(config["decision_weight"]) > 0
     if kept is not None and kept["prompts"] == texts:
         answers = Generation(kept["tokens"], kept["texts"], kept["finished"])
         sequence = SequenceTeacher(texts, answers, np.array(kept["safe_prob"]), system.refusal)
@@ -165,7 +171,7 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
             "removed": removed,
         }
         assets.write_atomically(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
-    data = _encoded(model, sequence, workdir, max_tokens=max_tokens, with_hidden=with_hidden)
+    data = _encoded(model, sequence, workdir, num_positions=int(config["num_positions"]), with_hidden=with_hidden)
     groups: dict[str, list[int]] = {name: [] for name in GROUPS}
     for row, kind in enumerate(kinds):
         if sequence.safe_prob[row] < 0.5:
@@ -181,18 +187,18 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
 
 
 def _encoded(
-    model: LanguageModel, sequence: SequenceTeacher, workdir: Path, *, max_tokens: int, with_hidden: bool
+    model: LanguageModel, sequence: SequenceTeacher, workdir: Path, *, num_positions: int, with_hidden: bool
 ) -> distillation.TeacherData:
     """Encodes the teacher; its hidden states are kept in the work directory, so that a resumed run has the same bits."""
     file = workdir / "teacher_hidden.safetensors"
     if with_hidden and file.exists():
-        data = distillation.make_teacher_data(model, sequence, max_tokens=max_tokens, with_hidden=False)
+        data = distillation.make_teacher_data(model, sequence, max_tokens=num_positions, with_hidden=False)
         hidden = safetensors.numpy.load_file(file)["hidden"]
-        if hidden.shape[:2] == (len(data), max_tokens):
+        if hidden.shape[:2] == (len(data), num_positions):
             return dataclasses.replace(data, teacher_hidden=hidden)
     with Progress("reading the teacher's hidden states") as progress:
         data = distillation.make_teacher_data(
-            model, sequence, max_tokens=max_tokens, with_hidden=with_hidden, on_batch=progress
+            model, sequence, max_tokens=num_positions, with_hidden=with_hidden, on_batch=progress
         )
     if with_hidden:
         assets.write_atomically(file, lambda part: safetensors.numpy.save_file({"hidden": data.teacher_hidden}, part))
@@ -212,6 +218,16 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(float(config["clip_norm"])), optax.adam(schedule, eps=1e-7))
 
 
+def _objective(config: Config) -> distillation.Objective:
+    """The objective of a config, with the weight of the decision between answer and refusal."""
+    main = OBJECTIVES[config["objective"]](NORMALIZATIONS[config["normalization"]])
+    if not float(config["decision_weight"]):
+        return main
+    return distillation.mixed_objective(
+        (1.0, main), (float(config["decision_weight"]), distillation.decision_objective(losses.forward_kl))
+    )
+
+
 def make_step(
     config: Config, model: LanguageModel, refusal: np.ndarray
 ) -> tuple[Callable[[TrainState, distillation.TeacherBatch], tuple[TrainState, dict[str, Array]]], TrainState]:
@@ -226,7 +242,7 @@ def make_step(
         model.decoder,
         head=model.tokenizer.chat_parts.head,
         refusal=refusal,
-        objective=OBJECTIVES[config["objective"]](NORMALIZATIONS[config["normalization"]]),
+        objective=_objective(config),
     )
     first = int(float(config["average_from"]) * int(config["num_steps"]))
 

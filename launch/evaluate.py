@@ -13,7 +13,7 @@ from absl import app, flags
 
 from edgesafe_jax.corpora import read_prompts
 from edgesafe_jax.training.workdir import read_config
-from launch import alignment, errors
+from launch import alignment, errors, startup
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSONL of prompts to answer instead of the packaged sets.")
@@ -24,6 +24,7 @@ def main(argv: list[str]) -> None:
     """Evaluates the run."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+    startup.configure()
     with errors.reported():
         workdir = Path(_CHECKPOINT.value)
         config = read_config(workdir)

@@ -14,7 +14,7 @@ from absl import app, flags
 
 from configs import align_soft_prompt
 from edgesafe_jax.training.workdir import read_config
-from launch import alignment, errors
+from launch import alignment, errors, startup
 
 _WORKDIR = flags.DEFINE_string("workdir", "workdirs/quickstart", "Where everything about the run is written.")
 _ONLY = flags.DEFINE_list("only", None, "Sections to run; default all.")
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
     """Runs the sections."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+    startup.configure()
     with errors.reported():
         chosen = [(name, errors.lookup(SECTIONS, name, "--only")) for name in _ONLY.value or SECTIONS]
         workdir = Path(_WORKDIR.value)

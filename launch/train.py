@@ -5,16 +5,14 @@ r"""Trains what a config describes, or continues where it was interrupted.
 The run is its work directory: the same command resumes it, another config in it is refused.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import alignment, errors, guards
+from launch import alignment, errors, guards, startup
 
 Task = Callable[[Mapping[str, Any], str | Path], Path]
 
@@ -33,11 +31,10 @@ def main(argv: list[str]) -> None:
     """Runs the task of the config."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    startup.configure()
     with errors.reported():
         config = _CONFIG.value.to_dict()
         task = errors.lookup(TASKS, config.get("task"), "config.task")
-        jax.config.update("jax_threefry_partitionable", True)
         task(config, _WORKDIR.value)
 
 

@@ -91,7 +91,8 @@ def fit_head(
       The head.
 
     Raises:
-      ValueError: shapes that do not fit, features that are not finite, labels outside [0, 1] or all alike, `l2` <= 0.
+      ValueError: shapes that do not fit, features that are not finite, labels outside [0, 1] or all alike, weights that
+        are negative or all zero, `l2` <= 0.
     """
     x = np.asarray(features, np.float64)
     y = np.asarray(labels, np.float64)
@@ -100,8 +101,10 @@ def fit_head(
         raise ValueError(f"features {x.shape}, labels {y.shape}, weights {w.shape}: expected [N, M], [N], [N].")
     if not np.all(np.isfinite(x)):
         raise ValueError(f"features[{int(np.argwhere(~np.isfinite(x))[0, 0])}] is not finite.")
-    if y.min(initial=1) < 0 or y.max(initial=0) > 1 or np.ptp(y) == 0:
+    if not len(y) or not np.all((y >= 0) & (y <= 1)) or np.ptp(y) == 0:
         raise ValueError("labels must lie in [0, 1] and not be all alike.")
+    if not np.all((w >= 0) & (w < np.inf)) or w.sum() == 0:
+        raise ValueError("weights must be finite, not negative, and not all zero.")
     if l2 <= 0:
         raise ValueError(f"l2={l2}: expected above 0.")
     num_features = x.shape[1]

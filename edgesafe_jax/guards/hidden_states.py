@@ -102,7 +102,7 @@ def pair_features(
         strict=True,
     )
     for prompt, response in encoded:
-        before = [*prompt[-max_prompt:], *middle]
+        before = [*prompt[max(0, len(prompt) - max_prompt) :], *middle]
         answer = response[:max_response]
         rows.append([*before, *answer, *end])
         spans.append((len(before), len(before) + len(answer)))

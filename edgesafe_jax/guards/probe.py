@@ -128,7 +128,11 @@ def save_head(path: str | Path, head: GatedHead, about: Mapping[str, Any]) -> No
       head: the head; stored in float32.
       about: JSON-able facts: kind, layers, question, base model's hash, training data.
     """
-    arrays = {f"{part}/{leaf}": np.asarray(value) for part, leaves in _parts(head).items() for leaf, value in leaves.items()}
+    arrays = {
+        f"{part}/{leaf}": np.asarray(value, np.float32)
+        for part, leaves in _parts(head).items()
+        for leaf, value in leaves.items()
+    }
     metadata = {"about": json.dumps(dict(about), sort_keys=True)}
     write_atomically(Path(path), lambda file: safetensors.numpy.save_file(arrays, file, metadata=metadata))
 

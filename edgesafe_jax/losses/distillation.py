@@ -90,7 +90,7 @@ def forward_kl(
 
     Returns:
       [...], in nats. It is +inf where the student excludes (-inf) what the teacher holds possible;
-      the gradient is finite there too. Rounding may put it about 1e-7 below zero.
+      the gradient is finite there too. Rounding may put it a few 1e-7 below zero.
 
     Raises:
       ValueError: If shapes differ, a dtype is not floating point (``where``: not boolean), or
@@ -127,7 +127,7 @@ def reverse_kl(
       [...], in nats. It is +inf where the teacher excludes (-inf) what the student holds possible;
       the gradient is then that of a teacher which gives such an entry the smallest normal
       probability of the dtype: finite, and it takes the mass away. Rounding may put the value
-      about 1e-7 below zero.
+      a few 1e-7 below zero.
 
     Raises:
       ValueError: If shapes differ, a dtype is not floating point (``where``: not boolean), or

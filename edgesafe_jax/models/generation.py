@@ -19,23 +19,26 @@ from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, Params, PRNGKey
 
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-"""Lengths, in positions, to which prompts are padded."""
+"""Lengths, in positions, to which rows are padded."""
+
+PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""The same for the prompts of a generation: fewer, because its loop takes long to compile and a prompt is read once."""
 
 
 class ContextError(ValueError):
     """A prompt that does not fit into the model's context."""
 
 
-def bucket_length(length: int) -> int:
-    """Returns the smallest bucket that holds `length` positions.
+def bucket_length(length: int, buckets: Sequence[int] = BUCKETS) -> int:
+    """Returns the smallest of the buckets, in rising order, that holds `length` positions.
 
     Raises:
       ContextError: longer than the largest bucket.
     """
-    for bucket in BUCKETS:
+    for bucket in buckets:
         if length <= bucket:
             return bucket
-    raise ContextError(f"{length} positions are more than the largest bucket, {BUCKETS[-1]}.")
+    raise ContextError(f"{length} positions are more than the largest bucket, {buckets[-1]}.")
 
 
 def pad_tokens(
@@ -274,7 +277,11 @@ def generate(
         chosen = order[start : start + batch_size]
         full = min(batch_size, 1 << (len(chosen) - 1).bit_length())
         filled = chosen + [chosen[-1]] * (full - len(chosen))
-        tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id)
+        tokens, where = pad_tokens(
+            [rows[i] for i in filled],
+            pad_id=model.tokenizer.pad_id,
+            length=bucket_length(max(len(rows[i]) for i in filled), PROMPT_BUCKETS),
+        )
         begin, begin_where = pad_tokens(
             [forced[i][:num_forced] for i in filled], pad_id=model.tokenizer.pad_id, length=num_forced
         )

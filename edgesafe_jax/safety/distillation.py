@@ -27,6 +27,10 @@ from edgesafe_jax.safety.system import SequenceTeacher
 from edgesafe_jax.typing import Adapter, Array, Params
 
 
+BUCKETS = (24, 48, 96, 192, 384, 768, 1536, 3072, 6144)
+"""Lengths, in positions, to which the prompts of a training batch are padded: few, for each is compiled."""
+
+
 @flax.struct.dataclass
 class TeacherBatch:
     """Rows of the gated teacher, padded.
@@ -119,6 +123,33 @@ def token_objective(divergence: Callable[..., Array], *, normalization: losses.N
             safe_prob=batch.safe_prob,
             normalization=normalization,
             where=batch.response_where,
+        )
+
+    return objective
+
+
+def decision_objective(divergence: Callable[..., Array]) -> Objective:
+    """Makes an objective of the first position alone, where the teacher decides between answer and refusal.
+
+    D(a p_1 + (1 - a) [first token of y_r], q_1). Averaged over the positions of an answer this term nearly vanishes, and
+    more so the longer the answer is beside the refusal; added on its own it weighs both mistakes alike.
+
+    Args:
+      divergence: `losses.forward_kl`, `losses.total_variation` or one with their keywords.
+
+    Returns:
+      The objective. It needs the teacher's hidden states.
+    """
+
+    def objective(outcomes: Outcomes, batch: TeacherBatch) -> Array:
+        return losses.gated_divergence(
+            divergence,
+            student_logits=outcomes.response_logits[:, :1],
+            teacher_logits=outcomes.teacher_logits[:, :1],
+            refusal_logits=outcomes.refusal_logits[:, :1],
+            refusal_tokens=outcomes.refusal_tokens[:1],
+            safe_prob=batch.safe_prob,
+            where=batch.response_where[:, :1],
         )
 
     return objective
@@ -310,7 +341,7 @@ class TeacherData:
         chosen = [int(i) for i in rows]
         longest = max((len(self.prompt[i]) for i in chosen if i >= 0), default=1)
         prompt, prompt_where = pad_tokens(
-            [self.prompt[i] if i >= 0 else [pad_id] for i in chosen], pad_id=pad_id, length=bucket_length(longest)
+            [self.prompt[i] if i >= 0 else [pad_id] for i in chosen], pad_id=pad_id, length=bucket_length(longest, BUCKETS)
         )
         response, response_where = pad_tokens(
             [self.response[i] if i >= 0 else [] for i in chosen], pad_id=pad_id, length=self.max_tokens
