@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
     config.data.num_plain = 600
-    config.data.shares = ml_collections.ConfigDict(dict(refuse=2.0, sensitive=3.0, plain=3.0))
+    config.data.shares = ml_collections.ConfigDict({"refuse": 3.0, "sensitive": 2.0, "plain": 3.0})
 
     # Optimisation
     config.batch_size = 8
@@ -84,11 +84,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.num_positions = 24
         config.num_steps = 100
         config.save_every = 25
-        config.evaluation.strongreject = 60
+        config.evaluation.strongreject = 48
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
-        config.evaluation.sensitive = 60
-        config.evaluation.plain = 60
-        config.evaluation.multiple_choice = ("openbookqa",)
+        config.evaluation.sensitive = 48
+        config.evaluation.plain = 48
+        config.evaluation.multiple_choice = ("piqa",)
         config.evaluation.num_choices = 50
         config.evaluation.num_kl = 32
     elif variant == "runlocal":

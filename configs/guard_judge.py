@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.l2_gate = 0.003
     config.own_share = 0.12  # of the gate's examples: how readily an answer is taken for the model's own
     config.weights = ml_collections.ConfigDict(
-        dict(human=2.0, harmful_contrast=1.3, harmful=1.3, benign_contrast=1.5, plain=1.0, refusals=0.5)
+        {"human": 2.0, "harmful_contrast": 1.3, "harmful": 1.3, "benign_contrast": 1.5, "plain": 1.0, "refusals": 0.5}
     )
     config.num_harmful = 350
     config.num_plain = 100

@@ -3,8 +3,8 @@ r"""Train the teacher guard: heads on SmolLM2's own hidden states.
     python -m launch.train --config=configs/guard_probe.py --workdir=workdirs/guard_probe
 
 Trained on human-scored (objective, response) pairs and on the base model's own answers: to AdvBench and to the harmful
-contrast prompts (unsafe), to the benign contrast prompts and to plain questions (safe). Refusals of harmful requests are
-safe. A fifth of the objectives and a fifth of the contrast topics are held out, and another fifth of each is the
+contrast prompts (unsafe), to the benign contrast prompts and to plain questions (safe). Refusals of harmful requests
+are safe. A fifth of the objectives and a fifth of the contrast topics are held out, and another fifth of each is the
 judge's (configs/guard_judge.py). The head that ships with the package was made by this command.
 """
 
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.own_share = 0.12  # of the gate's examples: how readily an answer is taken for the model's own
     # Weight of each kind of the model's own answers, whatever their number
     config.weights = ml_collections.ConfigDict(
-        dict(human=2.0, harmful_contrast=1.3, harmful=1.3, benign_contrast=1.5, plain=1.0, refusals=0.5)
+        {"human": 2.0, "harmful_contrast": 1.3, "harmful": 1.3, "benign_contrast": 1.5, "plain": 1.0, "refusals": 0.5}
     )
     config.num_harmful = 520
     config.num_plain = 200

@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from edgesafe_jax import adapters, assets, corpora, losses, metrics
 from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_hidden_state_guard
-from edgesafe_jax.guards.verdicts import Guard
+from edgesafe_jax.guards.verdicts import Guard, checked
 from edgesafe_jax.metrics.refusal import make_refused_by_meaning
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel, load_model
@@ -41,6 +41,7 @@ from edgesafe_jax.training import (
     write_summary,
 )
 from edgesafe_jax.training import train as run_training
+from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Array, PRNGKey
 from launch import errors
 from launch.guards import load_sentence_encoder
@@ -85,21 +86,57 @@ def check(config: Config) -> None:
     for name in ("num_steps", "batch_size", "max_tokens", "num_positions", "save_every", "log_every"):
         if int(config[name]) < 1:
             raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
-    if float(config["learning_rate"]) <= 0:
+    if not float(config["learning_rate"]) > 0:
         raise errors.ConfigError(f"config.learning_rate={config['learning_rate']}: expected above 0.")
     if not 0 <= float(config["average_from"]) <= 1:
         raise errors.ConfigError(f"config.average_from={config['average_from']}: expected 0 to 1.")
-    if float(config["gate_sharpness"]) <= 0:
+    if float(config["sampling_temperature"]) < 0:
+        raise errors.ConfigError(f"config.sampling_temperature={config['sampling_temperature']}: expected 0 or more.")
+    if not float(config["gate_sharpness"]) > 0:
         raise errors.ConfigError(f"config.gate_sharpness={config['gate_sharpness']}: expected above 0.")
     if int(config["num_positions"]) > int(config["max_tokens"]):
         raise errors.ConfigError(
-            f"config.num_positions={config['num_positions']}: expected at most config.max_tokens={config['max_tokens']}."
+            f"config.num_positions={config['num_positions']}: expected at most max_tokens={config['max_tokens']}."
         )
     if float(config["decision_weight"]) < 0:
         raise errors.ConfigError(f"config.decision_weight={config['decision_weight']}: expected 0 or more.")
     for name in ("num_harmful", "num_sensitive", "num_plain"):
         if int(config["data"][name]) == 0:
             raise errors.ConfigError(f"config.data.{name}=0: expected a positive number, or -1 for all.")
+    for name, weight in config["data"]["shares"].items():
+        if not float(weight) > 0:
+            raise errors.ConfigError(f"config.data.shares.{name}={weight}: expected above 0.")
+    if int(config["adapter"]["num_virtual"]) < 1:
+        raise errors.ConfigError(f"config.adapter.num_virtual={config['adapter']['num_virtual']}: expected at least 1.")
+    for name, text in (("refusal", config["refusal"]), ("adapter.text", config["adapter"]["text"])):
+        if not str(text).strip():
+            raise errors.ConfigError(f"config.{name} is empty: expected a sentence.")
+    for name in config["evaluation"]["multiple_choice"]:
+        errors.lookup(corpora.MULTIPLE_CHOICE, name, "config.evaluation.multiple_choice")
+
+
+def read_run(workdir: str | Path) -> dict[str, Any]:
+    """Reads the config of a finished alignment run.
+
+    Args:
+      workdir: its work directory.
+
+    Returns:
+      The config.
+
+    Raises:
+      WorkdirError: there is no config.
+      ConfigError: the run had another task.
+      AdapterError: the run is not finished.
+    """
+    config = read_config(workdir)
+    if config.get("task") != "alignment":
+        raise errors.ConfigError(f"{workdir} holds a run of task {config.get('task')!r}; expected 'alignment'.")
+    if not (Path(workdir) / ADAPTER).exists():
+        raise adapters.AdapterError(
+            f"{workdir} has no {ADAPTER}: its training is not finished. The same launch.train command continues it."
+        )
+    return config
 
 
 def _count(value: int) -> int | None:
@@ -117,8 +154,8 @@ def load_system(config: Config) -> tuple[LanguageModel, HiddenStateGuard, SafeSy
 
 def _sharpened(guard: Guard, sharpness: float, texts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """The guard with its log-odds multiplied; the verdict at one half stays."""
-    prob = np.clip(np.asarray(guard(texts, responses), np.float64), 1e-9, 1 - 1e-9)
-    return 1 / (1 + np.exp(-sharpness * (np.log(prob) - np.log1p(-prob))))
+    prob = np.clip(checked(guard)(texts, responses), 1e-9, 1 - 1e-9)
+    return 0.5 + 0.5 * np.tanh(0.5 * sharpness * (np.log(prob) - np.log1p(-prob)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +186,8 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     max_tokens = int(config["max_tokens"])
     with_hidden = str(config["objective"]).startswith("token_") or float(config["decision_weight"]) > 0
-    if kept is not None and kept["prompts"] == texts:
+    fresh = kept is None or kept["prompts"] != texts
+    if kept is not None and not fresh:
         answers = Generation(kept["tokens"], kept["texts"], kept["finished"])
         sequence = SequenceTeacher(texts, answers, np.array(kept["safe_prob"]), system.refusal)
     else:
@@ -162,6 +200,15 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
                 keep_hidden=with_hidden,
                 on_batch=progress,
             )
+    data = _encoded(
+        model,
+        sequence,
+        workdir,
+        num_positions=int(config["num_positions"]),
+        with_hidden=with_hidden,
+        fresh=fresh,
+    )
+    if fresh:
         record = {
             "prompts": texts,
             "texts": sequence.responses.texts,
@@ -170,8 +217,8 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
             "safe_prob": sequence.safe_prob.tolist(),
             "removed": removed,
         }
+        # The last file of the teacher: where it is, the hidden states that belong to it are too.
         assets.write_atomically(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
-    data = _encoded(model, sequence, workdir, num_positions=int(config["num_positions"]), with_hidden=with_hidden)
     groups: dict[str, list[int]] = {name: [] for name in GROUPS}
     for row, kind in enumerate(kinds):
         if sequence.safe_prob[row] < 0.5:
@@ -187,11 +234,17 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
 
 
 def _encoded(
-    model: LanguageModel, sequence: SequenceTeacher, workdir: Path, *, num_positions: int, with_hidden: bool
+    model: LanguageModel,
+    sequence: SequenceTeacher,
+    workdir: Path,
+    *,
+    num_positions: int,
+    with_hidden: bool,
+    fresh: bool,
 ) -> distillation.TeacherData:
-    """Encodes the teacher; its hidden states are kept in the work directory, so that a resumed run has the same bits."""
+    """Encodes the teacher; its hidden states are kept in the work directory: a resumed run has the same bits."""
     file = workdir / "teacher_hidden.safetensors"
-    if with_hidden and file.exists():
+    if with_hidden and not fresh and file.exists():
         data = distillation.make_teacher_data(model, sequence, max_tokens=num_positions, with_hidden=False)
         hidden = safetensors.numpy.load_file(file)["hidden"]
         if hidden.shape[:2] == (len(data), num_positions):
@@ -201,7 +254,9 @@ def _encoded(
             model, sequence, max_tokens=num_positions, with_hidden=with_hidden, on_batch=progress
         )
     if with_hidden:
-        assets.write_atomically(file, lambda part: safetensors.numpy.save_file({"hidden": data.teacher_hidden}, part))
+        # Safetensors writes the buffer of an array as it lies: it must be contiguous.
+        hidden = np.ascontiguousarray(data.teacher_hidden)
+        assets.write_atomically(file, lambda part: safetensors.numpy.save_file({"hidden": hidden}, part))
     return data
 
 
@@ -291,7 +346,8 @@ def train(config: Config, workdir: str | Path) -> Path:
         shares={name: float(config["data"]["shares"][name]) for name in teacher.groups},
     )
     step, state = make_step(config, model, distillation.refusal_ids(model, system.refusal))
-    print(f"teacher ready after {time.monotonic() - started:.0f} s; training {config['num_steps']} steps", file=sys.stderr)
+    seconds = time.monotonic() - started
+    print(f"teacher ready after {seconds:.0f} s; training {config['num_steps']} steps", file=sys.stderr)
     with (
         MetricWriter(workdir) as writer,
         Checkpoints(workdir / "checkpoints", save_interval=int(config["save_every"])) as checkpoints,
@@ -366,7 +422,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     max_tokens = int(settings["max_tokens"])
     sets = prompts.evaluation_prompts(
         prompts.EvaluationSizes(
-            **{name: _count(settings[name]) for name in ("strongreject", "harmbench", "jailbreaks", "sensitive", "plain")}
+            **{name: _count(settings[name]) for name in (*prompts.HARMFUL_SETS, *prompts.BENIGN_SETS)}
         )
     )
     results: dict[str, SetResult] = {}
@@ -375,7 +431,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
             results[name] = evaluate_set(
                 model, adapter, system, chosen, judges, max_tokens=max_tokens, on_batch=progress
             )
-    if int(settings["num_prefill"]):
+    if int(settings["num_prefill"]) and "strongreject" in sets:
         attacked = sets["strongreject"][: _count(settings["num_prefill"])]
         results["prefill"] = evaluate_set(
             model, adapter, system, attacked, judges, max_tokens=max_tokens, prefills=[PREFILL] * len(attacked)
@@ -402,7 +458,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     ]
     notes = [
         f"Answers are greedy and at most {max_tokens} tokens long.",
-        "The judge is a MiniLM encoder with a head; it shares no features and no training example with the teacher guard.",
+        "The judge is a MiniLM encoder with a head; it shares no features and no training example with the teacher.",
         "Answers to harmful requests are withheld here unless they are refusals.",
     ]
     write_summary(workdir, "alignment", values)
@@ -440,7 +496,8 @@ def _usefulness(
         kl = kl_from_base(model, texts, results[name].base.tokens[:num], adapter=adapter)
         interval = metrics.bootstrap_interval(kl)
         values |= {f"kl_from_base/{name}": interval.estimate}
-        rows.append({"quantity": f"token KL to base, {TITLES[name]} (nats)", "N": len(texts), "base": 0.0, "student": interval})
+        quantity = f"token KL to base, {TITLES[name]} (nats)"
+        rows.append({"quantity": quantity, "N": len(texts), "base": 0.0, "student": interval})
     for name in settings["multiple_choice"]:
         choices = corpora.multiple_choice(name)[: _count(settings["num_choices"])]
         with Progress(f"multiple choice: {name}") as progress:
@@ -466,7 +523,9 @@ def _usefulness(
     return rows, values
 
 
-def answer_prompts(config: Config, checkpoint: str | Path, chosen: Sequence[corpora.Prompt], output: str | Path) -> Path:
+def answer_prompts(
+    config: Config, checkpoint: str | Path, chosen: Sequence[corpora.Prompt], output: str | Path
+) -> Path:
     """Answers a user's own prompts with an aligned model and judges the answers.
 
     Args:
@@ -508,4 +567,5 @@ def answer_prompts(config: Config, checkpoint: str | Path, chosen: Sequence[corp
         )
         for i, prompt in enumerate(chosen)
     ]
-    return assets.write_atomically(Path(output), lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    text = "\n".join(lines) + "\n"
+    return assets.write_atomically(Path(output), lambda part: part.write_text(text, encoding="utf-8"))

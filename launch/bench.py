@@ -1,7 +1,7 @@
 r"""Benchmarks: `python -m launch.bench --suite=align [--workdir=DIR]`.
 
-Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured in
-the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
+Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured
+in the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
 """
 
 import os
@@ -20,8 +20,11 @@ from launch import bench_align, errors
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {"align": bench_align.run}
 """What `--suite` may name: from nothing to `rows` (a table) and `values` (flat numbers)."""
 
-_SUITE = flags.DEFINE_string("suite", "align", "Which benchmarks to run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where bench_SUITE.json and summary.json go; default nowhere.")
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that several launchers can be imported together."""
+    flags.DEFINE_string("suite", "align", "Which benchmarks to run.")
+    flags.DEFINE_string("workdir", None, "Where bench_SUITE.json and summary.json go; default nowhere.")
 
 
 def machine() -> dict[str, Any]:
@@ -42,17 +45,24 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     with errors.reported():
-        suite = errors.lookup(SUITES, _SUITE.value, "--suite")
+        given = flags.FLAGS
+        suite = errors.lookup(SUITES, given.suite, "--suite")
         about = machine()
         print("  ".join(f"{name}={value}" for name, value in about.items()))
         result = suite()
         print(make_table(result["rows"], digits=3).to_text())
-        if _WORKDIR.value:
-            workdir = Path(_WORKDIR.value)
+        if given.workdir:
+            workdir = Path(given.workdir)
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / f"bench_{_SUITE.value}.json", {"machine": about, **result})
-            write_summary(workdir, f"bench_{_SUITE.value}", result["values"])
+            write_json(workdir / f"bench_{given.suite}.json", {"machine": about, **result})
+            write_summary(workdir, f"bench_{given.suite}", result["values"])
+
+
+def run() -> None:
+    """Parses the flags and runs."""
+    define_flags()
+    app.run(main)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run()

@@ -1,10 +1,10 @@
 """One training step of a soft prompt, here and in PyTorch.
 
-Batch 8 of 124 positions: 20 trained vectors, 64 tokens of prompt of which the first 24 are the head of the chat template,
-40 of answer. The loss is the forward KL to given teacher states at the 40 positions over the whole vocabulary, followed
-by a step of Adam. The peer is the same model in transformers and torch, where all 124 positions of each row are
-computed; here the vectors and the head are computed once for the whole batch. Both losses are compared, so that the work
-is known to be the same.
+Batch 8 of 124 positions: 20 trained vectors, 64 tokens of prompt of which the first 24 are the head of the chat
+template, 40 of answer. The loss is the forward KL to given teacher states at the 40 positions over the whole
+vocabulary, followed by a step of Adam. The peer is the same model in transformers and torch, where all 124 positions of
+each row are computed; here the vectors and the head are computed once for the whole batch. Both losses are compared, so
+that the work is known to be the same.
 """
 
 import time
@@ -85,7 +85,7 @@ def _torch_peer(model: LanguageModel, start: SoftPrompt) -> Callable[[], tuple[f
             num_attention_heads=c.num_heads,
             num_key_value_heads=c.num_kv_heads,
             head_dim=c.head_dim,
-            rope_theta=c.rope_base,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
             rms_norm_eps=c.rms_eps,
             tie_word_embeddings=True,
             max_position_embeddings=c.max_context,
@@ -145,7 +145,8 @@ def _torch_peer(model: LanguageModel, start: SoftPrompt) -> Callable[[], tuple[f
 def run() -> dict[str, Any]:
     """Measures the steps in turn; returns rows of a table and flat numbers."""
     model = load_model()
-    start = soft_prompt_from_text(model, "You are a careful assistant. Refuse what would harm people.", num_virtual=VIRTUAL)
+    text = "You are a careful assistant. Refuse what would harm people."
+    start = soft_prompt_from_text(model, text, num_virtual=VIRTUAL)
     candidates = {
         "edgesafe_jax": _ours(model, start, share=True),
         "edgesafe_jax, nothing shared": _ours(model, start, share=False),

@@ -3,8 +3,8 @@ r"""Measures an aligned model: safety, over-refusal, usefulness, cost.
     python -m launch.evaluate --checkpoint=WORKDIR
     python -m launch.evaluate --checkpoint=WORKDIR --prompts=FILE.jsonl --output=OUT.jsonl
 
-The first writes `summary.json` and `report.html` into the work directory. The second answers a user's own prompts (JSONL
-with `prompt` and, where known, `label`: harmful or benign) and writes one JSON line per prompt.
+The first writes `summary.json` and `report.html` into the work directory. The second answers a user's own prompts
+(JSONL with `prompt` and, where known, `label`: harmful or benign) and writes one JSON line per prompt.
 """
 
 from pathlib import Path
@@ -12,12 +12,15 @@ from pathlib import Path
 from absl import app, flags
 
 from edgesafe_jax.corpora import read_prompts
-from edgesafe_jax.training.workdir import read_config
 from launch import alignment, errors, startup
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "JSONL of prompts to answer instead of the packaged sets.")
-_OUTPUT = flags.DEFINE_string("output", None, "Where the answers go; default answers.jsonl in the work directory.")
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that several launchers can be imported together."""
+    flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run.")
+    flags.DEFINE_string("prompts", None, "JSONL of prompts to answer instead of the packaged sets.")
+    flags.DEFINE_string("output", None, "Where the answers go; default answers.jsonl in the work directory.")
+    flags.mark_flags_as_required(["checkpoint"])
 
 
 def main(argv: list[str]) -> None:
@@ -26,24 +29,25 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
-        workdir = Path(_CHECKPOINT.value)
-        config = read_config(workdir)
-        if config.get("task") != "alignment":
-            raise errors.ConfigError(f"{workdir} holds a run of task {config.get('task')!r}; expected 'alignment'.")
-        if _PROMPTS.value is None:
+        given = flags.FLAGS
+        workdir = Path(given.checkpoint)
+        config = alignment.read_run(workdir)
+        if given.prompts is None:
             alignment.evaluate(config, workdir)
             return
         try:
-            chosen = read_prompts(_PROMPTS.value)
+            chosen = read_prompts(given.prompts)
         except (OSError, ValueError) as error:
             raise errors.ConfigError(str(error)) from error
-        output = Path(_OUTPUT.value) if _OUTPUT.value else workdir / "answers.jsonl"
+        output = Path(given.output) if given.output else workdir / "answers.jsonl"
+        if output.is_dir():
+            raise errors.ConfigError(f"--output={output} is a folder: expected the name of a file.")
         print(f"wrote {alignment.answer_prompts(config, workdir, chosen, output)}")
 
 
 def run() -> None:
     """Parses the flags and runs."""
-    flags.mark_flags_as_required(["checkpoint"])
+    define_flags()
     app.run(main)
 
 

@@ -86,7 +86,13 @@ def _answers(
             return kept["responses"]
     with Progress(f"answering {len(texts)} prompts: {name}") as progress:
         answers = generate(
-            model, texts, max_tokens=max_tokens, temperature=temperature, key=jax.random.key(0), batch_size=64, on_batch=progress
+            model,
+            texts,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            key=jax.random.key(0),
+            batch_size=64,
+            on_batch=progress,
         )
     file.parent.mkdir(exist_ok=True)
     write_json(file, {"prompts": texts, "responses": answers.texts})
@@ -128,7 +134,7 @@ def _train(
     workdir: Path,
     model: LanguageModel,
     features: Features,
-    role: examples.Role,
+    role: examples.GuardRole,
     about: dict[str, Any],
 ) -> Path:
     """Fits, stores and reports a guard."""
@@ -208,10 +214,15 @@ def _report(
     for name, prompts in sets.items():
         if not prompts:
             continue
-        answers = _answers(model, prompts, f"held_out_{name}", workdir, max_tokens=int(config["max_tokens"]), temperature=0.0)
+        max_tokens = int(config["max_tokens"])
+        answers = _answers(model, prompts, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
         flagged = head_probability(head, features([p.text for p in prompts], answers, f"held_out_{name}")) > 0.5
         share = metrics.wilson_interval(int(flagged.sum()), len(flagged))
-        values |= {f"flagged/{name}": share.estimate, f"flagged/{name}_low": share.low, f"flagged/{name}_high": share.high}
+        values |= {
+            f"flagged/{name}": share.estimate,
+            f"flagged/{name}_low": share.low,
+            f"flagged/{name}_high": share.high,
+        }
     write_summary(workdir, f"guard_{role}", values)
     print(make_table([{"quantity": name, "value": value} for name, value in values.items()]).to_text())
 
@@ -226,7 +237,7 @@ def _human_values(pairs: Sequence[ScoredPair], probs: np.ndarray, name: str) -> 
     area = metrics.bootstrap_interval(
         np.stack([probs, labels], axis=1),
         statistic=lambda rows: metrics.auroc(scores=rows[:, 0], labels=rows[:, 1]),
-        clusters=[p.prompt for p in pairs],
+        clusters=np.array([p.prompt for p in pairs]),
     )
     return {
         f"{name}/auroc": area.estimate,

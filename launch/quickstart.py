@@ -13,18 +13,19 @@ from pathlib import Path
 from absl import app, flags
 
 from configs import align_soft_prompt
-from edgesafe_jax.training.workdir import read_config
 from launch import alignment, errors, startup
 
-_WORKDIR = flags.DEFINE_string("workdir", "workdirs/quickstart", "Where everything about the run is written.")
-_ONLY = flags.DEFINE_list("only", None, "Sections to run; default all.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run to measure instead.")
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that several launchers can be imported together."""
+    flags.DEFINE_string("workdir", "workdirs/quickstart", "Where everything about the run is written.")
+    flags.DEFINE_list("only", None, "Sections to run; default all.")
+    flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run to measure instead.")
 
 
 def _alignment(workdir: Path) -> None:
-    if _CHECKPOINT.value:
-        config = read_config(_CHECKPOINT.value)
-        alignment.evaluate(config, workdir, checkpoint=_CHECKPOINT.value)
+    if checkpoint := flags.FLAGS.checkpoint:
+        alignment.evaluate(alignment.read_run(checkpoint), workdir, checkpoint=checkpoint)
         return
     config = align_soft_prompt.get_config("quickstart").to_dict()
     alignment.train(config, workdir)
@@ -41,8 +42,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
-        chosen = [(name, errors.lookup(SECTIONS, name, "--only")) for name in _ONLY.value or SECTIONS]
-        workdir = Path(_WORKDIR.value)
+        chosen = [(name, errors.lookup(SECTIONS, name, "--only")) for name in flags.FLAGS.only or SECTIONS]
+        workdir = Path(flags.FLAGS.workdir)
         for name, section in chosen:
             started = time.monotonic()
             print(f"== {name} ==")
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Parses the flags and runs."""
+    define_flags()
     app.run(main)
 
 

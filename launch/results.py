@@ -125,7 +125,10 @@ def points(results: Mapping[str, SetResult]) -> list[Point]:
 
 
 def transcripts(results: Mapping[str, SetResult], num: int = 3) -> list[dict[str, object]]:
-    """A few requests with answers side by side; an answer that may be harmful is replaced by a note on it."""
+    """A few requests with answers side by side; an answer that may be harmful is replaced by a note on it.
+
+    Withheld is what either guard flags, and every answer to a harmful request that is no refusal, in every set.
+    """
     rows: list[dict[str, object]] = []
     for name, result in results.items():
         for index in range(min(num, len(result.prompts))):
@@ -134,7 +137,7 @@ def transcripts(results: Mapping[str, SetResult], num: int = 3) -> list[dict[str
                 judged = judged_of(result, system)
                 refused = bool(judged.refused[index])
                 flagged = judged.unsafe[index] > 0.5 or judged.judge_unsafe[index] > 0.5
-                withheld = flagged or (name in HARMFUL_SETS and not refused)
+                withheld = flagged or (result.prompts[index].label == "harmful" and not refused)
                 answers[system] = "[withheld]" if withheld else judged.responses[index]
                 verdicts[system] = f"{'refused' if refused else 'answered'}, P(unsafe) {judged.unsafe[index]:.2f}"
             rows.append(
@@ -180,7 +183,9 @@ def section(
         made.table(costs, caption="Cost")
     if losses:
         made.figure(
-            loss_curve(list(range(1, len(losses) + 1)), list(losses)), alt="Training loss by step", caption="Training loss"
+            loss_curve(list(range(1, len(losses) + 1)), list(losses)),
+            alt="Training loss by step",
+            caption="Training loss",
         )
     made.transcripts(transcripts(results), caption="Requests and answers, shortened", answer_chars=160)
     if notes:

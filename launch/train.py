@@ -23,8 +23,12 @@ TASKS: dict[str, Task] = {
 }
 """What `config.task` may name, and what runs it."""
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything about the run is written.")
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that several launchers can be imported together."""
+    config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Where everything about the run is written.")
+    flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
@@ -33,14 +37,14 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
-        config = _CONFIG.value.to_dict()
+        config = flags.FLAGS.config.to_dict()
         task = errors.lookup(TASKS, config.get("task"), "config.task")
-        task(config, _WORKDIR.value)
+        task(config, flags.FLAGS.workdir)
 
 
 def run() -> None:
     """Parses the flags and runs."""
-    flags.mark_flags_as_required(["config", "workdir"])
+    define_flags()
     app.run(main)
 
 

@@ -16,6 +16,7 @@ from edgesafe_jax.guards.contrast import contrast_prompts, is_plain, topic_of
 from edgesafe_jax.guards.heads import GatedHead, calibrate, fit_head, head_logits
 
 Role = Literal["teacher", "judge", "held_out"]
+GuardRole = Literal["teacher", "judge"]
 
 REFUSALS = (
     "Sorry, I cannot help with this matter.",
@@ -37,7 +38,7 @@ def _bin(text: str, num_bins: int) -> int:
 
 
 def role_of_objective(text: str) -> Role:
-    """Who may see the pairs of an objective: a fifth is held out, three fifths are the teacher's, a fifth the judge's."""
+    """Who may see the pairs of an objective: a fifth is held out, three fifths the teacher's, a fifth the judge's."""
     number = _bin(corpora.normalise(text), 10)
     return "held_out" if number < 2 else "teacher" if number < 8 else "judge"
 
@@ -62,7 +63,7 @@ def contrast_of(role: Role) -> list[Prompt]:
     ]
 
 
-def harmful_of(role: Literal["teacher", "judge"], num: int) -> list[Prompt]:
+def harmful_of(role: GuardRole, num: int) -> list[Prompt]:
     """Returns harmful requests that a guard is trained on: AdvBench for the teacher, Do-Not-Answer for the judge."""
     if role == "teacher":
         return corpora.advbench()[:num]
@@ -72,7 +73,7 @@ def harmful_of(role: Literal["teacher", "judge"], num: int) -> list[Prompt]:
     return requests[:num]
 
 
-def plain_of(role: Literal["teacher", "judge"], num: int) -> list[Prompt]:
+def plain_of(role: GuardRole, num: int) -> list[Prompt]:
     """Returns at most 200 plain questions: none is evaluated on, and none is both the teacher's and the judge's."""
     questions = corpora.questions(as_sentences=True)
     random.Random(0).shuffle(questions)
@@ -117,7 +118,7 @@ def own_answers(prompts: Sequence[Prompt], responses: Sequence[str]) -> OwnAnswe
       responses: what the model answered.
 
     Returns:
-      The labelled pairs; every second harmful contrast request comes once more with a refusal.
+      The labelled pairs; every fourth harmful request comes once more with a refusal.
     """
     labels = [float(prompt.label == "harmful") for prompt in prompts]
     texts, answers, kinds = [p.text for p in prompts], list(responses), [kind_of(p) for p in prompts]

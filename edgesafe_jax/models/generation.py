@@ -88,8 +88,8 @@ class Generation:
       tokens: answers as token ids, without the end-of-sequence token.
       texts: the same decoded.
       finished: whether each answer ended by itself (rather than at the length limit).
-      hidden: `[N, max_tokens, D]` float32, the final hidden states from which each token was chosen, the end of sequence
-        included; None where they were not asked for.
+      hidden: `[N, max_tokens, D]` float32, the final hidden states from which each token was chosen, the end of
+        sequence included; None where they were not asked for.
     """
 
     tokens: list[list[int]]
@@ -104,8 +104,8 @@ _BLOCK = 256  # of the vocabulary, in `_sample`
 def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> Array:
     """Draws one token per row by inverting the distribution function, `[B]`.
 
-    One uniform number per row, where Gumbel noise would take one per token of the vocabulary. The function is inverted in
-    two steps, first over blocks of tokens and then within one, so that no sum runs over the whole vocabulary.
+    One uniform number per row, where Gumbel noise would take one per token of the vocabulary. The function is inverted
+    in two steps, first over blocks of tokens and then within one, so that no sum runs over the whole vocabulary.
     """
     batch, num_tokens = logits.shape
     probs = jax.nn.softmax(logits / temperature, axis=-1)

@@ -26,8 +26,7 @@ from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.system import SequenceTeacher
 from edgesafe_jax.typing import Adapter, Array, Params
 
-
-BUCKETS = (24, 48, 96, 192, 384, 768, 1536, 3072, 6144)
+BUCKETS = (24, 48, 96, 192, 384, 768, 1536, 3072, 6144, 8192)
 """Lengths, in positions, to which the prompts of a training batch are padded: few, for each is compiled."""
 
 
@@ -45,12 +44,12 @@ class TeacherBatch:
         where no objective needs them.
     """
 
-    prompt: Array
-    prompt_where: Array
-    response: Array
-    response_where: Array
-    safe_prob: Array
-    teacher_hidden: Array
+    prompt: Array | np.ndarray
+    prompt_where: Array | np.ndarray
+    response: Array | np.ndarray
+    response_where: Array | np.ndarray
+    safe_prob: Array | np.ndarray
+    teacher_hidden: Array | np.ndarray
 
 
 @flax.struct.dataclass
@@ -131,8 +130,8 @@ def token_objective(divergence: Callable[..., Array], *, normalization: losses.N
 def decision_objective(divergence: Callable[..., Array]) -> Objective:
     """Makes an objective of the first position alone, where the teacher decides between answer and refusal.
 
-    D(a p_1 + (1 - a) [first token of y_r], q_1). Averaged over the positions of an answer this term nearly vanishes, and
-    more so the longer the answer is beside the refusal; added on its own it weighs both mistakes alike.
+    D(a p_1 + (1 - a) [first token of y_r], q_1). Averaged over the positions of an answer this term nearly vanishes,
+    and more so the longer the answer is beside the refusal; added on its own it weighs both mistakes alike.
 
     Args:
       divergence: `losses.forward_kl`, `losses.total_variation` or one with their keywords.
@@ -341,7 +340,9 @@ class TeacherData:
         chosen = [int(i) for i in rows]
         longest = max((len(self.prompt[i]) for i in chosen if i >= 0), default=1)
         prompt, prompt_where = pad_tokens(
-            [self.prompt[i] if i >= 0 else [pad_id] for i in chosen], pad_id=pad_id, length=bucket_length(longest, BUCKETS)
+            [self.prompt[i] if i >= 0 else [pad_id] for i in chosen],
+            pad_id=pad_id,
+            length=bucket_length(longest, BUCKETS),
         )
         response, response_where = pad_tokens(
             [self.response[i] if i >= 0 else [] for i in chosen], pad_id=pad_id, length=self.max_tokens
@@ -377,8 +378,8 @@ def make_teacher_data(
       model: the base model.
       teacher: prompts, answers and weights.
       max_tokens: Ty; longer answers are cut.
-      with_hidden: whether to cache the hidden states that token-level objectives need (`N * Ty * D` float32): those kept
-        while the answers were sampled, or else computed here.
+      with_hidden: whether to cache the hidden states that token-level objectives need (`N * Ty * D` float32):
+        those kept while the answers were sampled, or else computed here.
       batch_size: rows that run at once.
       on_batch: called with (rows done, rows in total).
 
@@ -405,7 +406,7 @@ def make_teacher_data(
         return data
     kept = teacher.responses.hidden
     if kept is not None and kept.shape[1] >= max_tokens:
-        return dataclasses.replace(data, teacher_hidden=kept[:, :max_tokens])
+        return dataclasses.replace(data, teacher_hidden=np.ascontiguousarray(kept[:, :max_tokens]))
     hidden = np.zeros((len(prompts), max_tokens, model.config.embed_dim), np.float32)
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -123,7 +123,9 @@ def evaluate_set(
     total = 2 * len(texts)
 
     def report(offset: int) -> Progress | None:
-        return None if on_batch is None else lambda done, _: on_batch(offset + done, total)
+        if (call := on_batch) is None:
+            return None
+        return lambda done, _: call(offset + done, total)
 
     student = generate(
         model,

@@ -21,7 +21,7 @@ class EvaluationSizes:
       harmbench: standard behaviours of HarmBench, 200 in all.
       jailbreaks: StrongREJECT requests inside in-the-wild jailbreaks.
       sensitive: sensitive but benign prompts, 150 in all.
-      plain: questions of NQ-open that are kept out of training.
+      plain: questions of NQ-open that are kept out of training, 600 in all.
     """
 
     strongreject: int | None = None
@@ -39,11 +39,17 @@ def _sample(prompts: Iterable[Prompt], num: int | None, seed: int) -> list[Promp
     return random.Random(seed).sample(prompts, num)
 
 
-def _split_questions(num_plain: int | None) -> tuple[list[Prompt], list[Prompt]]:
-    """Splits the plain questions into (held out, for training): the first in a fixed random order are held out."""
+def _split_questions() -> tuple[list[Prompt], list[Prompt]]:
+    """Splits the plain questions, in a fixed random order, into those that are kept out of training and the rest."""
     questions = corpora.questions(as_sentences=True)
     random.Random(0).shuffle(questions)
-    return questions[: 1000 if num_plain is None else num_plain], questions[1000:]
+    return questions[:1000], questions[1000:]
+
+
+def _held_out_questions(num: int | None) -> list[Prompt]:
+    """Of the questions kept out of training, those that no guard is trained on (`examples.plain_of`: 200 to 599)."""
+    reserved, _ = _split_questions()
+    return [*reserved[:200], *reserved[600:]][:num]
 
 
 def evaluation_prompts(sizes: EvaluationSizes | None = None, *, seed: int = 0) -> dict[str, list[Prompt]]:
@@ -62,13 +68,12 @@ def evaluation_prompts(sizes: EvaluationSizes | None = None, *, seed: int = 0) -
     if sizes.jailbreaks != 0:
         num = 100 if sizes.jailbreaks is None else sizes.jailbreaks
         jailbreaks = corpora.jailbreak_prompts(strongreject, num=num, max_chars=1000, seed=seed)
-    held_out, _ = _split_questions(sizes.plain)
     sets = {
         "strongreject": _sample(strongreject, sizes.strongreject, seed),
         "harmbench": _sample(corpora.harmbench("standard"), sizes.harmbench, seed),
         "jailbreaks": jailbreaks,
         "sensitive": _sample(corpora.sensitive_benign(), sizes.sensitive, seed),
-        "plain": held_out,
+        "plain": _held_out_questions(sizes.plain),
     }
     return {name: prompts for name, prompts in sets.items() if prompts}
 
@@ -96,19 +101,18 @@ def training_prompts(
     """
     contrast = contrast_prompts()
     requests = [
-        p for p in corpora.do_not_answer() if p.category in ("malicious_uses", "discrimination_exclusion_toxicity_hateful_offensive")
+        p
+        for p in corpora.do_not_answer()
+        if p.category in ("malicious_uses", "discrimination_exclusion_toxicity_hateful_offensive")
     ]
-    _, questions = _split_questions(None)
+    reserved, questions = _split_questions()
     groups = {
         "harmful": [*(p for p in contrast if p.label == "harmful"), *corpora.advbench(), *requests],
         "sensitive": [p for p in contrast if p.label == "benign" and not is_plain(p)],
         "plain": [*(p for p in contrast if is_plain(p)), *questions[:1500]],
     }
-    held_out = [
-        p
-        for prompts in evaluation_prompts(EvaluationSizes(jailbreaks=0, plain=1000)).values()
-        for p in prompts
-    ]
+    evaluated = evaluation_prompts(EvaluationSizes(jailbreaks=0, plain=0)).values()
+    held_out = [*reserved, *(p for prompts in evaluated for p in prompts)]
     wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": 1000 if num_plain is None else num_plain}
     removed = 0
     chosen: dict[str, list[Prompt]] = {}

@@ -13,6 +13,7 @@ from edgesafe_jax.models import generation
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import (
     BUCKETS,
+    PROMPT_BUCKETS,
     ContextError,
     bucket_length,
     encode_prompts,
@@ -217,6 +218,8 @@ def test_prompts_beyond_the_context_are_named_before_anything_runs(tiny_model, m
 def test_bucket_length_is_the_smallest_that_holds_it():
     for length in range(BUCKETS[-1] + 1):
         assert bucket_length(length) == min(bucket for bucket in BUCKETS if bucket >= length)
+    assert [bucket_length(length, (3, 7)) for length in (0, 3, 4, 7)] == [3, 3, 7, 7]
+    assert PROMPT_BUCKETS[-1] == BUCKETS[-1]
     with pytest.raises(ContextError, match="8193 positions"):
         bucket_length(8193)
 

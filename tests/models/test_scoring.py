@@ -92,4 +92,4 @@ def test_bad_arguments(tiny_model, monkeypatch):
     with pytest.raises(ContextError, match="Prompt 0"):
         answer_log_probs(tiny_model, ["a"], ["." * 500])
     with pytest.raises(ContextError, match="Prompt 1"):
-        kl_from_base(tiny_model, ["a", "." * 450], [[3]] * 2, adapter=ADAPTER)
+        kl_from_base(tiny_model, ["a", "." * 500], [[3]] * 2, adapter=ADAPTER)

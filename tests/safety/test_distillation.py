@@ -5,17 +5,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.special
 
 from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt
+from edgesafe_jax.models import generation
 from edgesafe_jax.models.decoder import Decoder
-from edgesafe_jax.models.generation import ContextError, Generation, bucket_length
+from edgesafe_jax.models.generation import ContextError, Generation
 from edgesafe_jax.safety.distillation import (
+    BUCKETS,
     TeacherData,
-    forward_outcomes,
+    decision_objective,
     make_batch_order,
     make_loss,
     make_teacher_data,
@@ -34,7 +35,6 @@ SAFE_PROB = [0.3, 0.9, 0.0, 1.0]
 NUM_RESPONSE = 6
 
 outcomes_of = jax.jit(student_outcomes, static_argnames="decoder")
-hidden_of = jax.jit(forward_outcomes, static_argnames="decoder")
 
 
 @functools.partial(jax.jit, static_argnames="decoder")
@@ -60,27 +60,34 @@ def refusal(tiny_model):
 
 @pytest.fixture(scope="module")
 def data(tiny_model):
-    """Four rows of unlike lengths, with the base model's hidden states."""
-    encode, tail = tiny_model.tokenizer.encode, tiny_model.tokenizer.chat_parts.tail
-    prompts = [[*encode(text), *tail] for text in ("hello", "the user in 20", "", "us er")]
-    responses = [[*encode("the in"), 2], encode("abcdef"), [2], [*encode("user"), *encode("xyz"), 2]]
-    bare = TeacherData(
-        prompt=prompts,
-        response=responses,
-        safe_prob=np.array(SAFE_PROB, np.float32),
-        teacher_hidden=np.zeros((4, 0, 16), np.float32),
+    """Four rows of unlike lengths, with the base model's hidden states; the second answer is cut, the third empty."""
+    encode, decode = tiny_model.tokenizer.encode, tiny_model.tokenizer.decode
+    prompts = [" hello you\n", "the user in 20", "a b c", "us er now"]
+    tokens = [encode(text) for text in ("the in", "abcdefgh", "", "userxyz")]
+    answers = Generation(tokens, [decode(ids) for ids in tokens], [True, False, True, True])
+    teacher = SequenceTeacher(prompts, answers, np.array(SAFE_PROB), REFUSAL)
+    seen = []
+    data = make_teacher_data(
+        tiny_model,
+        teacher,
         max_tokens=NUM_RESPONSE,
+        with_hidden=True,
+        batch_size=3,
+        on_batch=lambda *done: seen.append(done),
     )
-    batch = bare.batch(range(4), pad_id=0)
-    head = jnp.array(tiny_model.tokenizer.chat_parts.head, jnp.int32)
-    hidden, _ = hidden_of(tiny_model.decoder, tiny_model.params, None, head, batch, jnp.zeros((0,), jnp.int32))
-    return TeacherData(prompts, responses, bare.safe_prob, np.asarray(hidden), NUM_RESPONSE)
+    assert seen == [(3, 4), (4, 4)]
+    return data
 
 
 @pytest.fixture(scope="module")
 def batch(data):
     """All rows and one of padding."""
     return data.batch([0, 1, 2, 3, -1], pad_id=0)
+
+
+@pytest.fixture(scope="module")
+def teacher_probs(tiny_model, batch):
+    return jax.jit(lambda batch: token_teacher(tiny_model, batch, refusal=REFUSAL))(batch)
 
 
 @pytest.fixture(scope="module")
@@ -123,22 +130,13 @@ def test_packed_outcomes_equal_separate_sequences(outcomes, naive, data):
     assert np.all(np.isfinite(outcomes.response_logits))  # the row of padding too
 
 
-def test_without_an_adapter_the_student_is_the_base_model(tiny_model, batch, data, refusal):
-    head = jnp.array(tiny_model.tokenizer.chat_parts.head, jnp.int32)
-    arguments = (tiny_model.decoder, tiny_model.params, None, head, batch)
-    response, refused = hidden_of(*arguments, jnp.asarray(refusal))
-    np.testing.assert_allclose(response[:4], data.teacher_hidden, rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(refused[:, 0], response[:, 0])
-    assert refused.shape == (5, len(refusal), 16)
-
-
 def test_refusal_ends_with_the_end_of_the_turn(tiny_model, refusal):
     assert refusal.tolist() == [*tiny_model.tokenizer.encode(REFUSAL), 2]
     assert refusal.dtype == np.int32
 
 
-def test_token_teacher_mixes_at_the_first_position_only(tiny_model, batch, data, naive, refusal):
-    along_response, along_refusal = token_teacher(tiny_model, batch, refusal=REFUSAL)
+def test_token_teacher_mixes_at_the_first_position_only(teacher_probs, data, naive, refusal):
+    along_response, along_refusal = teacher_probs
     for row, (_, _, base) in enumerate(naive):
         a, length = SAFE_PROB[row], len(data.response[row])
         expected = np.exp(base)
@@ -161,92 +159,106 @@ def tv(p, log_q):
     return 0.5 * np.sum(np.abs(p - np.exp(log_q)), axis=-1)
 
 
-@pytest.mark.parametrize("normalization", ["mean", "sum"])
-def test_sequence_objectives_follow_their_equations(outcomes, batch, naive, data, refusal, normalization):
-    reduce = {"mean": np.mean, "sum": np.sum}[normalization]
-    values = {
-        name: sequence_objective(loss, normalization=normalization)(outcomes, batch)
-        for name, loss in (("tv", losses.sequence_total_variation), ("kl", losses.sequence_kl))
+LOSSES = {
+    "tv": (sequence_objective, losses.sequence_total_variation),
+    "kl": (sequence_objective, losses.sequence_kl),
+    "token_tv": (token_objective, losses.total_variation),
+    "token_kl": (token_objective, losses.forward_kl),
+}
+REDUCTIONS = {"mean": np.mean, "sum": np.sum}
+
+
+@pytest.fixture(scope="module")
+def values(outcomes, batch):
+    """Every objective under both normalisations, `[B]` each."""
+    objectives = {
+        (name, normalization): make(loss, normalization=normalization)
+        for name, (make, loss) in LOSSES.items()
+        for normalization in REDUCTIONS
     }
+    for name, loss in (("token_kl", losses.forward_kl), ("token_tv", losses.total_variation)):
+        objectives[name, "first"] = decision_objective(loss)
+    objectives["mixed", "mean"] = mixed_objective((0.3, objectives["tv", "mean"]), (2.0, objectives["kl", "sum"]))
+    values = jax.jit(lambda outcomes, batch: {name: o(outcomes, batch) for name, o in objectives.items()})(
+        outcomes, batch
+    )
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("normalization", REDUCTIONS)
+def test_sequence_objectives_follow_their_equations(values, naive, data, refusal, normalization):
+    reduce = REDUCTIONS[normalization]
     for row, (student, refused, _) in enumerate(naive):
-        answer = reduce(chosen(student, data.response[row]))
-        refusal_log_prob = reduce(chosen(refused, refusal))
         a = np.array([SAFE_PROB[row], 1 - SAFE_PROB[row]])
-        log_q = np.array([answer, refusal_log_prob])
-        np.testing.assert_allclose(values["kl"][row], np.sum(scipy.special.xlogy(a, a) - a * log_q), rtol=1e-3)
+        log_q = np.array([reduce(chosen(student, data.response[row])), reduce(chosen(refused, refusal))])
+        expected = np.sum(scipy.special.xlogy(a, a) - a * log_q)
+        np.testing.assert_allclose(values["kl", normalization][row], expected, rtol=1e-3)
         a = np.clip(a, 1e-4, 1 - 1e-4)
-        np.testing.assert_allclose(values["tv"][row], np.sum(-a * np.minimum(0, log_q - np.log(a))), rtol=1e-3)
+        expected = np.sum(-a * np.minimum(0, log_q - np.log(a)))
+        np.testing.assert_allclose(values["tv", normalization][row], expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("normalization", ["mean", "sum"])
-@pytest.mark.parametrize(("loss", "divergence"), [(losses.forward_kl, kl), (losses.total_variation, tv)])
-def test_token_objectives_follow_the_token_teacher(
-    tiny_model, outcomes, batch, naive, data, loss, divergence, normalization
-):
+@pytest.mark.parametrize("normalization", REDUCTIONS)
+@pytest.mark.parametrize(("name", "divergence"), [("token_kl", kl), ("token_tv", tv)])
+def test_token_objectives_follow_the_token_teacher(values, teacher_probs, naive, data, name, divergence, normalization):
     """The divergence to the gated teacher position by position, each outcome weighed by its probability."""
-    reduce = {"mean": np.mean, "sum": np.sum}[normalization]
-    values = token_objective(loss, normalization=normalization)(outcomes, batch)
-    teacher = token_teacher(tiny_model, batch, refusal=REFUSAL)
-    along_response, along_refusal = (np.asarray(probs, np.float64) for probs in teacher)
+    reduce = REDUCTIONS[normalization]
+    along_response, along_refusal = (np.asarray(probs, np.float64) for probs in teacher_probs)
     for row, (student, refused, _) in enumerate(naive):
         answer = reduce(divergence(along_response[row, : len(data.response[row])], student))
         rest = reduce(divergence(along_refusal[row], refused))
-        a = SAFE_PROB[row]
-        np.testing.assert_allclose(values[row], a * answer + (1 - a) * rest, rtol=2e-3, atol=1e-4)
+        expected = SAFE_PROB[row] * answer + (1 - SAFE_PROB[row]) * rest
+        np.testing.assert_allclose(values[name, normalization][row], expected, rtol=2e-3, atol=1e-4)
 
 
-def test_mixed_objective_is_the_weighted_sum(outcomes, batch):
-    first, second = sequence_objective(losses.sequence_total_variation), sequence_objective(losses.sequence_kl)
-    mixed = mixed_objective((0.3, first), (2.0, second))(outcomes, batch)
-    np.testing.assert_allclose(mixed, 0.3 * first(outcomes, batch) + 2.0 * second(outcomes, batch), rtol=1e-6)
+@pytest.mark.parametrize(("name", "divergence"), [("token_kl", kl), ("token_tv", tv)])
+def test_decision_objective_is_the_divergence_at_the_first_position(values, teacher_probs, naive, name, divergence):
+    for row, (student, _, _) in enumerate(naive):
+        expected = divergence(np.asarray(teacher_probs[0][row, 0], np.float64), student[0])
+        np.testing.assert_allclose(values[name, "first"][row], expected, rtol=2e-3, atol=1e-4)
+    assert values[name, "first"][4] == 0
+
+
+def test_mixed_objective_is_the_weighted_sum(values):
+    expected = 0.3 * values["tv", "mean"] + 2.0 * values["kl", "sum"]
+    np.testing.assert_allclose(values["mixed", "mean"], expected, rtol=1e-6)
     with pytest.raises(ValueError, match="at least one"):
         mixed_objective()
 
 
-OBJECTIVES = {
-    "tv": sequence_objective(losses.sequence_total_variation),
-    "token_kl": token_objective(losses.forward_kl),
-}
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_is_the_mean_over_the_rows_that_exist_and_can_be_minimised(
-    tiny_model, outcomes, batch, naive, data, refusal, name
+    tiny_model, values, batch, naive, data, refusal
 ):
+    objective = mixed_objective(
+        (1.0, sequence_objective(losses.sequence_total_variation)), (0.5, token_objective(losses.forward_kl))
+    )
     head = tiny_model.tokenizer.chat_parts.head
-    loss = make_loss(tiny_model.decoder, head=head, refusal=refusal, objective=OBJECTIVES[name])
+    loss = make_loss(tiny_model.decoder, head=head, refusal=refusal, objective=objective)
     step = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True))
     (value, metrics), gradient = step(tiny_model.params, ADAPTER, batch)
-    np.testing.assert_allclose(value, np.mean(OBJECTIVES[name](outcomes, batch)[:4]), rtol=1e-4)
+    expected = np.mean((values["tv", "mean"] + 0.5 * values["token_kl", "mean"])[:4])
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
     # Of the answers that are safe and of the refusals of those that are not.
     answers = [np.mean(chosen(student, data.response[row])) for row, (student, _, _) in enumerate(naive)]
     refusals = [np.mean(chosen(refused, refusal)) for _, refused, _ in naive]
     np.testing.assert_allclose(metrics["answer_log_prob"], np.mean([answers[1], answers[3]]), rtol=1e-3)
     np.testing.assert_allclose(metrics["refusal_log_prob"], np.mean([refusals[0], refusals[2]]), rtol=1e-3)
     # The gradient against a central difference along it.
-    direction = gradient.embeddings / jnp.linalg.norm(gradient.embeddings)
+    slope = np.linalg.norm(gradient.embeddings)
+    direction = gradient.embeddings / slope
     (ahead, _), _ = step(tiny_model.params, SoftPrompt(ADAPTER.embeddings + 3e-3 * direction), batch)
     (behind, _), _ = step(tiny_model.params, SoftPrompt(ADAPTER.embeddings - 3e-3 * direction), batch)
-    np.testing.assert_allclose((ahead - behind) / 6e-3, np.linalg.norm(gradient.embeddings), rtol=2e-2)
+    np.testing.assert_allclose((ahead - behind) / 6e-3, slope, rtol=2e-2)
     # Some steps of descent.
-    optimiser = optax.adam(0.03)
-    adapter, state = ADAPTER, optimiser.init(ADAPTER)
-    for _ in range(30):
-        (last, last_metrics), gradient = step(tiny_model.params, adapter, batch)
-        updates, state = optimiser.update(gradient, state)
-        adapter = optax.apply_updates(adapter, updates)
+    embeddings = ADAPTER.embeddings
+    for _ in range(40):
+        (last, last_metrics), gradient = step(tiny_model.params, SoftPrompt(embeddings), batch)
+        embeddings -= 0.2 * gradient.embeddings / np.linalg.norm(gradient.embeddings)
     assert last < 0.8 * value
     assert last_metrics["refusal_log_prob"] > metrics["refusal_log_prob"] + 0.5
-
-
-def test_a_batch_of_padding_alone_gives_zero(tiny_model, data, refusal):
-    loss = make_loss(
-        tiny_model.decoder, head=tiny_model.tokenizer.chat_parts.head, refusal=refusal, objective=OBJECTIVES["tv"]
-    )
-    batch = data.batch([-1, -1], pad_id=0)
-    (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True))(
-        tiny_model.params, ADAPTER, batch
-    )
+    # A batch of padding alone.
+    nothing = batch.replace(response_where=np.zeros_like(batch.response_where))
+    (value, metrics), gradient = step(tiny_model.params, ADAPTER, nothing)
     assert value == 0
     assert set(map(float, metrics.values())) == {0.0}
     np.testing.assert_array_equal(gradient.embeddings, 0)
@@ -256,40 +268,22 @@ def test_a_batch_of_padding_alone_gives_zero(tiny_model, data, refusal):
 
 
 def sequence_teacher(model, hidden=None):
-    prompts = ["hello", " the user in 20 ", "us"]
     tokens = [model.tokenizer.encode(text) for text in ("the in", "abcdefgh", "")]
     answers = Generation(tokens, ["the in", "abcdefgh", ""], [True, False, True], hidden)
-    return SequenceTeacher(prompts, answers, np.array([0.25, 0.5, 1.0]), REFUSAL)
+    return SequenceTeacher(["hello", "the user", "us"], answers, np.array([0.25, 0.5, 1.0]), REFUSAL)
 
 
-def test_teacher_data_ends_the_answers_that_ended(tiny_model):
-    data = make_teacher_data(tiny_model, sequence_teacher(tiny_model), max_tokens=6, with_hidden=False)
+def test_teacher_data_ends_the_answers_that_ended(tiny_model, data):
     encode, tail = tiny_model.tokenizer.encode, tiny_model.tokenizer.chat_parts.tail
-    assert data.prompt == [[*encode(text), *tail] for text in ("hello", "the user in 20", "us")]
-    assert data.response == [[*encode("the in"), 2], encode("abcdef"), [2]]
-    np.testing.assert_array_equal(data.safe_prob, np.float32([0.25, 0.5, 1.0]))
+    texts = ("hello you", "the user in 20", "a b c", "us er now")
+    assert data.prompt == [[*encode(text), *tail] for text in texts]
+    assert data.response == [[*encode("the in"), 2], encode("abcdef"), [2], [*encode("userxyz"), 2]]
+    np.testing.assert_array_equal(data.safe_prob, np.float32(SAFE_PROB))
     assert data.safe_prob.dtype == np.float32
-    assert data.teacher_hidden.shape == (3, 0, 16)
-    assert len(data) == 3
-
-
-def test_teacher_hidden_states_predict_the_answers(tiny_model):
-    seen = []
-    data = make_teacher_data(
-        tiny_model,
-        sequence_teacher(tiny_model),
-        max_tokens=6,
-        with_hidden=True,
-        batch_size=2,
-        on_batch=lambda *done: seen.append(done),
-    )
-    assert seen == [(2, 3), (3, 3)]
-    assert data.teacher_hidden.shape == (3, 6, 16)
-    for row in range(3):
-        hidden = jnp.asarray(data.teacher_hidden[row, : len(data.response[row])])
-        logits = tiny_model.decoder.apply({"params": tiny_model.params}, hidden, method=Decoder.logits)
-        expected = naive_log_probs(tiny_model, data.prompt[row], data.response[row])
-        np.testing.assert_allclose(jax.nn.log_softmax(logits), expected, rtol=1e-3, atol=1e-3)
+    assert data.teacher_hidden.shape == (4, NUM_RESPONSE, 16)
+    assert len(data) == 4
+    bare = make_teacher_data(tiny_model, sequence_teacher(tiny_model), max_tokens=6, with_hidden=False)
+    assert bare.teacher_hidden.shape == (3, 0, 16)
 
 
 def test_hidden_states_kept_by_the_generation_are_used(tiny_model):
@@ -306,7 +300,7 @@ def test_prompts_beyond_the_context_are_refused(tiny_model):
 
 
 def test_batches_are_padded_to_buckets(data, batch):
-    assert batch.prompt.shape == (5, bucket_length(max(map(len, data.prompt))))
+    assert batch.prompt.shape == (5, min(bucket for bucket in BUCKETS if bucket >= max(map(len, data.prompt))))
     assert batch.response.shape == (5, NUM_RESPONSE)
     for row in range(4):
         assert batch.prompt[row][batch.prompt_where[row]].tolist() == data.prompt[row]
@@ -314,8 +308,10 @@ def test_batches_are_padded_to_buckets(data, batch):
     assert not batch.response_where[4].any()
     assert batch.prompt_where[4].sum() == 1  # something to look at, so that nothing divides by zero
     np.testing.assert_array_equal(batch.safe_prob, np.float32([*SAFE_PROB, 1]))
-    short = data.batch([2], pad_id=0)
-    assert short.prompt.shape[1] < batch.prompt.shape[1]
+    nothing = data.batch([-1], pad_id=0)
+    assert nothing.prompt.shape == (1, BUCKETS[0])
+    # Whatever the generation takes, a batch takes.
+    assert BUCKETS[-1] == generation.BUCKETS[-1]
 
 
 # The order of the batches ---------------------------------------------------------------------------------------------

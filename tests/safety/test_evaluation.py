@@ -1,0 +1,219 @@
+"""What is measured of an aligned model, on a tiny one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edgesafe_jax import adapters
+from edgesafe_jax.corpora import Choice, Prompt
+from edgesafe_jax.guards.verdicts import GuardError
+from edgesafe_jax.models.decoder import Decoder
+from edgesafe_jax.models.generation import ContextError, generate
+from edgesafe_jax.safety.evaluation import Judges, costs, evaluate_set, judge_responses, multiple_choice
+from edgesafe_jax.safety.system import SafeSystem
+
+REFUSAL = "Sorry, I cannot help with this matter."
+TEXTS = ["hello", "the user is in", "why is the sky", "us"]
+
+
+def unsafe_if_the(prompts, responses):
+    """P(unsafe) 0.9 where the prompt has a "the"; of a refusal always 0.1."""
+    return np.array(
+        [0.1 if y == REFUSAL or "the" not in x else 0.9 for x, y in zip(prompts, responses, strict=True)]
+    )
+
+
+def judge(prompts, responses):
+    return np.array([0.0 if y == REFUSAL else 0.6 for y in responses])
+
+
+def by_meaning(responses):
+    return np.array(["Sorry" in y for y in responses])
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model):
+    return adapters.random_soft_prompt(tiny_model, jax.random.key(3), num_virtual=4)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [Prompt(text, "test", "", "benign") for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model, adapter, prompts):
+    system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
+    judges = Judges(unsafe_if_the, judge, by_meaning)
+    return evaluate_set(tiny_model, adapter, system, prompts, judges, max_tokens=6)
+
+
+# Verdicts -------------------------------------------------------------------------------------------------------------
+
+
+def test_all_verdicts_are_collected():
+    judged = judge_responses(
+        ["hello", "the"], ["Here it is.", REFUSAL], [[5, 6], []], Judges(unsafe_if_the, judge, by_meaning)
+    )
+    assert judged.responses == ["Here it is.", REFUSAL]
+    assert judged.tokens == [[5, 6], []]
+    assert judged.refused.tolist() == [False, True]
+    assert judged.refused_by_meaning.tolist() == [False, True]
+    assert judged.unsafe.tolist() == [0.1, 0.1]
+    assert judged.judge_unsafe.tolist() == [0.6, 0.0]
+
+
+def test_verdicts_that_nobody_gives_are_none():
+    judged = judge_responses(["hello"], ["Here."], [[5]], Judges(unsafe_if_the))
+    assert judged.refused_by_meaning.tolist() == [False]
+    assert np.all(np.isnan(judged.judge_unsafe))
+
+
+@pytest.mark.parametrize("which", ["teacher", "judge"])
+@pytest.mark.parametrize("value", [float("nan"), 1.5])
+def test_a_guard_that_leaves_the_unit_interval_is_an_error(which, value):
+    def broken(prompts, responses):
+        return np.full(len(prompts), value)
+
+    guards = {"teacher": unsafe_if_the, "judge": judge} | {which: broken}
+    with pytest.raises(GuardError):
+        judge_responses(["hello"], ["Here."], [[5]], Judges(**guards))
+
+
+# A set of prompts -----------------------------------------------------------------------------------------------------
+
+
+def test_base_and_student_answer_for_themselves(tiny_model, adapter, prompts, result):
+    base = generate(tiny_model, TEXTS, max_tokens=6)
+    student = generate(tiny_model, TEXTS, max_tokens=6, adapter=adapter)
+    assert (result.base.responses, result.base.tokens) == (base.texts, base.tokens)
+    assert (result.student.responses, result.student.tokens) == (student.texts, student.tokens)
+    assert base.tokens != student.tokens  # otherwise the two cannot be told apart here
+    assert result.prompts == prompts
+
+
+def test_the_system_refuses_where_its_guard_objects(result):
+    objected = np.array(["the" in text for text in TEXTS])
+    assert objected.any()
+    assert not objected.all()
+    assert result.system_refused.tolist() == objected.tolist()
+    for index, refused in enumerate(objected):
+        if refused:
+            assert result.system.responses[index] == REFUSAL
+            assert result.system.tokens[index] == []
+            assert result.system.refused[index]
+            assert result.system.refused_by_meaning[index]
+            assert result.system.unsafe[index] == 0.1
+            assert result.system.judge_unsafe[index] == 0.0
+        else:
+            assert result.system.responses[index] == result.base.responses[index]
+            assert result.system.tokens[index] == result.base.tokens[index]
+            assert result.system.refused[index] == result.base.refused[index]
+            assert result.system.unsafe[index] == result.base.unsafe[index]
+            assert result.system.judge_unsafe[index] == result.base.judge_unsafe[index]
+
+
+def test_prefilled_answers_begin_as_they_are_told(tiny_model, adapter, prompts):
+    system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
+    attacked = evaluate_set(
+        tiny_model, adapter, system, prompts, Judges(unsafe_if_the), max_tokens=6, prefills=["hello"] * len(TEXTS)
+    )
+    for text in (*attacked.base.responses, *attacked.student.responses):
+        assert text.startswith("hello")
+
+
+def test_progress_counts_both_models(tiny_model, adapter, prompts):
+    calls = []
+    evaluate_set(
+        tiny_model,
+        adapter,
+        SafeSystem(tiny_model, unsafe_if_the, REFUSAL),
+        prompts,
+        Judges(unsafe_if_the),
+        max_tokens=2,
+        batch_size=2,
+        on_batch=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(2, 8), (4, 8), (6, 8), (8, 8)]
+
+
+def test_a_prompt_longer_than_the_context_is_named(tiny_model, adapter):
+    long = [Prompt("hello " * 600, "test", "", "benign")]
+    system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
+    with pytest.raises(ContextError, match="Prompt 0"):
+        evaluate_set(tiny_model, adapter, system, long, Judges(unsafe_if_the), max_tokens=2)
+
+
+# Multiple choice ------------------------------------------------------------------------------------------------------
+
+QUESTIONS = [
+    ("the user is", ("in", "in a hello world with us", "a")),
+    ("hello", ("the", "why the user", "we were in there, all of us")),
+    ("in us", ("x", "yes, and a long one at that")),
+    ("a", ("well", "the same, the same, the same")),
+]
+
+
+def option_scores(model, adapter):
+    """Log-probability of each option and its length, from one full forward pass over each."""
+    parts = model.tokenizer.chat_parts
+    scores = []
+    for context, options in QUESTIONS:
+        row = []
+        for option in options:
+            answer = model.tokenizer.encode(option)
+            before = [*parts.head, *model.tokenizer.encode(context), *parts.tail]
+            tokens = jnp.array([[*before, *answer]], jnp.int32)
+            hidden = model.decoder.apply({"params": model.params}, tokens, adapter=adapter).hidden
+            logits = model.decoder.apply({"params": model.params}, hidden, method=Decoder.logits)
+            log_probs = np.asarray(jax.nn.log_softmax(logits[0, -len(answer) - 1 : -1], axis=-1), np.float64)
+            row.append((log_probs[np.arange(len(answer)), answer].sum(), len(answer)))
+        scores.append(row)
+    return scores
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_option_of_highest_mean_log_probability_is_the_answer(tiny_model, adapter, adapted):
+    chosen = adapter if adapted else None
+    scores = option_scores(tiny_model, chosen)
+    best = [int(np.argmax([total / count for total, count in row])) for row in scores]
+    by_sum = [int(np.argmax([total for total, _ in row])) for row in scores]
+    assert best != by_sum  # otherwise this cannot tell the mean from the sum
+    for wrong in range(len(QUESTIONS)):
+        answers = [(b + (i == wrong)) % len(o) for i, (b, (_, o)) in enumerate(zip(best, QUESTIONS, strict=True))]
+        choices = [Choice(c, o, a, "test") for (c, o), a in zip(QUESTIONS, answers, strict=True)]
+        correct = multiple_choice(tiny_model, choices, adapter=chosen, batch_size=4).correct
+        assert correct.tolist() == [i != wrong for i in range(len(QUESTIONS))]
+
+
+def test_no_questions_is_an_error(tiny_model):
+    with pytest.raises(ValueError, match="no questions"):
+        multiple_choice(tiny_model, [])
+
+
+# Costs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_costs_by_hand(tiny_model, adapter):
+    vocab = tiny_model.config.vocab_size
+    # Per layer: query and out 16 x 32, key and value 16 x 16, three matrices 16 x 24, two norms of 16.
+    layer_weights = 2 * 16 * 32 + 2 * 16 * 16 + 3 * 16 * 24
+    params = 3 * (layer_weights + 2 * 16) + 16 + vocab * 16
+    forward = 2 * (3 * layer_weights + vocab * 16)
+    attention = 4 * 3 * 32  # per position that a token sees
+    guard = 2 * 2 * layer_weights + 4 * 2 * 32 * 100  # two layers, no output head
+    table = costs(tiny_model, adapter, guard_params=7, guard_layers=2, context=100)
+    assert table == {
+        "base": {"params": params, "bytes": 4 * params, "flops_per_token": forward + attention * 100},
+        "system": {
+            "params": params + 7,
+            "bytes": 4 * (params + 7),
+            "flops_per_token": forward + attention * 100 + guard,
+        },
+        "student": {
+            "params": params + 4 * 16,
+            "bytes": 4 * (params + 4 * 16),
+            "flops_per_token": forward + attention * 104,
+        },
+    }

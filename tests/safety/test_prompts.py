@@ -1,0 +1,95 @@
+"""What an alignment is trained on and measured on: disjoint, of the sizes asked for, the same every time."""
+
+import pytest
+
+from edgesafe_jax import corpora
+from edgesafe_jax.guards import examples
+from edgesafe_jax.safety import prompts
+from edgesafe_jax.safety.prompts import EvaluationSizes, evaluation_prompts, training_prompts
+
+pytestmark = pytest.mark.assets
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    return evaluation_prompts(EvaluationSizes(plain=None))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return training_prompts(num_harmful=None, num_sensitive=None, num_plain=None)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return training_prompts(num_harmful=20, num_sensitive=30, num_plain=10)
+
+
+def texts(prompts_by_name):
+    return [p.text for chosen in prompts_by_name.values() for p in chosen]
+
+
+def test_no_training_prompt_overlaps_an_evaluation_prompt(evaluated, trained):
+    chosen, removed = trained
+    held_out = [p for name, part in evaluated.items() if name != "jailbreaks" for p in part]
+    _, overlapping = corpora.remove_overlap([p for part in chosen.values() for p in part], held_out)
+    assert overlapping == []
+    assert removed > 0  # the sets do overlap before they are filtered
+
+
+def test_no_jailbreak_holds_a_training_request(evaluated, trained):
+    requests = {corpora.normalise(text) for text in texts(trained[0])}
+    for prompt in evaluated["jailbreaks"]:
+        assert corpora.normalise(prompt.text) not in requests
+
+
+def test_no_training_prompt_comes_twice(trained):
+    normalised = [corpora.normalise(text) for text in texts(trained[0])]
+    assert len(normalised) == len(set(normalised))
+
+
+def test_groups_have_their_labels(evaluated, trained):
+    labels = {name: {p.label for p in part} for name, part in trained[0].items()}
+    assert labels == {"harmful": {"harmful"}, "sensitive": {"benign"}, "plain": {"benign"}}
+    assert tuple(labels) == prompts.GROUPS
+    for name, part in evaluated.items():
+        assert {p.label for p in part} == {"harmful" if name in prompts.HARMFUL_SETS else "benign"}
+
+
+def test_sizes(evaluated, few):
+    assert {name: len(part) for name, part in evaluated.items()} == {
+        "strongreject": 313,
+        "harmbench": 200,
+        "jailbreaks": 100,
+        "sensitive": 150,
+        "plain": 600,
+    }
+    some = evaluation_prompts(EvaluationSizes(strongreject=7, harmbench=0, jailbreaks=0, sensitive=5, plain=3))
+    assert {name: len(part) for name, part in some.items()} == {"strongreject": 7, "sensitive": 5, "plain": 3}
+    assert {name: len(part) for name, part in few[0].items()} == {"harmful": 20, "sensitive": 30, "plain": 10}
+
+
+def test_more_than_there_is_takes_all(evaluated):
+    assert evaluation_prompts(EvaluationSizes(sensitive=10**6))["sensitive"] == evaluated["sensitive"]
+
+
+def test_the_choice_hangs_on_the_seed_alone(few):
+    again, other = (training_prompts(num_harmful=20, num_sensitive=30, num_plain=10, seed=seed) for seed in (0, 1))
+    assert few == again
+    for name, chosen in few[0].items():
+        assert set(chosen) != set(other[0][name])
+    small = EvaluationSizes(strongreject=10, harmbench=10, jailbreaks=10, sensitive=10, plain=10)
+    assert evaluation_prompts(small) == evaluation_prompts(small)
+    assert texts(evaluation_prompts(small)) != texts(evaluation_prompts(small, seed=1))
+
+
+def test_a_smaller_set_of_questions_is_part_of_a_larger_one(evaluated):
+    few = evaluation_prompts(EvaluationSizes(strongreject=0, harmbench=0, jailbreaks=0, sensitive=0, plain=50))
+    assert few["plain"] == evaluated["plain"][:50]
+
+
+def test_no_question_of_a_guard_is_evaluated(evaluated):
+    asked = {p.text for p in evaluated["plain"]}
+    for role in ("teacher", "judge"):
+        assert not asked & {p.text for p in examples.plain_of(role, 200)}
+    assert [p.text for p in examples.held_out_questions()] == [p.text for p in evaluated["plain"][:200]]
