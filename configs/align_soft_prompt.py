@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Teacher
     config.objective = "token_kl"
     config.normalization = "mean"  # of log-probabilities and divergences over the positions of an outcome
-    config.decision_weight = 1.0  # of the forward KL at the first position, where answer and refusal part
+    config.decision_weight = 1.0  # of the forward KL at the first position and along the refusal
     config.refusal = "Sorry, I cannot help with this matter."
     config.sampling_temperature = 1.0  # y ~ p(y | x)
     config.max_tokens = 40  # of an answer
@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
     config.data.num_plain = 600
-    config.data.shares = ml_collections.ConfigDict({"refuse": 3.0, "sensitive": 2.0, "plain": 3.0})
+    config.data.shares = ml_collections.ConfigDict({"refuse": 2.0, "sensitive": 3.0, "plain": 3.0})
 
     # Optimisation
     config.batch_size = 8

@@ -128,10 +128,11 @@ def token_objective(divergence: Callable[..., Array], *, normalization: losses.N
 
 
 def decision_objective(divergence: Callable[..., Array]) -> Objective:
-    """Makes an objective of the first position alone, where the teacher decides between answer and refusal.
+    """Makes an objective of the decision between answer and refusal: the first position, and all of the refusal.
 
-    D(a p_1 + (1 - a) [first token of y_r], q_1). Averaged over the positions of an answer this term nearly vanishes,
-    and more so the longer the answer is beside the refusal; added on its own it weighs both mistakes alike.
+    D(a p_1 + (1 - a) [first token of y_r], q_1) + (1 - a) sum_{t > 1} D([y_{r,t}], q(. | x, y_{r,<t})). Averaged over
+    the positions of an answer the first term nearly vanishes, and more so the longer the answer is beside the refusal;
+    added on its own it weighs both mistakes alike. The rest of the refusal conflicts with no answer.
 
     Args:
       divergence: `losses.forward_kl`, `losses.total_variation` or one with their keywords.
@@ -145,9 +146,10 @@ def decision_objective(divergence: Callable[..., Array]) -> Objective:
             divergence,
             student_logits=outcomes.response_logits[:, :1],
             teacher_logits=outcomes.teacher_logits[:, :1],
-            refusal_logits=outcomes.refusal_logits[:, :1],
-            refusal_tokens=outcomes.refusal_tokens[:1],
+            refusal_logits=outcomes.refusal_logits,
+            refusal_tokens=outcomes.refusal_tokens,
             safe_prob=batch.safe_prob,
+            normalization="sum",
             where=batch.response_where[:, :1],
         )
 
@@ -439,7 +441,7 @@ def make_batch_order(
       `order(step)`, B row numbers.
 
     Raises:
-      ValueError: an empty group, other names in the shares, or shares that are not positive.
+      ValueError: an empty group, other names in the shares, or shares that are not positive or too small for a row.
     """
     if set(groups) != set(shares) or not groups:
         raise ValueError(f"groups {sorted(groups)} and shares {sorted(shares)} must have the same names.")
@@ -454,7 +456,12 @@ def make_batch_order(
     counts = {name: int(exact[name]) for name in names}
     for name in sorted(names, key=lambda n: counts[n] - exact[n])[: batch_size - sum(counts.values())]:
         counts[name] += 1
-    names = [name for name in names if counts[name]]
+    for name in names:
+        if not counts[name]:
+            raise ValueError(
+                f"Share of {name!r} is {shares[name]} of {total}: not one row of a batch of {batch_size}. Raise "
+                "batch_size or the share."
+            )
     window = 16  # batches within which rows are sorted by length
 
     @functools.lru_cache(maxsize=4 * len(names))

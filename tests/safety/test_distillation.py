@@ -415,3 +415,5 @@ def test_bad_groups_and_shares():
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="Share of 'b' is"):
             make(groups={"a": [0], "b": [1]}, shares={"a": 1.0, "b": wrong})
+    with pytest.raises(ValueError, match=r"Share of 'b' is 1\.0 of 20\.0: not one row of a batch of 2"):
+        make(groups={"a": [0], "b": [1]}, shares={"a": 19.0, "b": 1.0})

@@ -125,17 +125,18 @@ def test_prefilled_answers_begin_as_they_are_told(tiny_model, adapter, prompts):
 
 def test_progress_counts_both_models(tiny_model, adapter, prompts):
     calls = []
+    longest = max(prompts, key=lambda prompt: len(prompt.text))  # of one length: no further shape is compiled
     evaluate_set(
         tiny_model,
         adapter,
         SafeSystem(tiny_model, unsafe_if_the, REFUSAL),
-        prompts,
+        [longest] * 8,
         Judges(unsafe_if_the),
-        max_tokens=2,
-        batch_size=2,
+        max_tokens=6,
+        batch_size=4,
         on_batch=lambda done, total: calls.append((done, total)),
     )
-    assert calls == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    assert calls == [(4, 16), (8, 16), (12, 16), (16, 16)]
 
 
 def test_a_prompt_longer_than_the_context_is_named(tiny_model, adapter):
@@ -156,21 +157,30 @@ QUESTIONS = [
 
 
 def option_scores(model, adapter):
-    """Log-probability of each option and its length, from one full forward pass over each."""
+    """Log-probability of each option and its length, by question, from one pass over whole chats."""
     parts = model.tokenizer.chat_parts
-    scores = []
+    rows = []
     for context, options in QUESTIONS:
-        row = []
-        for option in options:
-            answer = model.tokenizer.encode(option)
-            before = [*parts.head, *model.tokenizer.encode(context), *parts.tail]
-            tokens = jnp.array([[*before, *answer]], jnp.int32)
-            hidden = model.decoder.apply({"params": model.params}, tokens, adapter=adapter).hidden
-            logits = model.decoder.apply({"params": model.params}, hidden, method=Decoder.logits)
-            log_probs = np.asarray(jax.nn.log_softmax(logits[0, -len(answer) - 1 : -1], axis=-1), np.float64)
-            row.append((log_probs[np.arange(len(answer)), answer].sum(), len(answer)))
-        scores.append(row)
-    return scores
+        before = [*parts.head, *model.tokenizer.encode(context), *parts.tail]
+        rows += [(before, model.tokenizer.encode(option)) for option in options]
+    length = max(len(before) + len(answer) for before, answer in rows)
+    tokens = np.zeros((len(rows), length), np.int32)
+    for row, (before, answer) in zip(tokens, rows, strict=True):
+        row[: len(before) + len(answer)] = [*before, *answer]
+
+    @jax.jit
+    def log_probs(tokens):
+        hidden = model.decoder.apply({"params": model.params}, tokens, adapter=adapter).hidden
+        logits = model.decoder.apply({"params": model.params}, hidden, method=Decoder.logits)
+        return jax.nn.log_softmax(logits, axis=-1)
+
+    # Whatever stands behind an answer cannot change what stands before it.
+    table = np.asarray(log_probs(jnp.array(tokens)), np.float64)
+    scores = [
+        (sum(probs[len(before) - 1 + t, token] for t, token in enumerate(answer)), len(answer))
+        for probs, (before, answer) in zip(table, rows, strict=True)
+    ]
+    return [[scores.pop(0) for _ in options] for _, options in QUESTIONS]
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -171,6 +171,15 @@ def test_signal_saves_at_the_step_boundary_and_restores_handlers(tmp_path, whole
     assert lines(tmp_path) == whole[1]
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as Python sets it up; a process started in the background of a shell ignores it instead."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_second_signal_acts_at_once(tmp_path):
     def batches(step):
         if step == 2:
