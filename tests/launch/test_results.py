@@ -125,10 +125,10 @@ def test_rows_of_the_tables(measured):
 
 
 def test_points_pool_the_sets(measured):
-    points = {point.label: point for point in results.points(measured)}
+    points = {point.name: point for point in results.points(measured)}
     assert set(points) == set(results.SYSTEMS)
-    assert points["student"].harmful_refusal == wilson_interval(3, 4)
-    assert points["student"].over_refusal == wilson_interval(1, 4)
+    assert points["student"].y == wilson_interval(3, 4)
+    assert points["student"].x == wilson_interval(1, 4)
     assert results.points({"plain": measured["plain"]}) == []
 
 

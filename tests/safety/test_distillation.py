@@ -212,9 +212,11 @@ def test_token_objectives_follow_the_token_teacher(values, teacher_probs, naive,
 
 
 @pytest.mark.parametrize(("name", "divergence"), [("token_kl", kl), ("token_tv", tv)])
-def test_decision_objective_is_the_divergence_at_the_first_position(values, teacher_probs, naive, name, divergence):
-    for row, (student, _, _) in enumerate(naive):
-        expected = divergence(np.asarray(teacher_probs[0][row, 0], np.float64), student[0])
+def test_decision_objective_is_the_first_position_and_the_refusal(values, teacher_probs, naive, name, divergence):
+    for row, (student, refused, _) in enumerate(naive):
+        first = divergence(np.asarray(teacher_probs[0][row, 0], np.float64), student[0])
+        rest = divergence(np.asarray(teacher_probs[1][row], np.float64), refused)[1:].sum()
+        expected = first + (1 - SAFE_PROB[row]) * rest
         np.testing.assert_allclose(values[name, "first"][row], expected, rtol=2e-3, atol=1e-4)
     assert values[name, "first"][4] == 0
 

@@ -1,0 +1,90 @@
+"""How launchers refuse: one message, exit status 2, and what is not expected is not hidden."""
+
+import pytest
+
+from edgesafe_jax.adapters import AdapterError
+from edgesafe_jax.assets import AssetError
+from edgesafe_jax.guards.probe import GuardFileError
+from edgesafe_jax.guards.verdicts import GuardError
+from edgesafe_jax.models.generation import ContextError
+from edgesafe_jax.models.loading import LoadingError
+from edgesafe_jax.training import CheckpointError, TrainingError, TrainingStopped, WorkdirError
+from launch import bench, errors, quickstart
+from tests.launch import cli
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        AdapterError,
+        AssetError,
+        CheckpointError,
+        ContextError,
+        GuardError,
+        GuardFileError,
+        LoadingError,
+        TrainingError,
+        WorkdirError,
+        errors.ConfigError,
+    ],
+)
+def test_an_expected_error_is_a_message_and_status_2(kind, capsys):
+    with pytest.raises(SystemExit) as caught, errors.reported():
+        raise kind("the door is shut: open it")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: the door is shut: open it\n"
+
+
+def test_an_error_of_the_program_keeps_its_traceback(capsys):
+    with pytest.raises(ZeroDivisionError), errors.reported():
+        1 / 0  # noqa: B018
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stop_by_a_signal_keeps_its_status():
+    with pytest.raises(TrainingStopped) as caught, errors.reported():
+        raise TrainingStopped(130)
+    assert caught.value.code == 130
+
+
+def test_nothing_wrong_says_nothing(capsys):
+    with errors.reported():
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_lookup_returns_the_entry():
+    assert errors.lookup({"a": 1, "b": 2}, "b", "config.what") == 2
+
+
+@pytest.mark.parametrize("name", ["c", "", None, 3, ["a"]])
+def test_lookup_names_the_value_and_the_choices(name):
+    with pytest.raises(errors.ConfigError) as caught:
+        errors.lookup({"b": 2, "a": 1}, name, "config.what")
+    assert str(caught.value) == f"config.what={name!r}: expected one of a, b."
+
+
+def test_an_unknown_section_is_refused_before_any_runs(monkeypatch, capsys, tmp_path):
+    ran = []
+    monkeypatch.setattr(quickstart, "SECTIONS", {"alignment": ran.append})
+    message = cli.refused(monkeypatch, capsys, quickstart, f"--workdir={tmp_path}/q", "--only=alignment,cooking")
+    assert message == "--only='cooking': expected one of alignment."
+    assert ran == []
+    assert not (tmp_path / "q").exists()
+
+
+def test_the_sections_asked_for_run_in_their_order(monkeypatch, tmp_path):
+    ran = []
+    sections = {name: lambda workdir, name=name: ran.append((name, workdir)) for name in ("one", "two", "three")}
+    monkeypatch.setattr(quickstart, "SECTIONS", sections)
+    cli.run(monkeypatch, quickstart, f"--workdir={tmp_path}", "--only=three,one")
+    assert ran == [("three", tmp_path), ("one", tmp_path)]
+    ran.clear()
+    cli.run(monkeypatch, quickstart, f"--workdir={tmp_path}")
+    assert [name for name, _ in ran] == ["one", "two", "three"]
+
+
+def test_an_unknown_suite_is_refused(monkeypatch, capsys):
+    message = cli.refused(monkeypatch, capsys, bench, "--suite=cooking")
+    assert message.startswith("--suite='cooking': expected one of")
+    assert "align" in message
