@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """Parses the flags and runs."""
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=errors.parse_flags)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+from absl import flags
+
 from edgesafe_jax.adapters import AdapterError
 from edgesafe_jax.assets import AssetError
 from edgesafe_jax.guards.probe import GuardFileError
@@ -44,6 +46,26 @@ def reported() -> Iterator[None]:
         yield
     except EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line for `app.run`; what is wrong with it is one message, too.
+
+    An unknown field or variant of a config and a config file that does not exist come from ml_collections as errors of
+    several kinds, with a traceback in their text.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            len(flags.FLAGS.config)  # a file that cannot be read is noticed at the first use
+        return rest
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError) as error:
+        cause: object = error
+        while isinstance(cause, BaseException) and cause.args:
+            cause = cause.args[0]
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        print("error: " + (lines[-1] if "Traceback" in str(cause) else " ".join(lines)), file=sys.stderr)
         raise SystemExit(2) from error
 
 

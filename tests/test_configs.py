@@ -61,5 +61,5 @@ def test_every_variant_that_a_config_names_exists_and_others_are_refused(path):
     module = load(path)
     for variant in re.findall(rf"{path.stem}\.py:(\w+)|`:(\w+)`", module.__doc__):
         module.get_config("".join(variant))
-    with pytest.raises(ValueError, match="'cooking'.*runlocal"):
+    with pytest.raises(ValueError, match=r"'cooking'.*runlocal"):
         module.get_config("cooking")

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 from absl import flags
 
-from launch import startup
+from launch import errors, startup
 
 
 def run(monkeypatch: pytest.MonkeyPatch, launcher: ModuleType, *arguments: str) -> None:
@@ -17,7 +17,7 @@ def run(monkeypatch: pytest.MonkeyPatch, launcher: ModuleType, *arguments: str) 
     before = set(flags.FLAGS)
     try:
         launcher.define_flags()
-        launcher.main(flags.FLAGS(argv))
+        launcher.main(errors.parse_flags(argv))
     finally:
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)

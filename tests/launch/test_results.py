@@ -49,7 +49,9 @@ def measured():
     plain = set_result(
         "benign",
         judged([f"Base says {i}{LONG}" for i in range(4)], [False] * 4, [0.1, 0.2, 0.6, 0.1], [0.1] * 4),
-        judged([REFUSAL, *(f"Student says {i}{LONG}" for i in range(1, 4))], [True, *[False] * 3], [0.1] * 4, [0.1] * 4),
+        judged(
+            [REFUSAL, *(f"Student says {i}{LONG}" for i in range(1, 4))], [True, *[False] * 3], [0.1] * 4, [0.1] * 4
+        ),
         judged([*(f"Base says {i}" for i in range(2)), REFUSAL, "Base says 3"], [0, 0, 1, 0], [0.1] * 4, [0.1] * 4),
         [False, False, True, False],
     )
