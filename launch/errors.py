@@ -1,6 +1,7 @@
 """How launchers say that something is wrong: one message, no traceback, exit status 2."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
@@ -58,15 +59,17 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            len(flags.FLAGS.config)  # a file that cannot be read is noticed at the first use
+            flags.FLAGS.config.keys()  # a file that cannot be read is noticed at the first use
         return rest
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError) as error:
-        cause: object = error
-        while isinstance(cause, BaseException) and cause.args:
-            cause = cause.args[0]
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        print("error: " + (lines[-1] if "Traceback" in str(cause) else " ".join(lines)), file=sys.stderr)
-        raise SystemExit(2) from error
+    except (AttributeError, KeyError) as error:
+        field: object = error
+        while isinstance(field, BaseException) and field.args:
+            field = field.args[0]
+        message = "the config has no field " + ". ".join(str(field).splitlines())
+    except (flags.Error, OSError, TypeError) as error:
+        message = re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def lookup(table: Mapping[str, Value], name: object, what: str) -> Value:
