@@ -425,6 +425,8 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
             **{name: _count(settings[name]) for name in (*prompts.HARMFUL_SETS, *prompts.BENIGN_SETS)}
         )
     )
+    if not sets:
+        raise errors.ConfigError("config.evaluation leaves out every set of prompts: expected at least one above 0.")
     results: dict[str, SetResult] = {}
     for name, chosen in sets.items():
         with Progress(f"answering {name}") as progress:
@@ -466,14 +468,11 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     made = section(results, losses=losses_by_step, usefulness=usefulness, costs=cost_rows, notes=notes)
     write_fragment(workdir, "alignment", made)
     build_report(workdir, "edgesafe_jax", subtitle=f"{config['model']}, objective {config['objective']}")
-    print(make_table(refusal_rows(results)).to_text())
-    print()
-    print(make_table([{"quantity": k, "share": v} for k, v in agreement(results).items()]).to_text())
-    print()
-    print(make_table(safety_rows(results)).to_text())
-    print()
-    print(make_table(usefulness).to_text())
-    print(f"\nreport: {workdir / 'report.html'}")
+    followed: list[dict[str, object]] = [{"quantity": k, "share": v} for k, v in agreement(results).items()]
+    for rows in (refusal_rows(results), followed, safety_rows(results), usefulness):
+        if rows:
+            print(make_table(rows).to_text() + "\n")
+    print(f"report: {workdir / 'report.html'}")
     return Evaluation(results, values, usefulness, cost_rows, notes)
 
 

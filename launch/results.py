@@ -166,10 +166,11 @@ def section(
         "trained soft prompt and no guard. Intervals are 95 %."
     )
     made.table(refusal_rows(results), caption="Refused share, by the words at the start of the response")
-    made.table(
-        [{"quantity": name.replace("_", " "), "share": value} for name, value in agreement(results).items()],
-        caption="How the student follows its system",
-    )
+    if followed := agreement(results):
+        made.table(
+            [{"quantity": name.replace("_", " "), "share": value} for name, value in followed.items()],
+            caption="How the student follows its system",
+        )
     made.table(safety_rows(results), caption="SGS: share of responses that a guard calls safe")
     if found := points(results):
         made.figure(
