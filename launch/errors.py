@@ -15,6 +15,7 @@ from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LoadingError
 from edgesafe_jax.models.tokenization import TokenizerError
+from edgesafe_jax.planning import PlanningError
 from edgesafe_jax.training import CheckpointError, TrainingError, WorkdirError
 
 Value = TypeVar("Value")
@@ -33,6 +34,7 @@ EXPECTED = (
     GuardError,
     GuardFileError,
     LoadingError,
+    PlanningError,
     TokenizerError,
     TrainingError,
     WorkdirError,

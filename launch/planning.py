@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from edgesafe_jax import metrics, planning
@@ -176,7 +175,6 @@ def run(config: Config, workdir: str | Path) -> Path:
         noise_beta=_known(config["noise_beta"]),
         options=config["icem"],
     )
-    planner = planner._replace(plan=jax.jit(planner.plan))
     workdir = open_workdir(workdir, config)
     seeds = [int(config["seed"]) + number for number in range(int(config["num_episodes"]))]
     for seed in seeds:
@@ -296,6 +294,39 @@ def episode_section(
     return section
 
 
+COMPARED, COMPARED_STEPS, COMPARED_BUDGET = ("icem", "cem"), 60, 100
+"""What `launch.quickstart` runs on HalfCheetah."""
+
+
+def compare(workdir: Path) -> None:
+    """Runs iCEM and CEM on HalfCheetah from the same start with the same budget, and reports both.
+
+    Args:
+      workdir: where the section of the report goes; episodes that are there already are kept.
+    """
+    environment = planning.TASKS["halfcheetah"]()
+    folder, episodes, rows = workdir / "planning", {}, []
+    for name in COMPARED:
+        file = folder / f"{name}.npz"
+        if not file.exists():
+            planner = make_planner(name, environment.simulator(), environment, budget=COMPARED_BUDGET)
+            with Progress(f"HalfCheetah with {name}, {COMPARED_STEPS} steps") as progress:
+                episode = planning.run_episode(
+                    planner, environment, seed=0, num_steps=COMPARED_STEPS, on_step=progress
+                )
+            _save(file, episode)
+        episodes[name] = dict(np.load(file))
+        rows.append({"planner": name, "trajectories a step": COMPARED_BUDGET, **_row(episodes[name])})
+    heading = f"Planning: HalfCheetah, {COMPARED_STEPS} steps, {COMPARED_BUDGET} trajectories a step"
+    section = episode_section(heading, episodes, environment)
+    section.table(rows, caption="One episode each, from the same start")
+    section.notes([f"The control step lasts {1000 * environment.control_step:.0f} ms."])
+    write_fragment(workdir, "planning", section)
+    write_summary(workdir, "planning", {f"{row['planner']}/return": row["return"] for row in rows})
+    print(make_table(rows).to_text())
+    print(f"wrote {build_report(workdir, title='edgesafe_jax')}")
+
+
 # Studies --------------------------------------------------------------------------------------------------------------
 
 
@@ -353,7 +384,6 @@ def study(config: Config, workdir: str | Path) -> Path:
                 environments[environment_name] = make_environment(config["simulator"], environment_name)
             environment = environments[environment_name]
             planner = make_planner(name, environment.simulator(), environment, budget=budget)
-            planner = planner._replace(plan=jax.jit(planner.plan))
             for seed in range(len(rows), int(config["num_seeds"])):
                 steps = int(config["environments"][environment_name])
                 episode = planning.run_episode(planner, environment, seed=seed, num_steps=steps)

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 
 from configs import align_soft_prompt
-from launch import alignment, errors, startup
+from launch import alignment, errors, planning, startup
 
 
 def define_flags() -> None:
@@ -32,7 +32,7 @@ def _alignment(workdir: Path) -> None:
     alignment.evaluate(config, workdir)
 
 
-SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment}
+SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment, "planning": planning.compare}
 """What `--only` may name."""
 
 

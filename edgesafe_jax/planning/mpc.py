@@ -163,10 +163,15 @@ def run_episode(
             action_repeat=action_repeat,
             on_step=on_step,
         )
-    run = jax.jit(
-        lambda key, env: scan_episode(planner, task.step, key, env, num_steps=num_steps, action_repeat=action_repeat)
+    start = jax.jit(task.reset)(start_key)
+    episode = _compiled_episode(
+        planner, task.step, plan_key, start, num_steps=num_steps, action_repeat=action_repeat
     )
-    return jax.tree.map(np.asarray, run(plan_key, jax.jit(task.reset)(start_key)))
+    return jax.tree.map(np.asarray, episode)
+
+
+# Compiled once for a planner and an environment, however many episodes there are.
+_compiled_episode = jax.jit(scan_episode, static_argnames=("planner", "step", "num_steps", "action_repeat"))
 
 
 def _joined(results: StepResult) -> StepResult:

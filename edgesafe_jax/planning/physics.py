@@ -148,19 +148,20 @@ def figure_segments(model: MjModel, physics: np.ndarray) -> tuple[np.ndarray, np
     data = mujoco.MjData(model)
     mujoco.mj_setState(model, data, np.asarray(physics, np.float64), mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
     mujoco.mj_kinematics(model, data)
-    long = (mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_CYLINDER)
+    long = (mujoco.mjtGeom.mjGEOM_CAPSULE.value, mujoco.mjtGeom.mjGEOM_CYLINDER.value)
+    moves = (model.body_weldid != 0) & (model.body_mocapid < 0)
     ends, radii, drawn = [], [], set()
     for geom in range(model.ngeom):
         body = int(model.geom_bodyid[geom])
-        if model.geom_type[geom] in long and model.body_weldid[body]:
+        if int(model.geom_type[geom]) in long and moves[body]:
             reach = model.geom_size[geom, 1] * data.geom_xmat[geom].reshape(3, 3)[:, 2]
             ends.append((data.geom_xpos[geom] - reach, data.geom_xpos[geom] + reach))
             radii.append(model.geom_size[geom, 0])
             drawn.add(body)
     for body in range(1, model.nbody):
-        if body not in drawn and model.body_weldid[body]:
+        if moves[body] and body not in drawn:
             parent = int(model.body_parentid[body])
-            ends.append((data.xpos[parent] if model.body_weldid[parent] else data.xpos[body], data.xpos[body]))
+            ends.append((data.xpos[parent if moves[parent] else body], data.xpos[body]))
             radii.append(0.015)
     return np.array(ends).reshape(-1, 2, 3), np.array(radii)
 

@@ -98,8 +98,8 @@ def make_ensemble_simulator(
 ) -> Simulator:
     """Makes a simulator that asks M models (an ensemble, or randomised parameters) and weighs the risk.
 
-    Each model simulates the whole sequence; the risk is taken over the M costs of a trajectory. The violation is that
-    of the worst model.
+    Each model simulates the whole sequence; the risk is taken over the M costs of a trajectory, which is NaN where one
+    of them is not finite. The violation is that of the worst model.
 
     Args:
       step: from one model, the state and an action to the next state and its result.
@@ -123,7 +123,9 @@ def make_ensemble_simulator(
             return run(env_state, actions)
 
         outcomes = jax.vmap(under)(models)
-        return Outcomes(risk(outcomes.cost), jnp.max(outcomes.violation, axis=0))
+        # Not left to the risk: a share of the worst models may leave out one that is not finite.
+        finite = jnp.all(jnp.isfinite(outcomes.cost), axis=0)
+        return Outcomes(jnp.where(finite, risk(outcomes.cost), jnp.nan), jnp.max(outcomes.violation, axis=0))
 
     return simulate
 

@@ -4,8 +4,10 @@ The XML and meshes of the paper's tasks come from the packages gymnasium and gym
 no code is imported; the costs are written here.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -426,6 +428,13 @@ BRAX_TASKS = {"halfcheetah": 0.25, "humanoidstandup": 2.0, "pusher": 2.0, "reach
 """brax environments and the exponents of the noise: the paper's for its two tasks, elsewhere this project's choice."""
 
 
+@contextlib.contextmanager
+def _usual_promotion() -> Iterator[None]:
+    """Inside, brax's code is traced with jax's usual promotion rules, whatever those outside are."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def brax_task(name: str, *, backend: str = "spring") -> JaxTask:
     """Makes a task of a brax environment: its cost is its reward with the sign turned.
 
@@ -443,13 +452,20 @@ def brax_task(name: str, *, backend: str = "spring") -> JaxTask:
         raise PlanningError(f"brax task {name!r}: expected one of {', '.join(BRAX_TASKS)}")
     if backend not in ("spring", "positional", "generalized"):
         raise PlanningError(f"backend={backend!r}: expected spring, positional or generalized")
-    from brax import envs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # brax and what it imports say that they are no longer developed
+        from brax import envs
 
-    env: Any = envs.get_environment(name, backend=backend)  # its base class does not name all that it has
+        env: Any = envs.get_environment(name, backend=backend)  # its base class does not name all that it has
     limits = np.asarray(env.sys.actuator.ctrl_range, np.float32)
 
+    def reset(key: PRNGKey) -> PyTree:
+        with _usual_promotion():
+            return env.reset(key)
+
     def step(state: PyTree, action: Array) -> tuple[PyTree, StepResult]:
-        state = env.step(state, action)
+        with _usual_promotion():
+            state = env.step(state, action)
         return state, step_result(-state.reward)
 
     return JaxTask(
@@ -460,7 +476,7 @@ def brax_task(name: str, *, backend: str = "spring") -> JaxTask:
         horizon=30,
         noise_beta=BRAX_TASKS[name],
         control_step=float(env.dt),
-        reset=env.reset,
+        reset=reset,
         step=step,
     )
 
