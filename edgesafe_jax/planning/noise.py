@@ -201,6 +201,6 @@ def uniform() -> Sampler:
 
     def place(share: Array, mean: Array, std: Array, low: np.ndarray, high: np.ndarray) -> Array:
         del mean, std
-        return low[None, None] + share * (high - low)[None, None]
+        return share * jnp.asarray((high - low)[None, None]) + jnp.asarray(low[None, None])
 
     return Sampler(draw, place)
