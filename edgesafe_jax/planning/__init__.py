@@ -19,6 +19,7 @@ from edgesafe_jax.planning.risk import make_cvar, make_exponential, mean_cost, w
 from edgesafe_jax.planning.shooting import make_predictive_sampling, make_random_shooting
 from edgesafe_jax.planning.simulators import (
     StepResult,
+    combine_simulators,
     make_ensemble_simulator,
     make_simulator,
     repeat_actions,
@@ -54,6 +55,7 @@ __all__ = [
     "brax_task",
     "colored_noise",
     "colored_noise_std",
+    "combine_simulators",
     "double_integrator",
     "double_integrator_cost",
     "figure_segments",

@@ -64,7 +64,7 @@ class Planner(NamedTuple):
       init: makes the state before the first step of an episode; what was remembered of another episode is gone.
       plan: from a random key, that state and the state of the environment to the action `[A]`, the next state and
         a `Plan`.
-      num_trajectories: trajectories that one plan simulates.
+      num_trajectories: trajectories that one plan simulates, without those of a proposal.
     """
 
     init: Callable[[], Any]

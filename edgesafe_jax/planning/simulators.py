@@ -1,7 +1,7 @@
 """Simulators made of JAX functions: environments, learned models and ensembles of them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax
@@ -122,12 +122,46 @@ def make_ensemble_simulator(
             run = make_simulator(lambda state, action: step(model, state, action), terminal_cost=terminal_cost)
             return run(env_state, actions)
 
-        outcomes = jax.vmap(under)(models)
-        # Not left to the risk: a share of the worst models may leave out one that is not finite.
-        finite = jnp.all(jnp.isfinite(outcomes.cost), axis=0)
-        return Outcomes(jnp.where(finite, risk(outcomes.cost), jnp.nan), jnp.max(outcomes.violation, axis=0))
+        return _at_risk(jax.vmap(under)(models), risk)
 
     return simulate
+
+
+def combine_simulators(simulators: Sequence[Simulator], *, risk: Risk) -> Simulator:
+    """Makes one simulator of several that share the state, such as C MuJoCo with randomised masses and frictions.
+
+    Args:
+      simulators: M of them, asked one after the other.
+      risk: from costs `[M, N]` to `[N]`, see `edgesafe_jax.planning.risk`.
+
+    Returns:
+      The simulator; cost and violation as in `make_ensemble_simulator`.
+
+    Raises:
+      PlanningError: if there are none.
+
+    Example:
+      >>> def at(place):
+      ...     return lambda state, actions: Outcomes(jnp.abs(actions[:, 0, 0] - place), jnp.zeros(len(actions)))
+      >>> from edgesafe_jax.planning.risk import worst_cost
+      >>> combine_simulators([at(0.0), at(3.0)], risk=worst_cost)(None, jnp.ones((1, 1, 1))).cost.tolist()
+      [2.0]
+    """
+    if not simulators:
+        raise PlanningError("simulators: expected at least one")
+
+    def simulate(env_state: PyTree, actions: Array) -> Outcomes:
+        each = [simulator(env_state, actions) for simulator in simulators]
+        return _at_risk(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), risk)
+
+    return simulate
+
+
+def _at_risk(outcomes: Outcomes, risk: Risk) -> Outcomes:
+    """From outcomes `[M, N]` to `[N]`."""
+    # Not left to the risk: a share of the worst models may leave out one that is not finite.
+    finite = jnp.all(jnp.isfinite(outcomes.cost), axis=0)
+    return Outcomes(jnp.where(finite, risk(outcomes.cost), jnp.nan), jnp.max(outcomes.violation, axis=0))
 
 
 def repeat_actions(simulator: Simulator, num_repeats: int) -> Simulator:

@@ -169,6 +169,20 @@ def test_control_with_feedback_stops_at_every_action():
     np.testing.assert_allclose(state.physics, looking.state_of(data).physics, rtol=1e-6, atol=1e-8)
 
 
+def test_randomised_models_share_one_state(world):
+    heavy = mujoco.MjModel.from_xml_string(XML)
+    heavy.body_mass[:] *= 3.0
+    other = MujocoWorld(
+        heavy, frame_skip=3, features={"x": [1], "v": [3], "tip": physics.sensor_columns(heavy, "tip")}, num_threads=1
+    )
+    state, _ = start_of(world, 0)
+    actions = np.float32(np.random.default_rng(0).uniform(-1, 1, (3, 8, 1)))
+    costs = [each.make_simulator(cost)(state, actions).cost for each in (world, other)]
+    assert np.max(np.abs(costs[0] - costs[1])) > 1e-3
+    both = planning.combine_simulators([each.make_simulator(cost) for each in (world, other)], risk=planning.worst_cost)
+    np.testing.assert_allclose(jax.jit(both)(state, actions).cost, np.maximum(*costs), rtol=1e-5)
+
+
 def test_what_explodes_costs_nan_and_the_others_go_on():
     wild = make_world(EXPLODING)
     data = mujoco.MjData(wild.model)

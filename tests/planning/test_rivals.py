@@ -208,6 +208,18 @@ def test_a_model_that_is_not_finite_makes_the_plan_rank_last(risk, bad):
     assert not np.isfinite(outcomes.cost).any()
 
 
+def test_simulators_with_one_state_are_combined():
+    each = [planning.make_simulator(lambda s, a, m=m: drift(m, s, a)) for m in jnp.float32([0.5, 1.0, 2.0])]
+    ensemble = planning.make_ensemble_simulator(drift, jnp.float32([0.5, 1.0, 2.0]), risk=planning.worst_cost)
+    actions = jax.random.normal(jax.random.key(0), (4, 6, 1))
+    ours = planning.combine_simulators(each, risk=planning.worst_cost)(jnp.float32(0.1), actions)
+    theirs = ensemble(jnp.float32(0.1), actions)
+    np.testing.assert_allclose(ours.cost, theirs.cost, rtol=1e-5)
+    np.testing.assert_allclose(ours.violation, theirs.violation, rtol=1e-5)
+    with pytest.raises(PlanningError, match="at least one"):
+        planning.combine_simulators([], risk=planning.worst_cost)
+
+
 @pytest.mark.parametrize("models", [{}, jnp.float32(1.0), {"a": jnp.ones(3), "b": jnp.ones(4)}])
 def test_models_without_one_leading_axis(models):
     with pytest.raises(PlanningError, match="expected one M"):
