@@ -9,7 +9,6 @@ Pinneri and Louizos, "Guarding the Meaning: Self-Supervised Training for Semanti
 2511.10665: paraphrases are of the response, the prompt is context. The paraphrasers and the filter are this project's.
 """
 
-import collections
 import dataclasses
 import json
 import re
@@ -321,7 +320,7 @@ def make_sets(
                 kept.append(candidate)
         label = None if labels is None else float(labels[index])
         sets.append(ParaphraseSet(prompts[index], responses[index], tuple(kept), label))
-    return sets, dict(counts)
+    return sets, counts
 
 
 def _bare(text: str) -> str:

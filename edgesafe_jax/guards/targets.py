@@ -16,6 +16,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from edgesafe_jax.typing import Array, ArrayLike
 
@@ -56,7 +57,7 @@ def set_target(scores: ArrayLike, *, rule: str | Rule, where: ArrayLike | None =
     mask = jnp.ones(values.shape, bool) if where is None else jnp.asarray(where)
     if mask.dtype != jnp.bool_ or mask.shape != values.shape:
         raise TargetError(f"where is {mask.dtype}{mask.shape}: expected bool{values.shape}, one entry per score.")
-    if not isinstance(values, jax.core.Tracer) and not isinstance(mask, jax.core.Tracer):
+    if not isinstance(values, Tracer) and not isinstance(mask, Tracer):
         _check_values(np.asarray(values), np.asarray(mask))
     if isinstance(rule, str):
         if rule not in RULES:
@@ -69,10 +70,10 @@ def set_target(scores: ArrayLike, *, rule: str | Rule, where: ArrayLike | None =
 
 
 def _check_values(values: np.ndarray, mask: np.ndarray) -> None:
-    rows = mask.reshape(-1, mask.shape[-1]).any(axis=1)
+    rows = np.asarray(mask.reshape(-1, mask.shape[-1]).any(axis=1))
     if not rows.all():
         raise TargetError(
-            f"Set {int(np.flatnonzero(~rows)[0])} has no members ({int((~rows).sum())} of {len(rows)} sets): leave it "
+            f"Set {int(np.flatnonzero(~rows)[0])} has no members ({int((~rows).sum())} of {rows.size} sets): leave it "
             "out."
         )
     kept = values[mask]
