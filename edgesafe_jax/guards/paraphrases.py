@@ -298,8 +298,7 @@ def make_sets(
     originals = np.asarray(encode(responses), np.float64)
     flat = [p.text for found in candidates for p in found]
     vectors = np.asarray(encode(flat), np.float64) if flat else np.zeros((0, originals.shape[1]))
-    counts = collections.Counter(dict.fromkeys(("candidates", "kept", "meaning", "length", "identical"), 0))
-    counts["candidates"] = len(flat)
+    counts = {"candidates": len(flat), "kept": 0, "meaning": 0, "length": 0, "identical": 0}
     sets, at = [], 0
     for index, found in enumerate(candidates):
         cosines = vectors[at : at + len(found)] @ originals[index]
