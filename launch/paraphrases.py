@@ -22,6 +22,7 @@ from edgesafe_jax.guards.paraphrases import (
 from edgesafe_jax.guards.wordnet import load_wordnet, wordnet_source
 from edgesafe_jax.models.loading import load_model
 from launch import errors
+from launch.guards import pair_key
 from launch.progress import Progress
 
 SOURCES = ("style", "wordnet", "llm")
@@ -46,15 +47,8 @@ def _sources(data: Mapping[str, Any], model: str, seed: int, progress: Progress)
 
 def pairs_of(role: examples.Role, num: int) -> list[ScoredPair]:
     """The human-scored pairs of a role, or the first `num` of them in the order of their hash."""
-    pairs = sorted(examples.human_pairs(role), key=lambda p: pair_order(p.prompt, p.response))
+    pairs = sorted(examples.human_pairs(role), key=lambda p: pair_key(p.prompt, p.response))
     return pairs if num < 0 else pairs[:num]
-
-
-def pair_order(prompt: str, response: str) -> str:
-    """A number that depends on the pair alone, for a fixed random order."""
-    import hashlib
-
-    return hashlib.sha256(f"{prompt}\0{response}".encode()).hexdigest()
 
 
 def paraphrase_sets(
