@@ -98,7 +98,7 @@ _CONTRACTIONS = (
     ("there's", "there is"),
     ("let's", "let us"),
 )
-_MARK = re.compile(r"^(?:[-*•]|[0-9]+[.)])\s+")
+_MARK = re.compile(r"^(?:[-*•]|[0-9]+[.)])(?:\s+|$)")
 _ASIDES = ("basically", "honestly", "you know", "like I said", "well")
 
 
@@ -136,7 +136,8 @@ def _casual(text: str) -> str:
 
 
 def _bulleted(text: str) -> str:
-    return "\n".join("- " + _MARK.sub("", sentence) for sentence in _sentences(text))
+    items = [_MARK.sub("", sentence).strip() for sentence in _sentences(text)]
+    return "\n".join(f"- {item}" for item in items if item)
 
 
 def _hedged(text: str) -> str:
