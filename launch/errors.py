@@ -10,7 +10,9 @@ from absl import flags
 
 from edgesafe_jax.adapters import AdapterError
 from edgesafe_jax.assets import AssetError
+from edgesafe_jax.guards.paraphrases import ParaphraseError
 from edgesafe_jax.guards.probe import GuardFileError
+from edgesafe_jax.guards.registry import TemplateError
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LoadingError
@@ -33,6 +35,8 @@ EXPECTED = (
     GuardError,
     GuardFileError,
     LoadingError,
+    ParaphraseError,
+    TemplateError,
     TokenizerError,
     TrainingError,
     WorkdirError,

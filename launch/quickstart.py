@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from configs import align_soft_prompt
-from launch import alignment, errors, startup
+from configs import align_soft_prompt, guard_consistency
+from launch import alignment, consistency, errors, startup
 
 
 def define_flags() -> None:
@@ -32,7 +32,13 @@ def _alignment(workdir: Path) -> None:
     alignment.evaluate(config, workdir)
 
 
-SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment}
+def _guards(workdir: Path) -> None:
+    run = workdir / "guards"
+    consistency.train(guard_consistency.get_config("quickstart").to_dict(), run)
+    consistency.evaluate(run, workdir)
+
+
+SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment, "guards": _guards}
 """What `--only` may name."""
 
 

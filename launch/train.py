@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import alignment, errors, guards, startup
+from launch import alignment, consistency, errors, guards, startup
 
 Task = Callable[[Mapping[str, Any], str | Path], Path]
 
@@ -20,6 +20,7 @@ TASKS: dict[str, Task] = {
     "alignment": alignment.train,
     "guard_probe": guards.train_probe,
     "guard_judge": guards.train_judge,
+    "guard_consistency": consistency.train,
 }
 """What `config.task` may name, and what runs it."""
 

@@ -1,6 +1,7 @@
 """What is minimised: pure functions of arrays, one value per element, reduced by `masked_mean`."""
 
 from edgesafe_jax.losses._reduction import Normalization, masked_mean, masked_sum_and_count
+from edgesafe_jax.losses.consistency import consistency, consistency_anchor
 from edgesafe_jax.losses.distillation import (
     forward_kl,
     gated_divergence,
@@ -21,6 +22,8 @@ from edgesafe_jax.losses.fused import linear_divergence, linear_head, linear_log
 
 __all__ = [
     "Normalization",
+    "consistency",
+    "consistency_anchor",
     "forward_kl",
     "gated_divergence",
     "gated_forward_kl",

@@ -51,15 +51,15 @@ _Terms: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
 
 
 class Divergence(Protocol):
-    """What `gated_divergence` needs of a divergence over logits."""
+    """What `gated_divergence` and `linear_divergence` need of a divergence over logits."""
 
     def __call__(
         self,
         *,
         student_logits: ArrayLike,
         teacher_logits: ArrayLike,
-        temperature: float,
-        where: ArrayLike | None,
+        temperature: float = 1.0,
+        where: ArrayLike | None = None,
     ) -> Array:
         """Maps logits [..., V] to values [...]."""
         ...

@@ -199,7 +199,7 @@ def _chunked(function: Any, head: PyTree, hidden: Array, given: PyTree, chunk_si
         array = jnp.pad(array, pad).reshape(rows, num_chunks, step, *array.shape[2:])
         return jnp.moveaxis(array, 1, 0)
 
-    values = _scan(function, head, cut(hidden), jax.tree.map(cut, given))
+    values: tuple[Array, ...] = _scan(function, head, cut(hidden), jax.tree.map(cut, given))
     return tuple(
         jnp.moveaxis(value, 0, 1).reshape(rows, num_chunks * step)[:, :length].reshape(*batch, length)
         for value in values

@@ -1,4 +1,4 @@
-"""A decoder-only transformer of the Llama family, frozen, with its layers scanned.
+"""A decoder-only transformer of the Llama family and its relatives, frozen, with its layers scanned.
 
 The forward pass is a pure function of a plain parameter tree. Three things make it a good host for adapters on a frozen
 model:
@@ -25,6 +25,9 @@ MASKED = -1e30
 """Attention score of a position that must not be seen; finite, so that an all-masked row stays finite."""
 
 FLOAT32 = jnp.dtype(jnp.float32)
+
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+"""Activations of the gated feed-forward layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,15 @@ class DecoderConfig:
       tie_embeddings: whether the output head is the transposed embedding table.
       qkv_bias: whether queries, keys and values have a bias (Qwen2).
       rope_scaling: Llama 3's frequency rescaling, or None.
+      activation: of the gated feed-forward layer, a key of `ACTIVATIONS`.
+      qk_norm: whether queries and keys are normed per head before they are rotated (Qwen3).
+      post_norms: whether the outputs of attention and feed-forward are normed too (Gemma 2).
+      attention_scale: factor of the attention scores; None for `E ** -0.5`.
+      attention_softcap: c of `c tanh(score / c)` before the mask, or None (Gemma 2).
+      logit_softcap: the same for the logits of the vocabulary, or None (Gemma 2).
+      embedding_scale: factor of all input embeddings, virtual ones included (Gemma 2, Granite).
+      residual_scale: factor of what each sublayer adds to the residual stream (Granite).
+      logit_scale: factor of the logits (Granite: one over its `logits_scaling`).
     """
 
     vocab_size: int
@@ -77,8 +89,19 @@ class DecoderConfig:
     tie_embeddings: bool = True
     qkv_bias: bool = False
     rope_scaling: RopeScaling | None = None
+    activation: str = "silu"
+    qk_norm: bool = False
+    post_norms: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
     def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}."
@@ -256,8 +279,10 @@ class Attention(nn.Module):
                 y = y + _expand(bias.astype(x.dtype), y.ndim)
             return y.reshape(batch, length, num_heads, c.head_dim)
 
-        query = rotate(project("query", c.num_heads), cos, sin)
-        key = rotate(project("key", c.num_kv_heads), cos, sin)
+        query, key = project("query", c.num_heads), project("key", c.num_kv_heads)
+        if c.qk_norm:
+            query, key = RMSNorm(c.rms_eps, name="query_norm")(query), RMSNorm(c.rms_eps, name="key_norm")(key)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         value = project("value", c.num_kv_heads)
         query = query.reshape(batch, length, c.num_kv_heads, groups, c.head_dim).transpose(0, 2, 3, 1, 4)
         key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
@@ -266,7 +291,8 @@ class Attention(nn.Module):
         scores = []
         for (block_key, _), mask in zip(blocks, masks, strict=True):
             # mask: [B | 1, T | 1, S] -> [B | 1, 1, 1, T | 1, S]
-            score = _scores(query, block_key) * c.head_dim**-0.5
+            score = _scores(query, block_key) * (c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale)
+            score = _softcap(score, c.attention_softcap)
             scores.append(jnp.where(mask[:, None, None], score, MASKED))
         weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(x.dtype)
 
@@ -278,6 +304,11 @@ class Attention(nn.Module):
         out = self.param("out", init, (c.num_heads * c.head_dim, c.embed_dim))
         mixed = jnp.asarray(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, c.num_heads * c.head_dim)
         return matmul(mixed, out, dtype=self.matmul_dtype), (key, value)
+
+
+def _softcap(x: Array, cap: float | None) -> Array:
+    """Bounds numbers smoothly, `cap tanh(x / cap)`; as they are where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def _scores(query: Array, key: Array) -> Array:
@@ -301,7 +332,7 @@ def _mix(weights: Array, value: Array) -> Array:
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer with the SiLU activation."""
+    """Gated feed-forward layer."""
 
     config: DecoderConfig
     matmul_dtype: jnp.dtype
@@ -315,7 +346,7 @@ class FeedForward(nn.Module):
         up = self.param("up", init, (c.embed_dim, c.mlp_dim))
         down = self.param("down", init, (c.mlp_dim, c.embed_dim))
         product = functools.partial(matmul, dtype=self.matmul_dtype)
-        return product(nn.silu(product(x, gate)) * product(x, up), down)
+        return product(ACTIVATIONS[c.activation](product(x, gate)) * product(x, up), down)
 
 
 class Block(nn.Module):
@@ -334,17 +365,24 @@ class Block(nn.Module):
         masks: tuple[Array, ...],
     ) -> tuple[Array, tuple[tuple[Array, Array], Array]]:
         """Returns the carry of the scan and what it stacks: keys and values, and the residual stream."""
-        eps = self.config.rms_eps
-        attended, key_values = Attention(self.config, self.matmul_dtype, name="attention")(
-            RMSNorm(eps, name="attention_norm")(x), cos, sin, masks, past
+        c = self.config
+        attended, key_values = Attention(c, self.matmul_dtype, name="attention")(
+            RMSNorm(c.rms_eps, name="attention_norm")(x), cos, sin, masks, past
         )
-        x = x + attended
-        x = x + FeedForward(self.config, self.matmul_dtype, name="mlp")(RMSNorm(eps, name="mlp_norm")(x))
+        x = x + self._added(attended, "attention_post_norm")
+        fed = FeedForward(c, self.matmul_dtype, name="mlp")(RMSNorm(c.rms_eps, name="mlp_norm")(x))
+        x = x + self._added(fed, "mlp_post_norm")
         return x, (key_values, x)
+
+    def _added(self, y: Array, post_norm: str) -> Array:
+        """What a sublayer adds to the residual stream."""
+        if self.config.post_norms:
+            y = RMSNorm(self.config.rms_eps, name=post_norm)(y)
+        return y if self.config.residual_scale == 1 else y * self.config.residual_scale
 
 
 class Decoder(nn.Module):
-    """A Llama-family decoder.
+    """A decoder of the Llama family or of a relative: Mistral, Qwen2, Qwen3, Gemma 2, Granite.
 
     Example:
       >>> config = DecoderConfig(vocab_size=11, num_layers=2, embed_dim=8, mlp_dim=16,
@@ -400,7 +438,10 @@ class Decoder(nn.Module):
         head = self.embedding if self.config.tie_embeddings else self.head
         # As float32 from here on, so that low-precision factors have a float32 result.
         hidden = hidden.astype(self.dtype).astype(jnp.float32)
-        return matmul(hidden, head, dtype=self.factors_dtype, transposed=self.config.tie_embeddings)
+        logits = matmul(hidden, head, dtype=self.factors_dtype, transposed=self.config.tie_embeddings)
+        if self.config.logit_scale != 1:
+            logits = logits * self.config.logit_scale
+        return _softcap(logits, self.config.logit_softcap)
 
     def __call__(
         self,
@@ -471,6 +512,8 @@ class Decoder(nn.Module):
             mask = jnp.pad(mask, ((0, 0), (num_virtual, 0), (num_virtual, 0)))
             lower = jnp.tril(jnp.ones((num_virtual + length, num_virtual), bool))
             mask = mask.at[:, :, :num_virtual].set(lower[None])
+        if self.config.embedding_scale != 1:
+            embeddings = embeddings * self.config.embedding_scale
 
         angles = positions.astype(jnp.float32)[..., None] * _expand(
             rope_frequencies(self.config), positions.ndim + 1
