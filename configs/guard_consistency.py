@@ -70,7 +70,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.num_samples = 20
         config.data.sources = ("style",)
         config.data.num_train = config.data.num_test = 8
-        config.data.max_words = 12
+        config.data.max_words = 30
     elif variant:
         raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'runlocal' or none.")
     return config

@@ -15,9 +15,9 @@ from absl import app, flags
 
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
-from launch import bench_align, errors
+from launch import bench_align, bench_guards, errors
 
-SUITES: dict[str, Callable[[], dict[str, Any]]] = {"align": bench_align.run}
+SUITES: dict[str, Callable[[], dict[str, Any]]] = {"align": bench_align.run, "guards": bench_guards.run}
 """What `--suite` may name: from nothing to `rows` (a table) and `values` (flat numbers)."""
 
 

@@ -80,8 +80,8 @@ def _ours(model: LanguageModel, start: SoftPrompt, *, share: bool) -> Callable[[
     return run
 
 
-def _torch_peer(model: LanguageModel, start: SoftPrompt) -> Callable[[], tuple[float, Any]] | None:
-    """The same step in transformers and torch, or None where they are not installed."""
+def torch_model(model: LanguageModel) -> Any | None:
+    """The same network in transformers and torch, its weights copied, or None where they are not installed."""
     try:
         import torch  # the peer only; the library never imports it
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -130,6 +130,19 @@ def _torch_peer(model: LanguageModel, start: SoftPrompt) -> Callable[[], tuple[f
             state[f"model.layers.{i}.{name}.weight"] = tensor(array.T if array.ndim == 2 else array)
     peer.load_state_dict(state)
     peer.requires_grad_(False).eval()
+    return peer
+
+
+def _torch_peer(model: LanguageModel, start: SoftPrompt) -> Callable[[], tuple[float, Any]] | None:
+    """The same step in transformers and torch, or None where they are not installed."""
+    peer = torch_model(model)
+    if peer is None:
+        return None
+    import torch
+
+    def tensor(array: Any) -> Any:
+        return torch.from_numpy(np.array(array, np.float32))
+
     head, tokens, teacher = _inputs(model)
     ids = torch.from_numpy(np.concatenate([np.broadcast_to(head, (BATCH, HEAD)), tokens], 1).astype(np.int64))
     vectors = torch.nn.Parameter(tensor(start.embeddings))

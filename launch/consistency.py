@@ -355,7 +355,7 @@ def evaluate(workdir: str | Path, report: str | Path | None = None) -> dict[str,
                         "reduction": intervals.get(f"reduction/{name}"),
                     }
                 )
-        scored = next(iter(groups.values()))
+        group, scored = next(iter(groups.items()))
         ablation = [{"rule": "(before)", **_shown(robustness(scored.before))}]
         ablation += [{"rule": name, **_shown(_mean(after))} for name, after in scored.after.items()]
         for row in ablation:
@@ -379,7 +379,7 @@ def evaluate(workdir: str | Path, report: str | Path | None = None) -> dict[str,
                 calibration.append({"guard": name, **{key: mean.get(key) for key in chosen}})
                 short = name.replace(", ", "_").replace(" ", "_")
                 values |= {f"{guard}/calibration/{short}/{key}": mean.get(key) for key in chosen}
-        _tables(made, guard, scored, rule, changes, ablation, baselines, calibration)
+        _tables(made, guard, group.replace("_", " "), scored, rule, changes, ablation, baselines, calibration)
     write_summary(report, "guard_consistency", values)
     write_fragment(report, "guards", made)
     print(f"report: {build_report(report, 'edgesafe_jax')}")
@@ -393,6 +393,7 @@ def _shown(values: Mapping[str, float]) -> dict[str, float | None]:
 def _tables(
     made: Section,
     guard: str,
+    group: str,
     scored: Scored,
     rule: str,
     changes: Sequence[Mapping[str, Any]],
@@ -403,9 +404,9 @@ def _tables(
     """Adds the tables and pictures of one guard to the report, and prints the tables."""
     for rows, caption in (
         (changes, f"{guard}: before and after consistency training, rule {rule}"),
-        (ablation, f"{guard}: rules for the target, held-out paraphrases, mean over seeds"),
-        (baselines, f"{guard}: training-free votes against training, held-out paraphrases"),
-        (calibration, f"{guard}: calibration and consistency, held-out paraphrases"),
+        (ablation, f"{guard}: rules for the target, {group} paraphrases, mean over seeds"),
+        (baselines, f"{guard}: training-free votes against training, {group} paraphrases"),
+        (calibration, f"{guard}: calibration and consistency, {group} paraphrases"),
     ):
         if rows:
             made.table(rows, caption=caption, digits=3)
