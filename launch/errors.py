@@ -17,6 +17,7 @@ from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LoadingError
 from edgesafe_jax.models.tokenization import TokenizerError
+from edgesafe_jax.planning import PlanningError
 from edgesafe_jax.training import CheckpointError, TrainingError, WorkdirError
 
 Value = TypeVar("Value")
@@ -36,6 +37,7 @@ EXPECTED = (
     GuardFileError,
     LoadingError,
     ParaphraseError,
+    PlanningError,
     TemplateError,
     TokenizerError,
     TrainingError,

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 
 from configs import align_soft_prompt, guard_consistency
-from launch import alignment, consistency, errors, startup
+from launch import alignment, consistency, errors, planning, startup
 
 
 def define_flags() -> None:
@@ -38,7 +38,11 @@ def _guards(workdir: Path) -> None:
     consistency.evaluate(run, workdir)
 
 
-SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment, "guards": _guards}
+SECTIONS: dict[str, Callable[[Path], None]] = {
+    "alignment": _alignment,
+    "guards": _guards,
+    "planning": planning.compare,
+}
 """What `--only` may name."""
 
 
