@@ -1,9 +1,9 @@
 r"""A learned world: an ensemble of Gaussian networks that predict the change of the state.
 
 Each member predicts mean and variance of :math:`\Delta = s' - s` from :math:`(s, a)`, inputs and targets normalised by
-the statistics of the training episodes. Members differ by initialisation and by a bootstrap of the *episodes*; each keeps
-the weights of its own best validation epoch and stops on its own; the best few (elites) predict. Training is one compiled
-program, with the data as an argument.
+the statistics of the training episodes. Members differ by initialisation and by a bootstrap of the *episodes*; each
+keeps the weights of its own best validation epoch and stops on its own; the best few (elites) predict. Training is one
+compiled program, with the data as an argument.
 
 Reference:
   Chua et al., "Deep Reinforcement Learning in a Handful of Trials using Probabilistic Dynamics Models", 2018 (PETS).
@@ -11,6 +11,7 @@ Reference:
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ import optax
 from flax import struct
 
 from edgesafe_jax.dynamics.transitions import Transitions
-from edgesafe_jax.typing import Array, Params, PRNGKey
+from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
 
 _EPSILON = 1e-6
 """The smallest standard deviation that a normaliser divides by; the same in training and in use."""
@@ -51,6 +52,11 @@ class GaussianMLP(nn.Module):
         low = self.param("min_log_var", nn.initializers.constant(-10.0), (self.target_size,))
         log_var = high - nn.softplus(high - log_var)
         return mean, low + nn.softplus(log_var - low)
+
+
+def apply_gaussian(network: GaussianMLP, params: Params, inputs: Array) -> tuple[Array, Array]:
+    """Returns mean and log-variance of one normalised input `[M]`."""
+    return network.apply({"params": params}, inputs)  # type: ignore[return-value]
 
 
 class Prediction(struct.PyTreeNode):
@@ -98,7 +104,7 @@ class Ensemble(struct.PyTreeNode):
         """
         network = GaussianMLP(state.shape[0], self.hidden)
         inputs = self.normalize(state, action)
-        means, log_vars = jax.vmap(lambda params: network.apply({"params": params}, inputs))(self.params)  # type: ignore[misc]
+        means, log_vars = jax.vmap(lambda params: apply_gaussian(network, params, inputs))(self.params)
         disagreement = jnp.std(means, axis=0)
         spread = jnp.sqrt(jnp.mean(jnp.exp(log_vars), axis=0) + disagreement**2)
         mean = state + self.target_mean + self.target_std * jnp.mean(means, axis=0)
@@ -249,7 +255,7 @@ def _fit(
         optax.cosine_decay_schedule(settings.learning_rate, settings.num_epochs * num_batches, 0.01),
         weight_decay=settings.weight_decay,
     )
-    many = jax.vmap(lambda params, x: network.apply({"params": params}, x), in_axes=(None, 0))
+    many = jax.vmap(functools.partial(apply_gaussian, network), in_axes=(None, 0))
 
     def loss(params: Params, x: Array, y: Array) -> Array:
         mean, log_var = many(params, x)
@@ -266,7 +272,7 @@ def _fit(
         drawn = jax.random.randint(key, (num_members, settings.batch_size), 0, num_rows)
         return jax.vmap(member_step)(*carry, jnp.take_along_axis(rows, drawn, 1)), None
 
-    def epoch(carry: tuple) -> tuple:
+    def epoch(carry: Any) -> tuple:
         number, params, opt_state, best_params, best, worse, history = carry
         keys = jax.random.split(jax.random.fold_in(key, number), num_batches)
         (new_params, new_opt), _ = jax.lax.scan(step, (params, opt_state), keys)
@@ -280,7 +286,7 @@ def _fit(
         history = history.at[number].set(error)
         return number + 1, params, opt_state, best_params, jnp.where(better, error, best), worse, history
 
-    def unfinished(carry: tuple) -> Array:
+    def unfinished(carry: Any) -> Array:
         return (carry[0] < settings.num_epochs) & jnp.any(carry[5] < settings.patience)
 
     keys = jax.random.split(jax.random.fold_in(key, settings.num_epochs), num_members)
@@ -298,9 +304,9 @@ def _fit(
     return best_params, FitLog(validation=history, num_epochs=number, best=best, elites=jnp.arange(num_members))
 
 
-def _where(chosen: Array, new: object, old: object) -> tuple | Params:
+def _where(chosen: Array, new: PyTree, old: PyTree) -> PyTree:
     """Takes `new` for the members where `chosen` `[M]` is true."""
-    return jax.tree.map(lambda n, o: jnp.where(chosen.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)  # type: ignore[return-value]
+    return jax.tree.map(lambda n, o: jnp.where(chosen.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
 
 
 @jax.jit

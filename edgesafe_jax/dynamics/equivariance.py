@@ -1,32 +1,32 @@
 r"""Is a transformation a symmetry of the world? An equivalence test on a learned model, sample by sample.
 
 **What is asked.** For an observed transition (s, a, s') and an element g: does the transformed transition
-(g.s, g.a, g.s') differ from what the world would have done at (g.s, g.a) by less than a tolerance that the user sets, in
-every dimension and in its physical units? The burden of proof is on the symmetry, so this is a test of equivalence: that
-no difference was found is not evidence that there is none.
+(g.s, g.a, g.s') differ from what the world would have done at (g.s, g.a) by less than a tolerance that the user sets,
+in every dimension and in its physical units? The burden of proof is on the symmetry, so this is a test of equivalence:
+that no difference was found is not evidence that there is none.
 
 **The statistic.** The residual is anchored to the *observed* next state, so that the model's error at s does not enter:
 
 .. math:: r_j = \hat f(g s, g a)_j - (g s')_j, \qquad
           |r_j| + c_j\, \sigma_j(g s, g a) < \tau_j \ \ \forall j \;\Rightarrow\; \text{verified}
 
-`sigma` is the ensemble's spread. `c_j` is a split-conformal quantile of |s'_j - f_j| / sigma_j over calibration episodes
-that had no part in the fit, each episode weighing the same whatever its length, with the finite-sample correction of one
-further episode at infinity, at level 1 - alpha / S (Bonferroni over the S dimensions).
+`sigma` is the ensemble's spread. `c_j` is a split-conformal quantile of |s'_j - f_j| / sigma_j over calibration
+episodes that had no part in the fit, each episode weighing the same whatever its length, with the finite-sample
+correction of one further episode at infinity, at level 1 - alpha / S (Bonferroni over the S dimensions).
 
 **What is guaranteed.** Let episodes be exchangeable: the calibration episodes and the one from which a transition
 (S, A, S') is drawn at random. Then, for any sample size, model and distribution,
 
 .. math:: P\bigl( |S'_j - \hat f(S, A)_j| \le c_j \sigma_j(S, A) \ \ \forall j \bigr) \ge 1 - \alpha .
 
-For transformed inputs whose law is that of the calibration inputs, therefore, P(verified and wrong) <= alpha, where wrong
-means that g.s' is further than the tolerance from the next state that the world draws at (g.s, g.a).
+For transformed inputs whose law is that of the calibration inputs, therefore, P(verified and wrong) <= alpha, where
+wrong means that g.s' is further than the tolerance from the next state that the world draws at (g.s, g.a).
 
 **What is not.** (1) A transformed input follows another law than the data. Within the support (`fit_support`) the
 guarantee is an approximation; outside it nothing is claimed and the verdict is `EXTRAPOLATED`, whatever the residual.
-(2) The bound is marginal: not conditional on a place, and not on being verified, P(wrong | verified) <= alpha / P(verified)
-at best. (3) Transitions of one episode are dependent: intervals for shares are over episodes. (4) It is per sample;
-verdicts of many samples are not jointly covered.
+(2) The bound is marginal: not conditional on a place, and not on being verified: P(wrong | verified) is at most
+alpha / P(verified). (3) Transitions of one episode are dependent: intervals for shares are over episodes. (4) It is
+per sample; verdicts of many samples are not jointly covered.
 
 Reference:
   Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005 (split conformal).
@@ -52,6 +52,7 @@ from edgesafe_jax.metrics import bootstrap_interval
 from edgesafe_jax.metrics.intervals import Interval
 from edgesafe_jax.typing import Array
 
+
 class Verdict(enum.IntEnum):
     """What the test says of one sample."""
 
@@ -62,7 +63,7 @@ class Verdict(enum.IntEnum):
     REJECTED = 2
     """The lower bound of the difference is above the tolerance in some dimension."""
     INCONCLUSIVE = 3
-    """Neither: the model is not good enough there, as wherever c * sigma >= tolerance, or the difference is close to it."""
+    """Neither: the model is too poor there, as wherever c * sigma >= tolerance, or the difference is close to it."""
 
 
 class CalibrationError(ValueError):
@@ -89,7 +90,9 @@ def residuals(ensemble: Ensemble, group: GroupAction, elements: Element, data: T
     return jax.vmap(one)(elements, data.states, data.actions, data.next_states)
 
 
-def segment_residuals(ensemble: Ensemble, group: GroupAction, elements: Element, states: Array, actions: Array) -> Array:
+def segment_residuals(
+    ensemble: Ensemble, group: GroupAction, elements: Element, states: Array, actions: Array
+) -> Array:
     r"""Residuals of open-loop predictions over K steps: :math:`\hat f^k(g s_0, g a_{0:k}) - g s_k`.
 
     Args:
@@ -142,8 +145,8 @@ def calibrate(ensemble: Ensemble, data: Transitions, *, alpha: float = 0.05) -> 
       The calibration.
 
     Raises:
-      CalibrationError: if `alpha` is not inside (0, 1), or there are fewer episodes than S / alpha - 1, so that c would be
-        infinite.
+      CalibrationError: if `alpha` is not inside (0, 1), or there are fewer episodes than S / alpha - 1, so that c would
+        be infinite.
     """
     if not 0 < alpha < 1:
         raise CalibrationError(f"alpha={alpha}: expected a number inside (0, 1)")
@@ -219,8 +222,8 @@ def fit_support(
     """Finds how near to a training input a fresh input of the same world is.
 
     Two views: the dimensions of the state that the group moves, in which the shift happens, and the whole input of the
-    model. The thresholds are conformal quantiles over the calibration episodes, alpha / 2 each: at most a share `alpha` of
-    fresh data is called outside.
+    model. The thresholds are conformal quantiles over the calibration episodes, alpha / 2 each: at most a share `alpha`
+    of fresh data is called outside.
 
     Args:
       ensemble: its normaliser is the metric.
@@ -301,8 +304,8 @@ def equivalence_test(
 ) -> Equivalence:
     r"""Tests whether each transition may be transformed by its element.
 
-    With e = |residual| and m = c * sigma in each dimension: outside the support, `EXTRAPOLATED`; else e + m < tolerance in
-    all dimensions, `VERIFIED`; e - m > tolerance in one, `REJECTED`; otherwise `INCONCLUSIVE`. Where m >= tolerance
+    With e = |residual| and m = c * sigma in each dimension: outside the support, `EXTRAPOLATED`; else e + m < tolerance
+    in all dimensions, `VERIFIED`; e - m > tolerance in one, `REJECTED`; otherwise `INCONCLUSIVE`. Where m >= tolerance
     nothing can be verified, whatever the error.
 
     Args:
@@ -336,8 +339,8 @@ def check_tolerance(tolerance: Sequence[float] | np.ndarray, size: int) -> np.nd
     bad = np.flatnonzero(~(limits > 0))
     if len(bad):
         raise ValueError(
-            f"tolerance[{bad[0]}]={limits[bad[0]]}: expected above 0, the difference that does not matter, in the units of "
-            "the state; no model can show a difference to be zero"
+            f"tolerance[{bad[0]}]={limits[bad[0]]}: expected above 0, the difference that does not matter, in the "
+            "units of the state; no model can show a difference to be zero"
         )
     return limits
 
@@ -391,10 +394,12 @@ class BoxDomain:
         if not len(self.dims) == len(self.low) == len(self.high) or any(
             not low < high for low, high in zip(self.low, self.high, strict=True)
         ):
-            raise ValueError(f"dims {self.dims}, low {self.low}, high {self.high}: expected one low below one high for each")
+            raise ValueError(
+                f"dims {self.dims}, low {self.low}, high {self.high}: expected one low below one high for each"
+            )
 
     def excess(self, state: Array) -> Array:
-        """Returns how far a state `[S]` is outside, as a share of the box's size, at most over the dimensions; 0 inside."""
+        """Returns how far a state `[S]` is outside, as a share of the box's size, the largest; 0 inside."""
         low, high = jnp.asarray(self.low, jnp.float32), jnp.asarray(self.high, jnp.float32)
         values = state[jnp.array(self.dims)]
         return jnp.max(jnp.maximum(jnp.maximum(low - values, values - high), 0.0) / (high - low))
@@ -438,13 +443,13 @@ class EquivalenceReport:
 
     Attributes:
       shares: from verdict name to its share of the samples.
-      overall: the verdict on the transformation as a whole: `REJECTED` if the share of rejected among the tested samples
-        (inside the support) is above alpha, by the lower end of its interval; `VERIFIED` if the share of not verified is at
-        most alpha, by the upper end; `EXTRAPOLATED` if no sample could be tested; else `INCONCLUSIVE`.
+      overall: the verdict on the transformation as a whole: `REJECTED` if the share of rejected among the tested
+        samples (inside the support) is above alpha, by the lower end of its interval; `VERIFIED` if the share of not
+        verified is at most alpha, by the upper end; `EXTRAPOLATED` if no sample could be tested; else `INCONCLUSIVE`.
       rejected: the share of rejected among the tested samples, bootstrapped over episodes; None if none was tested.
       verified: the share of verified among them.
-      dimensions: one row a dimension: tolerance, median error and margin among the tested, shares of tested samples that
-        the dimension alone would verify or reject.
+      dimensions: one row a dimension: tolerance, median error and margin among the tested, shares of tested samples
+        that the dimension alone would verify or reject.
     """
 
     shares: dict[str, float]
@@ -511,8 +516,8 @@ def verdict_map(
       num_cells: along each side.
 
     Returns:
-      From verdict name to its share in each cell `[num_cells, num_cells]`, first index along `dims[0]`; NaN in empty cells;
-      and under ``"count"`` the samples of each cell.
+      From verdict name to its share in each cell `[num_cells, num_cells]`, first index along `dims[0]`; NaN in empty
+      cells; and under ``"count"`` the samples of each cell.
     """
     places = np.asarray(result.states)[:, list(dims)]
     edges = [np.linspace(low[i], high[i], num_cells + 1) for i in range(2)]

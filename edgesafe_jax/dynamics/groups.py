@@ -50,8 +50,9 @@ class Sizes:
 class GroupAction(Protocol):
     r"""A group with its action on states, actions and goals.
 
-    It obeys :math:`e \cdot s = s`, :math:`(h g) \cdot s = h \cdot (g \cdot s)` and :math:`g^{-1} \cdot (g \cdot s) = s`.
-    A world `f` is equivariant under it where :math:`f(g \cdot s, g \cdot a) = g \cdot f(s, a)`.
+    It obeys :math:`e \cdot s = s`, :math:`(h g) \cdot s = h \cdot (g \cdot s)` and
+    :math:`g^{-1} \cdot (g \cdot s) = s`. A world `f` is equivariant under it where
+    :math:`f(g \cdot s, g \cdot a) = g \cdot f(s, a)`.
     """
 
     @property
@@ -105,8 +106,8 @@ class GroupAction(Protocol):
 class Translation:
     r"""Masked translation: :math:`s + M d`, and the goal with it.
 
-    Axis k of the element `d` is added to the state dimensions `state_axes[k]` and the goal dimensions `goal_axes[k]`, so
-    that several bodies move together. The base distribution is uniform between `low` and `high`.
+    Axis k of the element `d` is added to the state dimensions `state_axes[k]` and the goal dimensions `goal_axes[k]`,
+    so that several bodies move together. The base distribution is uniform between `low` and `high`.
 
     Attributes:
       sizes: of state, action and goal.
@@ -116,7 +117,7 @@ class Translation:
       high: `[K]` upper ends.
 
     Example:
-      >>> group = Translation(Sizes(4, 2, 2), state_axes=((0,), (1,)), goal_axes=((0,), (1,)), low=(-1, -1), high=(1, 1))
+      >>> group = Translation(Sizes(4, 2), state_axes=((0,), (1,)), goal_axes=((), ()), low=(-1, -1), high=(1, 1))
       >>> group.state(jnp.array([0.5, -0.5]), jnp.zeros(4)).tolist()
       [0.5, -0.5, 0.0, 0.0]
     """
@@ -306,8 +307,8 @@ class Permutation:
             blocks = getattr(self, f"{kind}_blocks")
             if (blocks and len(blocks) != len(self.state_blocks)) or len(self.state_blocks) < 2:
                 raise ValueError(
-                    f"{kind}_blocks has {len(blocks)} objects, state_blocks {len(self.state_blocks)}: expected the same "
-                    "number, at least 2"
+                    f"{kind}_blocks has {len(blocks)} objects, state_blocks {len(self.state_blocks)}: expected the "
+                    "same number, at least 2"
                 )
             if blocks:
                 _check_disjoint(self.sizes, f"{kind}_blocks", kind, blocks, length=len(blocks[0]))
@@ -354,8 +355,8 @@ class Product:
       factors: the groups, over the same sizes.
 
     Raises:
-      ValueError: if there is no factor, the sizes differ, or two actions do not commute (a translation and a rotation of
-        the same dimensions do not: their product is no direct one).
+      ValueError: if there is no factor, the sizes differ, or two actions do not commute (a translation and a rotation
+        of the same dimensions do not: their product is no direct one).
     """
 
     factors: tuple[GroupAction, ...]

@@ -6,12 +6,12 @@ axis, so that the reach is asymmetric and depends on the place. Its entropy is m
 .. math:: \max_q \; E_s H(q(\cdot | s)) \quad\text{s.t.}\quad P_{s,\, d \sim q}(\text{violation}) \le \epsilon ,
 
 by dual ascent: the distribution descends on :math:`-H + \lambda\, E \log(1 + v)`, the multiplier follows
-:math:`\log\lambda \mathrel{+}= \eta (P - \epsilon)`. The violation v is how far the equivalence test is from passing, in
-tolerances, and 0 where it passes; its logarithm keeps gradients alive near the bound and bounded far from it. It starts from
-narrow intervals, where the data are.
+:math:`\log\lambda \mathrel{+}= \eta (P - \epsilon)`. The violation v is how far the equivalence test is from passing,
+in tolerances, and 0 where it passes; its logarithm keeps gradients alive near the bound and bounded far from it. It
+starts from narrow intervals, where the data are.
 
-The paper enlarges the equivariant set by an entropy regulariser; its equations were not available, and the above is this
-project's form of it.
+The paper enlarges the equivariant set by an entropy regulariser; its equations were not available, and the above is
+this project's form of it.
 
 Reference:
   Pinneri et al., "Equivariant Data Augmentation for Generalization in Offline Reinforcement Learning", 2023.
@@ -76,9 +76,9 @@ class TranslationDistribution(struct.PyTreeNode):
     def interval(self, state: Array) -> tuple[Array, Array]:
         """Returns the ends, each `[K]`, around a state `[S]`."""
         network = _Reach(len(self.group.low), self.hidden)
-        shares = network.apply({"params": self.params}, (state - self.state_mean) / self.state_std)
-        down, up = shares  # type: ignore[misc]
-        return down * jnp.asarray(self.group.low, jnp.float32), up * jnp.asarray(self.group.high, jnp.float32)
+        shares: Array = network.apply({"params": self.params}, (state - self.state_mean) / self.state_std)  # type: ignore[assignment]
+        ends = shares * jnp.stack([jnp.asarray(self.group.low, jnp.float32), jnp.asarray(self.group.high, jnp.float32)])
+        return ends[0], ends[1]
 
     def sample(self, key: PRNGKey, state: Array) -> Array:
         """Draws a translation `[K]` for a state `[S]`, differentiable in the parameters."""
@@ -131,8 +131,8 @@ def fit_translations(
     r"""Learns how far each state may be translated.
 
     Inside the support of the data the violation of a sample is
-    :math:`v = \max_j [(|r_j| + c_j \sigma_j) / \tau_j - 1]_+`. Outside it, how far the transformed transition leaves the
-    declared domain, in tenths of its size; without a declared domain, how far it leaves the support, in thresholds.
+    :math:`v = \max_j [(|r_j| + c_j \sigma_j) / \tau_j - 1]_+`. Outside it, how far the transformed transition leaves
+    the declared domain, in tenths of its size; without a declared domain, how far it leaves the support, in thresholds.
 
     Args:
       ensemble: the model.
@@ -260,7 +260,8 @@ def make_bank(
       data: N transitions, those that training uses.
       tolerance: `[S]`, as for `equivalence_test`.
       key: a typed random key.
-      domain: where the user declares the dynamics to be the same; both ends of the transformed transition have to lie in it.
+      domain: where the user declares the dynamics to be the same; both ends of the transformed transition have to lie
+        in it.
       num_elements: M, elements a transition.
 
     Returns:
@@ -280,9 +281,7 @@ def make_bank(
             declared.append(inside(drawn, data.states) & inside(drawn, data.next_states))
     table = np.stack(verdicts, 1)
     accepted = accept(table, declared=np.stack(declared, 1) if declared else None)
-    return TransformBank(
-        elements=jnp.stack(elements, 1), accepted=jnp.asarray(accepted), verdicts=jnp.asarray(table)
-    )
+    return TransformBank(elements=jnp.stack(elements, 1), accepted=jnp.asarray(accepted), verdicts=jnp.asarray(table))
 
 
 def coverage(positions: np.ndarray, *, low: tuple[float, ...], high: tuple[float, ...], num_cells: int = 20) -> float:

@@ -25,7 +25,8 @@ class Transitions(struct.PyTreeNode):
 
     def take(self, rows: np.ndarray) -> "Transitions":
         """Returns the transitions of the rows, an index array or a mask."""
-        return Transitions(*(np.asarray(x)[rows] for x in (self.states, self.actions, self.next_states, self.episodes)))
+        columns = (self.states, self.actions, self.next_states, self.episodes)
+        return Transitions(*(np.asarray(column)[rows] for column in columns))  # type: ignore[arg-type]
 
 
 def make_transitions(*, states: Array, actions: Array, next_states: Array, episodes: Array) -> Transitions:

@@ -13,8 +13,8 @@ array            shape       meaning
 ``provenance``   [N]         where the row comes from, int8: 0 real, 1 symmetry, 2 noise, 3 model
 ===============  ==========  ==============================================================================
 
-A terminal is always an end; an end is a terminal only where the world says so. A time limit taken for a terminal teaches
-that standing still at the limit is worth nothing.
+A terminal is always an end; an end is a terminal only where the world says so. A time limit taken for a terminal
+teaches that standing still at the limit is worth nothing.
 """
 
 import enum
@@ -76,7 +76,10 @@ class OfflineDataset(struct.PyTreeNode):
     def transitions(self) -> Transitions:
         """Returns states, actions, next states and episodes, for a model of the world."""
         return make_transitions(
-            states=self.states, actions=self.actions, next_states=self.next_states, episodes=jnp.asarray(self.episodes())
+            states=self.states,
+            actions=self.actions,
+            next_states=self.next_states,
+            episodes=jnp.asarray(self.episodes()),
         )
 
 
@@ -122,7 +125,12 @@ def make_dataset(
     try:
         vectors = {
             name: check_finite(name, array, ndim=2)
-            for name, array in (("states", states), ("actions", actions), ("next_states", next_states), ("goals", goals))
+            for name, array in (
+                ("states", states),
+                ("actions", actions),
+                ("next_states", next_states),
+                ("goals", goals),
+            )
         }
         rewards = check_finite("rewards", rewards, ndim=1)
     except ValueError as error:
@@ -140,10 +148,14 @@ def make_dataset(
     if not flags["ends"].any():
         raise DatasetError(f"ends is nowhere true in {num} rows: expected true in the last row of every trajectory")
     if not flags["ends"][-1]:
-        raise DatasetError(f"ends[{num - 1}] is false: the last row ends a trajectory; cut off the unfinished one or end it")
+        raise DatasetError(
+            f"ends[{num - 1}] is false: the last row ends a trajectory; cut off the unfinished one or end it"
+        )
     odd = np.flatnonzero(flags["terminals"] & ~flags["ends"])
     if len(odd):
-        raise DatasetError(f"terminals[{odd[0]}] is true and ends[{odd[0]}] is false: a terminal always ends a trajectory")
+        raise DatasetError(
+            f"terminals[{odd[0]}] is true and ends[{odd[0]}] is false: a terminal always ends a trajectory"
+        )
     return OfflineDataset(**vectors, rewards=rewards, **flags, provenance=codes)  # type: ignore[arg-type]
 
 

@@ -28,9 +28,7 @@ class Episodes(struct.PyTreeNode):
     goal_distance: Array
 
 
-def make_evaluator(
-    task: Task, learner: Learner, *, num_episodes: int
-) -> Callable[[Agent, PRNGKey, Stratum], Episodes]:
+def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callable[[Agent, PRNGKey, Stratum], Episodes]:
     """Makes the evaluation of one stratum, compiled once for agents of one shape and each stratum.
 
     Args:
@@ -39,8 +37,8 @@ def make_evaluator(
       num_episodes: N.
 
     Returns:
-      From agents with a leading axis of seeds `[R, ...]`, a key and a stratum to episodes `[R, N]`. Every seed sees the same
-      starts and goals.
+      From agents with a leading axis of seeds `[R, ...]`, a key and a stratum to episodes `[R, N]`. Every seed sees the
+      same starts and goals.
     """
 
     def episode(agent: Agent, key: PRNGKey, stratum: Stratum) -> Episodes:
@@ -92,8 +90,8 @@ def seed_interval(success: np.ndarray, *, confidence: float = 0.95) -> Interval:
       confidence: coverage aimed at.
 
     Returns:
-      The estimate and its interval. Episodes are shared by the seeds and are not resampled: the interval speaks of training
-      again, not of other episodes.
+      The estimate and its interval. Episodes are shared by the seeds and are not resampled: the interval speaks of
+      training again, not of other episodes.
     """
     rates = np.asarray(success, np.float64).mean(axis=1)
     return bootstrap_interval(rates, statistic=interquartile_mean, confidence=confidence)

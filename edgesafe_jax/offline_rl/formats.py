@@ -1,8 +1,8 @@
 """Data sets on disk: Minari's HDF5 directories and OGBench's npz files.
 
-Both keep observations of a trajectory in one row more than it has transitions: Minari one array an episode, OGBench one row
-at each end whose action leads nowhere. OGBench's ``terminals`` mark ends of trajectories, not of the world, and become
-`ends` here. Minari needs h5py (the extra ``offline``); neither library is needed to read or write its files.
+Both keep observations of a trajectory in one row more than it has transitions: Minari one array an episode, OGBench one
+row at each end whose action leads nowhere. OGBench's ``terminals`` mark ends of trajectories, not of the world, and
+become `ends` here. Minari needs h5py (the extra ``offline``); neither library is needed to read or write its files.
 """
 
 import json
@@ -175,7 +175,7 @@ def read_ogbench(path: str | os.PathLike[str]) -> OfflineDataset:
 
 
 def write_ogbench(path: str | os.PathLike[str], dataset: OfflineDataset) -> Path:
-    """Writes a data set as an OGBench npz file, with ``rewards`` and, where there are any, ``goals`` beside OGBench's arrays.
+    """Writes a data set as an OGBench npz file, with ``rewards`` and any ``goals`` beside OGBench's arrays.
 
     Args:
       path: the file, with the suffix ``.npz``.
@@ -196,7 +196,9 @@ def write_ogbench(path: str | os.PathLike[str], dataset: OfflineDataset) -> Path
             "write Minari instead"
         )
     starts, stops = _bounds(np.asarray(dataset.ends))
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "terminals", "rewards", "goals")}
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("observations", "actions", "terminals", "rewards", "goals")
+    }
     for start, stop in zip(starts, stops, strict=True):
         columns["observations"].append(_with_last(dataset.states, dataset.next_states, start, stop))
         for name in ("actions", "rewards", "goals"):
@@ -206,7 +208,7 @@ def write_ogbench(path: str | os.PathLike[str], dataset: OfflineDataset) -> Path
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     if not arrays["goals"].shape[1]:
         del arrays["goals"]
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
     return path
 
 

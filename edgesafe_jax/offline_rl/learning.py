@@ -1,7 +1,7 @@
 """What a learner is, and the whole of its training in one scan.
 
-An *update* is one gradient step of the critic (of the policy for a learner without a critic) on one batch; a learner that
-moves its policy every second critic step takes two batches a call, so that nothing is computed and thrown away.
+An *update* is one gradient step of the critic (of the policy for a learner without a critic) on one batch; a learner
+that moves its policy every second critic step takes two batches a call, so that nothing is computed and thrown away.
 """
 
 from collections.abc import Callable, Mapping
@@ -105,7 +105,7 @@ def make_trainer(
         def step(state: PyTree, key: PRNGKey) -> tuple[PyTree, Mapping[str, Array]]:
             key_rows, key_update = jax.random.split(key)
             rows = sampler(data, key_rows, count * batch_size)
-            rows = rows.replace(  # type: ignore[attr-defined]
+            rows = rows.replace(
                 observations=agent.normalize(rows.observations),
                 next_observations=agent.normalize(rows.next_observations),
             )
@@ -113,7 +113,7 @@ def make_trainer(
             return learner.update(state, batches, key_update)
 
         state, metrics = jax.lax.scan(step, agent.learner, jax.random.split(key, num_updates // count))
-        return agent.replace(learner=state), jax.tree.map(jnp.mean, metrics)  # type: ignore[attr-defined]
+        return agent.replace(learner=state), jax.tree.map(jnp.mean, metrics)
 
     return Trainer(init, run)
 
@@ -148,9 +148,7 @@ def start_training(params: Params, optimizer: optax.GradientTransformation) -> T
     return Trained(params, optimizer.init(params))
 
 
-def descend(
-    trained: Trained, gradient: PyTree, optimizer: optax.GradientTransformation
-) -> Trained:
+def descend(trained: Trained, gradient: PyTree, optimizer: optax.GradientTransformation) -> Trained:
     """Takes one optimiser step."""
     with jax.numpy_dtype_promotion("standard"):  # Optax itself relies on it: decay ** count.
         updates, opt_state = optimizer.update(gradient, trained.opt_state, trained.params)

@@ -2,8 +2,8 @@ r"""How a training batch is drawn: hindsight goals first, then a symmetry on sta
 
 A row (s, a, s', goal) is drawn from the data set; with probability `her_share` its goal is replaced by one that a later
 state of the same trajectory achieves; then, with probability `augment_share`, one element of its bank acts on the whole
-segment s, a, s' and on the goal. Acting on the state alone, or relabelling after the transformation, would pair states with
-goals that no trajectory connects. All of it runs inside the training scan.
+segment s, a, s' and on the goal. Acting on the state alone, or relabelling after the transformation, would pair states
+with goals that no trajectory connects. All of it runs inside the training scan.
 
 Reference:
   Andrychowicz et al., "Hindsight Experience Replay", 2017.
@@ -38,7 +38,7 @@ class Row(struct.PyTreeNode):
 
 
 RewardPolicy = Callable[[Row, Row], tuple[Array, Array]]
-"""From a row before and after a transformation to its reward, and whether the transformed row may be used."""
+"""From a row before and after a transformation to its reward, and whether the row may be used."""
 
 
 def reward_invariant() -> RewardPolicy:
@@ -52,7 +52,7 @@ def reward_recomputed(reward_fn: RewardFn) -> RewardPolicy:
 
 
 def reward_checked(reward_fn: RewardFn, *, tolerance: float = 1e-3) -> RewardPolicy:
-    """The reward is kept, and rows whose reward the transformation would change by more than `tolerance` are rejected."""
+    """The reward is kept; rows whose reward would change by more than `tolerance` are rejected."""
 
     def policy(before: Row, after: Row) -> tuple[Array, Array]:
         return before.reward, jnp.abs(reward_fn(after.next_state, after.goal) - before.reward) <= tolerance
@@ -122,7 +122,7 @@ def make_sampler_data(
     """
     if bank is not None and bank.accepted.shape[0] != dataset.num_transitions:
         raise DatasetError(
-            f"the bank has {bank.accepted.shape[0]} rows, the data set {dataset.num_transitions}: make it of the same data"
+            f"the bank has {bank.accepted.shape[0]} rows, the data set {dataset.num_transitions}: expected the same"
         )
     rows = Row(
         state=jnp.asarray(dataset.states),
@@ -186,8 +186,8 @@ def make_sampler(sampling: Sampling) -> Sampler:
       sampling: shares, group and rewards.
 
     Returns:
-      The sampler. Rows whose transformation is not accepted, leads the goal out of the domain or is rejected by the reward
-      policy stay as they are; `Batch.provenance` says which were changed.
+      The sampler. Rows whose transformation is not accepted, leads the goal out of the domain or is rejected by the
+      reward policy stay as they are; `Batch.provenance` says which were changed.
     """
 
     def one(data: SamplerData, index: Array, draws: Array) -> tuple[Row, Array]:
@@ -196,7 +196,7 @@ def make_sampler(sampling: Sampling) -> Sampler:
         if sampling.her_share:
             future = index + _below(draws[0], data.last_rows[index] + 1 - index)
             goal = sampling.achieved(data.rows.next_state[future])
-            relabelled = row.replace(goal=goal, reward=sampling.reward_fn(row.next_state, goal))  # type: ignore[attr-defined]
+            relabelled = row.replace(goal=goal, reward=sampling.reward_fn(row.next_state, goal))
             row = _select(draws[1] < sampling.her_share, relabelled, row)
         if sampling.augment_share and data.num_accepted is not None:
             number = _below(draws[2], data.num_accepted[index])
@@ -214,7 +214,7 @@ def make_sampler(sampling: Sampling) -> Sampler:
         rows, provenance = jax.vmap(one, in_axes=(None, 0, 0))(data, index, draws)
         if sampling.add_noise:
             noise = data.noise_std[None] * jax.random.normal(key_noise, rows.state.shape)
-            rows = rows.replace(state=rows.state + noise, next_state=rows.next_state + noise)  # type: ignore[attr-defined]
+            rows = rows.replace(state=rows.state + noise, next_state=rows.next_state + noise)
             provenance = jnp.full_like(provenance, Provenance.NOISE)
         return Batch(
             observations=jnp.concatenate([rows.state, rows.goal], 1),
@@ -237,7 +237,7 @@ def _transform(sampling: Sampling, row: Row, element: PyTree) -> tuple[Row, Arra
         actions=row.action[None],
         goal=row.goal,
     )
-    moved = row.replace(state=states[0], action=actions[0], next_state=states[1], goal=goal)  # type: ignore[attr-defined]
+    moved = row.replace(state=states[0], action=actions[0], next_state=states[1], goal=goal)
     reward, usable = sampling.reward_policy(row, moved)
     if sampling.domain is not None:
         usable = usable & sampling.domain.contains(goal)

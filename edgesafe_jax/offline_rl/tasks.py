@@ -4,8 +4,8 @@ The bodies are points in a square arena with inelastic bounds. A velocity `v` un
 
 .. math:: v' = v + \Delta t\,(\text{gain}\, a - \text{drag}(p)\, v + \text{field}(p)), \qquad p' = p + \Delta t\, v'
 
-and a wall or a bound stops the part of the motion that is normal to it. Because the dynamics is known, so is what a test
-of a symmetry should have said.
+and a wall or a bound stops the part of the motion that is normal to it. Because the dynamics is known, so is what a
+test of a symmetry should have said.
 """
 
 import dataclasses
@@ -189,7 +189,9 @@ def make_pusher() -> Task:
         toward = (goal - placed) / jnp.maximum(jnp.linalg.norm(goal - placed), 1e-6)
         behind = placed - 1.1 * _CONTACT * toward
         aligned = (placed - position) @ toward > 0.9 * jnp.linalg.norm(placed - position)
-        side = jnp.stack([-toward[1], toward[0]]) * jnp.sign(toward[0] * (position - placed)[1] - toward[1] * (position - placed)[0])
+        side = jnp.stack([-toward[1], toward[0]]) * jnp.sign(
+            toward[0] * (position - placed)[1] - toward[1] * (position - placed)[0]
+        )
         blocked = (position - placed) @ toward > -0.5 * _CONTACT
         around = behind + jnp.where(blocked, 1.6 * _CONTACT, 0.0) * side
         target = jnp.where(aligned, placed + 0.3 * toward, around)
@@ -266,7 +268,10 @@ def sample_goal(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
 def inside(box: Box, positions: Array, margin: float = 0.0) -> Array:
     """Returns whether positions `[..., 2]` lie in a box, `margin` inside its edges, `[...]`."""
     low, high = jnp.asarray(box[0]) + margin, jnp.asarray(box[1]) - margin
-    return jnp.all((positions >= jnp.broadcast_to(low, positions.shape)) & (positions <= jnp.broadcast_to(high, positions.shape)), axis=-1)
+    return jnp.all(
+        (positions >= jnp.broadcast_to(low, positions.shape)) & (positions <= jnp.broadcast_to(high, positions.shape)),
+        axis=-1,
+    )
 
 
 def _uniform(key: PRNGKey, box: Box) -> Array:

@@ -4,6 +4,8 @@ Reference:
   Fujimoto and Gu, "A Minimalist Approach to Offline Reinforcement Learning", 2021, equations 3 and 4.
 """
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -85,7 +87,7 @@ def make_td3_bc(
             return jnp.sum(jnp.mean((values - target[None]) ** 2, axis=1))
 
         value, gradient = jax.value_and_grad(loss)(state.critics.params)
-        return state.replace(critics=descend(state.critics, gradient, optimizer)), value  # type: ignore[attr-defined]
+        return state.replace(critics=descend(state.critics, gradient, optimizer)), value
 
     def actor_step(state: TD3BCState, batch: Batch) -> tuple[TD3BCState, tuple[Array, Array]]:
         def loss(params: Params) -> tuple[Array, Array]:
@@ -98,19 +100,19 @@ def make_td3_bc(
 
         (value, mean_q), gradient = jax.value_and_grad(loss, has_aux=True)(state.actor.params)
         actor = descend(state.actor, gradient, optimizer)
-        return state.replace(  # type: ignore[attr-defined]
+        return state.replace(
             actor=actor,
             target_actor=polyak(state.target_actor, actor.params, target_rate),
             target_critics=polyak(state.target_critics, state.critics.params, target_rate),
         ), (value, mean_q)
 
     def update(state: TD3BCState, batches: Batch, key: PRNGKey) -> tuple[TD3BCState, dict[str, Array]]:
+        each = [jax.tree.map(operator.itemgetter(number), batches) for number in range(policy_delay)]
         losses = []
-        for number in range(policy_delay):
-            batch = jax.tree.map(lambda leaf: leaf[number], batches)  # noqa: B023  (called at once)
-            state, value = critic_step(state, batch, jax.random.fold_in(key, number))
+        for batch, key_step in zip(each, jax.random.split(key, policy_delay), strict=True):
+            state, value = critic_step(state, batch, key_step)
             losses.append(value)
-        state, (actor_loss, mean_q) = actor_step(state, batch)
+        state, (actor_loss, mean_q) = actor_step(state, each[-1])
         return state, {"critic_loss": jnp.mean(jnp.stack(losses)), "actor_loss": actor_loss, "value": mean_q}
 
     return Learner(init, update, lambda state, observation: policy(state.actor.params, observation), policy_delay)

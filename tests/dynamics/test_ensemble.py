@@ -56,8 +56,16 @@ def test_a_member_that_gets_worse_stops_with_its_best_weights():
     validation = collect(num_episodes=6, seed=9, slope=2.0)  # another world: its error soon rises
     validation = validation.replace(episodes=validation.episodes + 100)
     _, log = fit_ensemble(
-        training, validation, key=jax.random.key(0), num_members=3, num_elites=2, hidden=(16,), num_epochs=60, patience=3,
-        learning_rate=1e-2, batch_size=32,
+        training,
+        validation,
+        key=jax.random.key(0),
+        num_members=3,
+        num_elites=2,
+        hidden=(16,),
+        num_epochs=60,
+        patience=3,
+        learning_rate=1e-2,
+        batch_size=32,
     )
     assert int(log.num_epochs) < 60
     errors = np.asarray(log.validation)
@@ -80,8 +88,15 @@ def test_the_spread_of_noise_is_learned():
     training, validation = noisy.take(noisy.episodes < 90), noisy.take((noisy.episodes >= 90) & (noisy.episodes < 110))
     held_out = noisy.take(noisy.episodes >= 110)
     ensemble, _ = fit_ensemble(
-        training, validation, key=jax.random.key(0), num_members=3, num_elites=3, hidden=(16,), num_epochs=60,
-        learning_rate=1e-2, batch_size=64,
+        training,
+        validation,
+        key=jax.random.key(0),
+        num_members=3,
+        num_elites=3,
+        hidden=(16,),
+        num_epochs=60,
+        learning_rate=1e-2,
+        batch_size=64,
     )
     spread = np.median(np.asarray(jax.vmap(ensemble.predict)(held_out.states, held_out.actions).spread), axis=0)
     np.testing.assert_allclose(spread, [0.05, 0.2], rtol=0.2)

@@ -1,5 +1,7 @@
 """The equivalence test: its level, its verdicts on worlds with a known answer, and what it refuses."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,13 @@ def shifts(data, low=-1.0, high=1.0, seed=0):
 
 def run(fitted, group, elements, tolerance=TOLERANCE):
     return equivalence_test(
-        fitted.ensemble, fitted.calibration, fitted.support, group, elements, fitted.parts["calibration"], tolerance=tolerance
+        fitted.ensemble,
+        fitted.calibration,
+        fitted.support,
+        group,
+        elements,
+        fitted.parts["calibration"],
+        tolerance=tolerance,
     )
 
 
@@ -162,7 +170,7 @@ def test_a_larger_tolerance_never_verifies_less(sloped):
         np.asarray(run(sloped, SHIFT, elements, np.array(TOLERANCE) * scale).verdicts) == Verdict.VERIFIED
         for scale in (0.5, 1.0, 2.0, 4.0)
     ]
-    for smaller, larger in zip(verified, verified[1:], strict=False):
+    for smaller, larger in itertools.pairwise(verified):
         assert np.all(larger | ~smaller)
     assert verified[-1].mean() > verified[0].mean()
 
@@ -223,9 +231,13 @@ def test_bad_tolerances_are_refused(fitted, tolerance, message):
 def test_too_few_calibration_episodes_are_refused(fitted):
     few = fitted.parts["calibration"]
     few = few.take(np.isin(few.episodes, np.unique(few.episodes)[:30]))
-    with pytest.raises(CalibrationError, match="30 calibration episodes with alpha=0.05 over 2 dimensions.* at least 39"):
+    with pytest.raises(
+        CalibrationError, match=r"30 calibration episodes with alpha=0.05 over 2 dimensions.* at least 39"
+    ):
         calibrate(fitted.ensemble, few, alpha=0.05)
-    with pytest.raises(CalibrationError, match="30 calibration episodes for a support with alpha=0.05: expected at least 39"):
+    with pytest.raises(
+        CalibrationError, match=r"30 calibration episodes for a support with alpha=0.05: expected at least 39"
+    ):
         fit_support(fitted.ensemble, fitted.parts["training"], few, moved=(0,))
     with pytest.raises(CalibrationError, match=r"alpha=1\.0"):
         calibrate(fitted.ensemble, few, alpha=1.0)

@@ -21,9 +21,7 @@ from edgesafe_jax.dynamics import (
 
 # Two points in a plane: positions 0-1 and 4-5, velocities 2-3 and 6-7; an action for each; goals for both.
 SIZES = Sizes(state=8, action=4, goal=4)
-SHIFT = Translation(
-    SIZES, state_axes=((0, 4), (1, 5)), goal_axes=((0, 2), (1, 3)), low=(-1.0, -2.0), high=(3.0, 2.0)
-)
+SHIFT = Translation(SIZES, state_axes=((0, 4), (1, 5)), goal_axes=((0, 2), (1, 3)), low=(-1.0, -2.0), high=(3.0, 2.0))
 TURN = PlanarRotation(
     SIZES, state_pairs=((0, 1), (2, 3), (4, 5), (6, 7)), action_pairs=((0, 1), (2, 3)), goal_pairs=((0, 1), (2, 3))
 )
@@ -38,7 +36,10 @@ every_group = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
 
 def points(seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
-    return {kind: jax.random.normal(key, (getattr(SIZES, kind),)) for kind, key in zip(("state", "action", "goal"), keys, strict=True)}
+    return {
+        kind: jax.random.normal(key, (getattr(SIZES, kind),))
+        for kind, key in zip(("state", "action", "goal"), keys, strict=True)
+    }
 
 
 def elements(group):
@@ -169,15 +170,27 @@ def test_what_breaks_the_symmetry_shows_by_its_size():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dataclasses.replace(SHIFT, state_axes=((0,), (8,))), r"state_axes\[1\] names dimension 8 of the state, which has 8"),
+        (
+            lambda: dataclasses.replace(SHIFT, state_axes=((0,), (8,))),
+            r"state_axes\[1\] names dimension 8 of the state, which has 8",
+        ),
         (lambda: dataclasses.replace(SHIFT, goal_axes=((4,), ())), r"goal_axes\[0\] names dimension 4 of the goal"),
         (lambda: dataclasses.replace(SHIFT, low=(-1.0,)), "one entry an axis"),
-        (lambda: dataclasses.replace(SHIFT, high=(-1.0, 2.0)), r"low\[0\]=-1.0, high\[0\]=-1.0: expected low below high"),
-        (lambda: dataclasses.replace(TURN, action_pairs=((0, 9),)), r"action_pairs\[0\] names dimension 9 of the action"),
+        (
+            lambda: dataclasses.replace(SHIFT, high=(-1.0, 2.0)),
+            r"low\[0\]=-1.0, high\[0\]=-1.0: expected low below high",
+        ),
+        (
+            lambda: dataclasses.replace(TURN, action_pairs=((0, 9),)),
+            r"action_pairs\[0\] names dimension 9 of the action",
+        ),
         (lambda: dataclasses.replace(TURN, state_pairs=((0, 1), (1, 2))), "every dimension at most once"),
         (lambda: dataclasses.replace(FLIP, goal_dims=(7,)), "goal_dims names dimension 7 of the goal, which has 4"),
         (lambda: dataclasses.replace(SWAP, goal_blocks=((0, 1),)), "goal_blocks has 1 objects, state_blocks 2"),
-        (lambda: dataclasses.replace(SWAP, state_blocks=((0, 1), (2,)), goal_blocks=(), action_blocks=()), r"state_blocks\[1\]=\(2,\): expected 2"),
+        (
+            lambda: dataclasses.replace(SWAP, state_blocks=((0, 1), (2,)), goal_blocks=(), action_blocks=()),
+            r"state_blocks\[1\]=\(2,\): expected 2",
+        ),
         (lambda: Product(()), "at least one"),
         (lambda: Product((SHIFT, Reflection(Sizes(3, 1), state_dims=(0,)))), "all the same"),
         (lambda: Product((SHIFT, TURN)), r"0 \(Translation\) and 1 \(PlanarRotation\) do not commute"),
