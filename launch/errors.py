@@ -10,11 +10,13 @@ from absl import flags
 
 from edgesafe_jax.adapters import AdapterError
 from edgesafe_jax.assets import AssetError
+from edgesafe_jax.dynamics import CalibrationError
 from edgesafe_jax.guards.probe import GuardFileError
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LoadingError
 from edgesafe_jax.models.tokenization import TokenizerError
+from edgesafe_jax.offline_rl import DatasetError
 from edgesafe_jax.training import CheckpointError, TrainingError, WorkdirError
 
 Value = TypeVar("Value")
@@ -27,9 +29,11 @@ class ConfigError(ValueError):
 EXPECTED = (
     AdapterError,
     AssetError,
+    CalibrationError,
     CheckpointError,
     ConfigError,
     ContextError,
+    DatasetError,
     GuardError,
     GuardFileError,
     LoadingError,

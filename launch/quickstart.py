@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from configs import align_soft_prompt
-from launch import alignment, errors, startup
+from configs import align_soft_prompt, offline_rl
+from launch import alignment, errors, offline, startup
 
 
 def define_flags() -> None:
@@ -32,7 +32,11 @@ def _alignment(workdir: Path) -> None:
     alignment.evaluate(config, workdir)
 
 
-SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment}
+def _offline_rl(workdir: Path) -> None:
+    offline.train_policies(offline_rl.get_config("quickstart").to_dict(), workdir / "offline_rl")
+
+
+SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment, "offline_rl": _offline_rl}
 """What `--only` may name."""
 
 

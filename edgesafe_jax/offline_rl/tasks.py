@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.dynamics import Sizes, Translation
+from edgesafe_jax.dynamics import BoxDomain, Sizes, Translation
 from edgesafe_jax.offline_rl.datasets import OfflineDataset, make_dataset
 from edgesafe_jax.typing import Array, PRNGKey
 
@@ -265,13 +265,17 @@ def sample_goal(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
     return _uniform(key, stratum.goals)
 
 
-def inside(box: Box, positions: Array, margin: float = 0.0) -> Array:
-    """Returns whether positions `[..., 2]` lie in a box, `margin` inside its edges, `[...]`."""
-    low, high = jnp.asarray(box[0]) + margin, jnp.asarray(box[1]) - margin
-    return jnp.all(
-        (positions >= jnp.broadcast_to(low, positions.shape)) & (positions <= jnp.broadcast_to(high, positions.shape)),
-        axis=-1,
-    )
+def arena_domain(task: Task) -> BoxDomain:
+    """Returns the task's domain as a box over all dimensions of the state that the group moves."""
+    axes = task.group.state_axes
+    dims = tuple(index for indices in axes for index in indices)
+    low, high = (tuple(corner[axis] for axis, indices in enumerate(axes) for _ in indices) for corner in task.domain)
+    return BoxDomain(dims, low, high)
+
+
+def goal_domain(task: Task) -> BoxDomain:
+    """Returns the task's domain as a box over the dimensions of the goal."""
+    return BoxDomain((0, 1), *task.domain)
 
 
 def _uniform(key: PRNGKey, box: Box) -> Array:

@@ -15,7 +15,14 @@ DECLARED = BoxDomain(dims=(0,), low=(-2.0,), high=(3.0,))
 
 
 def fit(fitted, **settings):
-    settings = {"num_steps": 400, "batch_size": 128, "hidden": (16,), "learning_rate": 1e-2, "dual_rate": 0.2, **settings}
+    settings = {
+        "num_steps": 400,
+        "batch_size": 128,
+        "hidden": (16,),
+        "learning_rate": 1e-2,
+        "dual_rate": 0.2,
+        **settings,
+    }
     return fit_translations(
         fitted.ensemble,
         fitted.calibration,
