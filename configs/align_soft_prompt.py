@@ -30,6 +30,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model = "smollm2-135m-instruct"
     config.guard = ""  # a stored head of configs/guard_probe.py; empty for the packaged one
 
+    config.matmul_dtype = "bfloat16"  # factors of matrix products; sums and everything between stay float32
+
     # Teacher
     config.objective = "token_kl"
     config.normalization = "mean"  # of log-probabilities and divergences over the positions of an outcome
@@ -38,6 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling_temperature = 1.0  # y ~ p(y | x)
     config.max_tokens = 40  # of an answer
     config.num_positions = 40  # of each answer that are distilled, from its start
+    config.gate_threshold = 0.5  # of the guard's P(unsafe)
     config.gate_sharpness = 10.0  # multiplies the guard's log-odds; 1 is the paper's teacher, more a harder decision
 
     # Student

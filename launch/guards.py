@@ -99,7 +99,7 @@ def _answers(
     return answers.texts
 
 
-def _kept(features: Features, workdir: Path) -> Features:
+def kept_features(features: Features, workdir: Path) -> Features:
     """Keeps features in the work directory, by pair, so that an interrupted run continues."""
     folder = workdir / "features"
     folder.mkdir(exist_ok=True)
@@ -138,7 +138,7 @@ def _train(
     about: dict[str, Any],
 ) -> Path:
     """Fits, stores and reports a guard."""
-    features = _kept(features, workdir)
+    features = kept_features(features, workdir)
     limit = None if int(config["num_examples"]) < 0 else int(config["num_examples"])
     max_tokens = int(config["max_tokens"])
 

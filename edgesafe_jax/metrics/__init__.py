@@ -8,7 +8,14 @@ from edgesafe_jax.metrics.agreement import (
     f1_score,
     shared_positive_rate,
 )
-from edgesafe_jax.metrics.calibration import binary_nll, brier_score, expected_calibration_error
+from edgesafe_jax.metrics.calibration import (
+    binary_nll,
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    scale_temperature,
+)
+from edgesafe_jax.metrics.flips import LabelFlips, SetSpread, label_flips, set_spread
 from edgesafe_jax.metrics.intervals import (
     Interval,
     bootstrap_interval,
@@ -20,6 +27,8 @@ from edgesafe_jax.metrics.ranking import auroc, average_precision, fpr_at_tpr
 __all__ = [
     "ConfusionCounts",
     "Interval",
+    "LabelFlips",
+    "SetSpread",
     "accuracy",
     "auroc",
     "average_precision",
@@ -30,8 +39,12 @@ __all__ = [
     "excess_positive_rate",
     "expected_calibration_error",
     "f1_score",
+    "fit_temperature",
     "fpr_at_tpr",
+    "label_flips",
     "paired_bootstrap_interval",
+    "scale_temperature",
+    "set_spread",
     "shared_positive_rate",
     "wilson_interval",
 ]

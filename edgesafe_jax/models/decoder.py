@@ -1,4 +1,4 @@
-"""A decoder-only transformer of the Llama family, frozen, with its layers scanned.
+"""A decoder-only transformer of the Llama family and its relatives, frozen, with its layers scanned.
 
 The forward pass is a pure function of a plain parameter tree. Three things make it a good host for adapters on a frozen
 model:
@@ -10,6 +10,7 @@ model:
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -24,6 +25,9 @@ MASKED = -1e30
 """Attention score of a position that must not be seen; finite, so that an all-masked row stays finite."""
 
 FLOAT32 = jnp.dtype(jnp.float32)
+
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+"""Activations of the gated feed-forward layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,15 @@ class DecoderConfig:
       tie_embeddings: whether the output head is the transposed embedding table.
       qkv_bias: whether queries, keys and values have a bias (Qwen2).
       rope_scaling: Llama 3's frequency rescaling, or None.
+      activation: of the gated feed-forward layer, a key of `ACTIVATIONS`.
+      qk_norm: whether queries and keys are normed per head before they are rotated (Qwen3).
+      post_norms: whether the outputs of attention and feed-forward are normed too (Gemma 2).
+      attention_scale: factor of the attention scores; None for `E ** -0.5`.
+      attention_softcap: c of `c tanh(score / c)` before the mask, or None (Gemma 2).
+      logit_softcap: the same for the logits of the vocabulary, or None (Gemma 2).
+      embedding_scale: factor of all input embeddings, virtual ones included (Gemma 2, Granite).
+      residual_scale: factor of what each sublayer adds to the residual stream (Granite).
+      logit_scale: factor of the logits (Granite: one over its `logits_scaling`).
     """
 
     vocab_size: int
@@ -76,8 +89,19 @@ class DecoderConfig:
     tie_embeddings: bool = True
     qkv_bias: bool = False
     rope_scaling: RopeScaling | None = None
+    activation: str = "silu"
+    qk_norm: bool = False
+    post_norms: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
     def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}."
@@ -146,6 +170,58 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def matmul(x: Array, kernel: Array, *, dtype: jnp.dtype, transposed: bool = False) -> Array:
+    """Multiplies with factors in one precision and sums in float32, in the backward pass too.
+
+    Factors of bfloat16 with sums of float32 are twice as fast as float32 on processors that have them (AVX-512 BF16,
+    GPUs, TPUs); everything between the products keeps the precision of `x`.
+
+    Args:
+      x: `[..., A]`.
+      kernel: `[A, B]`, or `[B, A]` if `transposed`.
+      dtype: of the factors.
+      transposed: whether the kernel is stored outputs first, as an embedding table that serves as output head.
+
+    Returns:
+      `[..., B]` in the dtype of `x`.
+    """
+    if dtype == x.dtype:
+        kernel = kernel.astype(dtype)
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (int(transposed),)), ((), ())))
+    return _mixed_matmul(jnp.dtype(dtype), transposed, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mixed_matmul(dtype: jnp.dtype, transposed: bool, x: Array, kernel: Array) -> Array:
+    return _dot(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1, int(transposed))).astype(x.dtype)
+
+
+def _dot(left: Array, right: Array, contract: tuple[int, int]) -> Array:
+    return jax.lax.dot_general(
+        left, right, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _mixed_matmul_fwd(dtype: jnp.dtype, transposed: bool, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _mixed_matmul(dtype, transposed, x, kernel), (x, kernel)
+
+
+def _mixed_matmul_bwd(
+    dtype: jnp.dtype, transposed: bool, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    # JAX's own transpose of a product with a float32 result would multiply float32 by `dtype`, which is slow. A frozen
+    # kernel's cotangent is not used, and the compiler leaves it out.
+    x, kernel = residuals
+    low = cotangent.astype(dtype)
+    by_x = _dot(low, kernel.astype(dtype), (low.ndim - 1, int(not transposed)))
+    rows, columns = x.astype(dtype).reshape(-1, x.shape[-1]), low.reshape(-1, low.shape[-1])
+    by_kernel = _dot(columns, rows, (0, 0)) if transposed else _dot(rows, columns, (0, 0))
+    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
+
+
+_mixed_matmul.defvjp(_mixed_matmul_fwd, _mixed_matmul_bwd)
+
+
 def causal_mask(where: Array) -> Array:
     """Returns which key each query may see, `[B, T, T]`: earlier or equal, and existing.
 
@@ -178,6 +254,7 @@ class Attention(nn.Module):
     """Grouped-query attention over past blocks and the new positions."""
 
     config: DecoderConfig
+    matmul_dtype: jnp.dtype
 
     @nn.compact
     def __call__(
@@ -196,14 +273,16 @@ class Attention(nn.Module):
 
         def project(name: str, num_heads: int) -> Array:
             kernel = self.param(name, init, (c.embed_dim, num_heads * c.head_dim))
-            y = x @ kernel.astype(x.dtype)
+            y = matmul(x, kernel, dtype=self.matmul_dtype)
             if c.qkv_bias:
                 bias = self.param(f"{name}_bias", nn.initializers.zeros, (num_heads * c.head_dim,))
                 y = y + _expand(bias.astype(x.dtype), y.ndim)
             return y.reshape(batch, length, num_heads, c.head_dim)
 
-        query = rotate(project("query", c.num_heads), cos, sin)
-        key = rotate(project("key", c.num_kv_heads), cos, sin)
+        query, key = project("query", c.num_heads), project("key", c.num_kv_heads)
+        if c.qk_norm:
+            query, key = RMSNorm(c.rms_eps, name="query_norm")(query), RMSNorm(c.rms_eps, name="key_norm")(key)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         value = project("value", c.num_kv_heads)
         query = query.reshape(batch, length, c.num_kv_heads, groups, c.head_dim).transpose(0, 2, 3, 1, 4)
         key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
@@ -212,7 +291,8 @@ class Attention(nn.Module):
         scores = []
         for (block_key, _), mask in zip(blocks, masks, strict=True):
             # mask: [B | 1, T | 1, S] -> [B | 1, 1, 1, T | 1, S]
-            score = _scores(query, block_key) * c.head_dim**-0.5
+            score = _scores(query, block_key) * (c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale)
+            score = _softcap(score, c.attention_softcap)
             scores.append(jnp.where(mask[:, None, None], score, MASKED))
         weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(x.dtype)
 
@@ -223,7 +303,12 @@ class Attention(nn.Module):
 
         out = self.param("out", init, (c.num_heads * c.head_dim, c.embed_dim))
         mixed = jnp.asarray(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, c.num_heads * c.head_dim)
-        return mixed @ out.astype(x.dtype), (key, value)
+        return matmul(mixed, out, dtype=self.matmul_dtype), (key, value)
+
+
+def _softcap(x: Array, cap: float | None) -> Array:
+    """Bounds numbers smoothly, `cap tanh(x / cap)`; as they are where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def _scores(query: Array, key: Array) -> Array:
@@ -247,25 +332,28 @@ def _mix(weights: Array, value: Array) -> Array:
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer with the SiLU activation."""
+    """Gated feed-forward layer."""
 
     config: DecoderConfig
+    matmul_dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `[B, T, D]` to `[B, T, D]`, position by position."""
         c = self.config
         init = nn.initializers.lecun_normal()
-        gate = self.param("gate", init, (c.embed_dim, c.mlp_dim)).astype(x.dtype)
-        up = self.param("up", init, (c.embed_dim, c.mlp_dim)).astype(x.dtype)
-        down = self.param("down", init, (c.mlp_dim, c.embed_dim)).astype(x.dtype)
-        return (nn.silu(x @ gate) * (x @ up)) @ down
+        gate = self.param("gate", init, (c.embed_dim, c.mlp_dim))
+        up = self.param("up", init, (c.embed_dim, c.mlp_dim))
+        down = self.param("down", init, (c.mlp_dim, c.embed_dim))
+        product = functools.partial(matmul, dtype=self.matmul_dtype)
+        return product(ACTIVATIONS[c.activation](product(x, gate)) * product(x, up), down)
 
 
 class Block(nn.Module):
     """One pre-norm transformer layer, in the calling convention of `nn.scan`."""
 
     config: DecoderConfig
+    matmul_dtype: jnp.dtype
 
     @nn.compact
     def __call__(
@@ -277,17 +365,24 @@ class Block(nn.Module):
         masks: tuple[Array, ...],
     ) -> tuple[Array, tuple[tuple[Array, Array], Array]]:
         """Returns the carry of the scan and what it stacks: keys and values, and the residual stream."""
-        eps = self.config.rms_eps
-        attended, key_values = Attention(self.config, name="attention")(
-            RMSNorm(eps, name="attention_norm")(x), cos, sin, masks, past
+        c = self.config
+        attended, key_values = Attention(c, self.matmul_dtype, name="attention")(
+            RMSNorm(c.rms_eps, name="attention_norm")(x), cos, sin, masks, past
         )
-        x = x + attended
-        x = x + FeedForward(self.config, name="mlp")(RMSNorm(eps, name="mlp_norm")(x))
+        x = x + self._added(attended, "attention_post_norm")
+        fed = FeedForward(c, self.matmul_dtype, name="mlp")(RMSNorm(c.rms_eps, name="mlp_norm")(x))
+        x = x + self._added(fed, "mlp_post_norm")
         return x, (key_values, x)
+
+    def _added(self, y: Array, post_norm: str) -> Array:
+        """What a sublayer adds to the residual stream."""
+        if self.config.post_norms:
+            y = RMSNorm(self.config.rms_eps, name=post_norm)(y)
+        return y if self.config.residual_scale == 1 else y * self.config.residual_scale
 
 
 class Decoder(nn.Module):
-    """A Llama-family decoder.
+    """A decoder of the Llama family or of a relative: Mistral, Qwen2, Qwen3, Gemma 2, Granite.
 
     Example:
       >>> config = DecoderConfig(vocab_size=11, num_layers=2, embed_dim=8, mlp_dim=16,
@@ -300,11 +395,13 @@ class Decoder(nn.Module):
 
     Attributes:
       config: sizes and constants.
-      dtype: dtype of activations and matrix products; norms, softmax and attention scores are float32.
+      dtype: dtype of activations; norms, softmax and attention scores are float32.
+      matmul_dtype: dtype of the factors of matrix products, see `matmul`; None for that of the activations.
     """
 
     config: DecoderConfig
     dtype: jnp.dtype = FLOAT32
+    matmul_dtype: jnp.dtype | None = None
 
     def setup(self):
         """Declares embedding table, layers, final norm and head."""
@@ -320,12 +417,17 @@ class Decoder(nn.Module):
             out_axes=0,
             length=c.num_layers,
         )
-        self.layers = scanned(c)
+        self.layers = scanned(c, self.factors_dtype)
         self.final_norm = RMSNorm(c.rms_eps)
         if not c.tie_embeddings:
             self.head = self.param(
                 "head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size)
             )
+
+    @property
+    def factors_dtype(self) -> jnp.dtype:
+        """Dtype of the factors of matrix products."""
+        return self.dtype if self.matmul_dtype is None else self.matmul_dtype
 
     def embed(self, tokens: Array) -> Array:
         """Looks tokens `[..., T]` up in the embedding table: `[..., T, D]`."""
@@ -333,16 +435,13 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Maps hidden states `[..., D]` to float32 logits `[..., V]`."""
-        if self.config.tie_embeddings:
-            head, contract = self.embedding, 1
-        else:
-            head, contract = self.head, 0
-        return jax.lax.dot_general(
-            hidden.astype(self.dtype),
-            head.astype(self.dtype),
-            (((hidden.ndim - 1,), (contract,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        head = self.embedding if self.config.tie_embeddings else self.head
+        # As float32 from here on, so that low-precision factors have a float32 result.
+        hidden = hidden.astype(self.dtype).astype(jnp.float32)
+        logits = matmul(hidden, head, dtype=self.factors_dtype, transposed=self.config.tie_embeddings)
+        if self.config.logit_scale != 1:
+            logits = logits * self.config.logit_scale
+        return _softcap(logits, self.config.logit_softcap)
 
     def __call__(
         self,
@@ -413,6 +512,8 @@ class Decoder(nn.Module):
             mask = jnp.pad(mask, ((0, 0), (num_virtual, 0), (num_virtual, 0)))
             lower = jnp.tril(jnp.ones((num_virtual + length, num_virtual), bool))
             mask = mask.at[:, :, :num_virtual].set(lower[None])
+        if self.config.embedding_scale != 1:
+            embeddings = embeddings * self.config.embedding_scale
 
         angles = positions.astype(jnp.float32)[..., None] * _expand(
             rope_frequencies(self.config), positions.ndim + 1

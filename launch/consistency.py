@@ -1,0 +1,441 @@
+"""The consistency task: paraphrase answers, tune guards towards set-level targets, measure before and after.
+
+`train` and `evaluate` work on plain mappings and a work directory; `launch.train`, `launch.evaluate` and
+`launch.quickstart` call them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax import assets, metrics
+from edgesafe_jax.guards.consistency import SetFeatures, tune_heads
+from edgesafe_jax.guards.heads import GatedHead
+from edgesafe_jax.guards.hidden_states import pair_features
+from edgesafe_jax.guards.paraphrases import ParaphraseSet, select
+from edgesafe_jax.guards.probe import (
+    encoder_features,
+    head_probability,
+    load_head,
+    packaged_head,
+    probe_features,
+    save_head,
+)
+from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, cross_fitted, robustness, vote
+from edgesafe_jax.guards.targets import RULES
+from edgesafe_jax.models.encoder import SentenceEncoder
+from edgesafe_jax.models.loading import load_model
+from edgesafe_jax.reporting import Section, bars, build_report, make_table, reliability_diagram, write_fragment
+from edgesafe_jax.training import open_workdir, write_summary
+from edgesafe_jax.training.workdir import read_config
+from launch import errors
+from launch.guards import Features, kept_features, load_sentence_encoder
+from launch.paraphrases import paraphrase_sets
+from launch.progress import Progress
+
+Config = Mapping[str, Any]
+
+SCORES = "scores.npz"
+"""Where the scores of all guards, rules and seeds lie in a work directory."""
+
+GROUPS = ("held_out", "unseen_source", "unseen_style", "seen_ways")
+"""Paraphrases of held-out answers: the next two together, by an unseen source, in an unseen style, the rest."""
+
+SHOWN = ("std", "flips", "unsafe_to_safe", "safe_to_unsafe", "missed", "accuracy", "auroc", "ece")
+"""Columns of the tables that compare many guards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A guard that is tuned.
+
+    Attributes:
+      head: where training starts.
+      about: what is stored beside a head.
+      features: of pairs, frozen.
+    """
+
+    head: GatedHead
+    about: dict[str, Any]
+    features: Features
+
+
+def _hidden_states(config: Config, encoder: SentenceEncoder) -> Subject:
+    del encoder
+    model = load_model(config["model"])
+    head, about = load_head(packaged_head("teacher"))
+
+    def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
+        with Progress(f"reading hidden states: {name}") as progress:
+            pooled = pair_features(
+                model,
+                prompts,
+                responses,
+                layers=about["layers"],
+                max_response=int(config["max_response"]),
+                batch_size=32,
+                on_batch=progress,
+            )
+        return probe_features(pooled)
+
+    return Subject(head, {**about, "max_response": int(config["max_response"])}, features)
+
+
+def _encoder(config: Config, encoder: SentenceEncoder) -> Subject:
+    del config
+    head, about = load_head(packaged_head("judge"))
+    return Subject(head, about, lambda prompts, responses, name: encoder_features(encoder.encode, prompts, responses))
+
+
+SUBJECTS: dict[str, Callable[[Config, SentenceEncoder], Subject]] = {
+    "hidden_states": _hidden_states,
+    "encoder": _encoder,
+}
+"""What `config.guards` may name: the packaged teacher and the packaged judge."""
+
+
+def check(config: Config) -> None:
+    """Refuses a config that cannot be run, before any work starts.
+
+    Raises:
+      ConfigError: the message names the field, its value and what was expected.
+    """
+    for name in config["guards"]:
+        errors.lookup(SUBJECTS, name, "config.guards")
+    for name in (config["rule"], *config["ablation"]):
+        errors.lookup(RULES, name, "config.rule or config.ablation")
+    for name in ("num_seeds", "num_steps", "batch_size", "num_votes", "num_samples", "max_response"):
+        if int(config[name]) < 1:
+            raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
+    if not config["guards"]:
+        raise errors.ConfigError(f"config.guards is empty: expected some of {', '.join(SUBJECTS)}.")
+    if not float(config["learning_rate"]) > 0 or float(config["anchor_weight"]) < 0:
+        raise errors.ConfigError(
+            f"config.learning_rate={config['learning_rate']}, config.anchor_weight={config['anchor_weight']}: expected "
+            "above 0, and 0 or more."
+        )
+    if not float(config["ema_decay"]) < 1:
+        raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: expected below 1, or -1 for fixed targets.")
+    if not set(config["data"]["sources"]) - set(config["data"]["held_out_sources"]):
+        raise errors.ConfigError("config.data.held_out_sources leaves no source to train on.")
+
+
+def _padded(sets: Sequence[ParaphraseSet], features: Features, name: str) -> SetFeatures:
+    flat = features([s.prompt for s in sets for _ in s.texts], [t for s in sets for t in s.texts], name)
+    sizes = [len(s.texts) for s in sets]
+    values = np.zeros((len(sets), max(sizes), flat.shape[1]), np.float32)
+    where = np.zeros(values.shape[:2], bool)
+    for row, (size, part) in enumerate(zip(sizes, np.split(flat, np.cumsum(sizes)[:-1]), strict=True)):
+        values[row, :size], where[row, :size] = part, True
+    return SetFeatures(jnp.asarray(values), jnp.asarray(where))
+
+
+def grouped(config: Config, sets: Sequence[ParaphraseSet]) -> dict[str, list[ParaphraseSet]]:
+    """The evaluated sets by group, each with the paraphrases of that group only; sets and groups without any left out.
+
+    Args:
+      config: says which sources and styles were held out of training.
+      sets: of held-out answers.
+
+    Returns:
+      Sets by group, see `GROUPS`.
+    """
+    sources, styles = config["data"]["held_out_sources"], config["data"]["held_out_styles"]
+    seen = select(sets, without_sources=sources, without_styles=styles)
+    chosen = {
+        "held_out": [
+            dataclasses.replace(whole, paraphrases=tuple(p for p in whole.paraphrases if p not in part.paraphrases))
+            for whole, part in zip(sets, seen, strict=True)
+        ],
+        "unseen_source": select(sets, sources=sources),
+        "unseen_style": select(sets, styles=styles, without_sources=sources),
+        "seen_ways": seen,
+    }
+    kept = {name: [s for s in chosen[name] if s.paraphrases] for name in GROUPS}
+    return {name: found for name, found in kept.items() if found}
+
+
+def train(config: Config, workdir: str | Path) -> Path:
+    """Tunes the guards of `config.guards` with every rule and seed, and stores heads and scores.
+
+    Args:
+      config: that of configs/guard_consistency.py.
+      workdir: the run's directory; an interrupted run continues with the features that are there.
+
+    Returns:
+      The work directory.
+
+    Raises:
+      ConfigError: see `check`.
+    """
+    check(config)
+    workdir = open_workdir(workdir, config)
+    encoder = load_sentence_encoder()
+    data = config["data"]
+    only_seen = {
+        **config,
+        "data": {**data, "sources": [s for s in data["sources"] if s not in data["held_out_sources"]]},
+    }
+    made = paraphrase_sets(only_seen, "teacher", int(data["num_train"]), encode=encoder.encode, workdir=workdir)
+    made = select(made, without_sources=data["held_out_sources"], without_styles=data["held_out_styles"])
+    train_sets = [s for s in made if s.paraphrases]
+    test_sets = paraphrase_sets(config, "held_out", int(data["num_test"]), encode=encoder.encode, workdir=workdir)
+    groups = grouped(config, test_sets)
+    if not train_sets or not groups:
+        raise errors.ConfigError("No paraphrase has passed the filter: lower config.data.min_cosine.")
+    keys = jax.random.split(jax.random.key(int(config["seed"])), int(config["num_seeds"]))
+    scores: dict[str, np.ndarray] = {}
+    for guard in config["guards"]:
+        subject = SUBJECTS[guard](config, encoder)
+        (workdir / guard).mkdir(exist_ok=True)
+        features = kept_features(subject.features, workdir / guard)
+        training = _padded(train_sets, features, "teacher")
+        evaluated = {name: _padded(sets, features, "held_out") for name, sets in groups.items()}
+
+        def keep(head: GatedHead, name: str, evaluated: Mapping[str, SetFeatures] = evaluated) -> None:
+            for group, sets in evaluated.items():
+                flat = head_probability(head, np.asarray(sets.features[sets.where]))
+                unsafe = np.full(sets.where.shape, np.nan)
+                unsafe[np.asarray(sets.where)] = flat
+                scores[f"{name}/{group}"] = unsafe
+
+        keep(subject.head, f"{guard}/before/0")
+        rules = dict.fromkeys((config["rule"], *config["ablation"]))
+        with Progress(f"tuning {guard}") as progress:
+            for number, rule in enumerate(rules):
+                heads, _ = tune_heads(
+                    subject.head,
+                    training,
+                    keys,
+                    rule=RULES[rule],
+                    anchor_weight=float(config["anchor_weight"]),
+                    learning_rate=float(config["learning_rate"]),
+                    num_steps=int(config["num_steps"]),
+                    batch_size=int(config["batch_size"]),
+                    ema_decay=None if float(config["ema_decay"]) < 0 else float(config["ema_decay"]),
+                )
+                for seed in range(len(keys)):
+                    head = jax.tree.map(lambda leaf, seed=seed: leaf[seed], heads)
+                    keep(head, f"{guard}/{rule}/{seed}")
+                    if rule == config["rule"]:
+                        about = {**subject.about, "consistency": {"rule": rule, "seed": seed}}
+                        save_head(workdir / "heads" / f"{guard}_{seed}.safetensors", head, about)
+                progress(number + 1, len(rules))
+    labels = {f"labels/{name}": np.array([_label(s) for s in sets]) for name, sets in groups.items()}
+    arrays: dict[str, Any] = {**scores, **labels}
+    assets.write_atomically(workdir / SCORES, lambda part: np.savez(part, **arrays))
+    print(f"measure it: python -m launch.evaluate --checkpoint={workdir}")
+    return workdir
+
+
+def _label(found: ParaphraseSet) -> float:
+    return np.nan if found.label is None else float(found.label)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Scores of one guard on one group of paraphrases.
+
+    Attributes:
+      before: of the guard as it was.
+      after: by rule, of the tuned guards, one per seed.
+    """
+
+    before: SetScores
+    after: dict[str, list[SetScores]]
+
+
+def read_scores(workdir: str | Path) -> dict[str, dict[str, Scored]]:
+    """Reads the scores of a finished run, by guard and group.
+
+    Raises:
+      ConfigError: the run is not finished.
+    """
+    file = Path(workdir) / SCORES
+    if not file.exists():
+        raise errors.ConfigError(
+            f"{workdir} has no {SCORES}: its training is not finished. The same launch.train command continues it."
+        )
+    with np.load(file) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    found: dict[str, dict[str, Scored]] = {}
+    for name, unsafe in arrays.items():
+        if name.startswith("labels/"):
+            continue
+        guard, rule, _, group = name.split("/")
+        scores = SetScores(unsafe, arrays[f"labels/{group}"])
+        if rule == "before":
+            found.setdefault(guard, {})[group] = Scored(scores, {})
+        else:
+            found[guard][group].after.setdefault(rule, []).append(scores)
+    return found
+
+
+def _mean(scores: Sequence[SetScores]) -> dict[str, float]:
+    """Metrics of guards that differ in their seed, averaged; a seed in which one is not defined is left out."""
+    values = [robustness(each) for each in scores]
+    return {name: float(np.nanmean([v[name] for v in values])) for name in values[0] if _any(values, name)}
+
+
+def _any(values: Sequence[Mapping[str, float]], name: str) -> bool:
+    return any(np.isfinite(v[name]) for v in values)
+
+
+def compare(scored: Scored, rule: str, num_samples: int) -> dict[str, metrics.Interval]:
+    """Before, after (mean over seeds) and relative or absolute change, with intervals by set.
+
+    Args:
+      scored: the scores.
+      rule: which tuned guards.
+      num_samples: bootstrap draws.
+
+    Returns:
+      `before/NAME`, `after/NAME`, `difference/NAME` and `reduction/NAME` (one minus after over before) by metric.
+    """
+
+    def statistic(rows: np.ndarray) -> dict[str, float]:
+        before = robustness(scored.before.take(rows))
+        after = _mean([each.take(rows) for each in scored.after[rule]])
+        values = {f"before/{name}": value for name, value in before.items()}
+        values |= {f"after/{name}": value for name, value in after.items()}
+        both = before.keys() & after.keys()
+        values |= {f"difference/{name}": after[name] - before[name] for name in both}
+        return values | {f"reduction/{name}": 1 - after[name] / before[name] for name in both if before[name] > 0}
+
+    return bootstrap_sets(statistic, len(scored.before.labels), num_samples=num_samples)
+
+
+def evaluate(workdir: str | Path, report: str | Path | None = None) -> dict[str, Any]:
+    """Measures a finished run and writes `summary.json` and its section of the report.
+
+    Args:
+      workdir: the run's directory.
+      report: where both go; default the run's directory.
+
+    Returns:
+      The numbers of the summary.
+    """
+    config = read_config(workdir)
+    report = Path(workdir if report is None else report)
+    rule, num_samples = config["rule"], int(config["num_samples"])
+    values: dict[str, Any] = {}
+    made = Section("Guards: one verdict for all paraphrases", order=1)
+    made.text(
+        "A guard judges an answer and paraphrases of it. Consistency training pulls each set to one target without "
+        "labels. Everything here is measured on answers to held-out objectives; held-out paraphrases are by a source "
+        "or in a style that was never trained on. After is the mean over seeds; intervals are 95 %, by set. Labels of "
+        "paraphrases are those of their originals."
+    )
+    for guard, groups in read_scores(workdir).items():
+        changes, ablation, baselines, calibration = [], [], [], []
+        for group, scored in groups.items():
+            intervals = compare(scored, rule, num_samples)
+            for name, interval in intervals.items():
+                values[f"{guard}/{group}/{name}"] = interval.estimate
+                values[f"{guard}/{group}/{name}_low"], values[f"{guard}/{group}/{name}_high"] = (
+                    interval.low,
+                    interval.high,
+                )
+            per_seed = [robustness(each) for each in scored.after[rule]]
+            for name in robustness(scored.before):
+                values[f"{guard}/{group}/seeds_min/{name}"] = min(v[name] for v in per_seed)
+                values[f"{guard}/{group}/seeds_max/{name}"] = max(v[name] for v in per_seed)
+                changes.append(
+                    {
+                        "paraphrases": group.replace("_", " "),
+                        "quantity": name,
+                        "before": intervals[f"before/{name}"],
+                        "after": intervals.get(f"after/{name}"),
+                        "difference": intervals.get(f"difference/{name}"),
+                        "reduction": intervals.get(f"reduction/{name}"),
+                    }
+                )
+        group, scored = next(iter(groups.items()))
+        ablation = [{"rule": "(before)", **_shown(robustness(scored.before))}]
+        ablation += [{"rule": name, **_shown(_mean(after))} for name, after in scored.after.items()]
+        for row in ablation:
+            values |= {f"{guard}/ablation/{row['rule']}/{name}": row.get(name) for name in SHOWN}
+        num_votes = int(config["num_votes"])
+        for how in ("any", "majority"):
+            voted = robustness(vote(scored.before, how=how, num_votes=num_votes))
+            baselines.append({"guard": f"{how} of 1 + {num_votes}", "calls": 1 + num_votes, **_shown(voted)})
+            values |= {f"{guard}/vote_{how}/{name}": voted.get(name) for name in SHOWN}
+        baselines.append({"guard": f"trained, {rule}", "calls": 1, **_shown(_mean(scored.after[rule]))})
+        if not np.isnan(scored.before.labels).any():
+            seeds = scored.after[rule]
+            for name, found in (
+                ("before", [scored.before]),
+                ("before, temperature scaled", [cross_fitted(scored.before)]),
+                ("trained", seeds),
+                ("trained, temperature scaled", [cross_fitted(each) for each in seeds]),
+            ):
+                mean = _mean(found)
+                chosen = ("std", "flips", "accuracy", "ece", "adaptive_ece", "brier", "nll")
+                calibration.append({"guard": name, **{key: mean.get(key) for key in chosen}})
+                short = name.replace(", ", "_").replace(" ", "_")
+                values |= {f"{guard}/calibration/{short}/{key}": mean.get(key) for key in chosen}
+        _tables(made, guard, group.replace("_", " "), scored, rule, changes, ablation, baselines, calibration)
+    write_summary(report, "guard_consistency", values)
+    write_fragment(report, "guards", made)
+    print(f"report: {build_report(report, 'edgesafe_jax')}")
+    return values
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: values.get(name) for name in SHOWN}
+
+
+def _tables(
+    made: Section,
+    guard: str,
+    group: str,
+    scored: Scored,
+    rule: str,
+    changes: Sequence[Mapping[str, Any]],
+    ablation: Sequence[Mapping[str, Any]],
+    baselines: Sequence[Mapping[str, Any]],
+    calibration: Sequence[Mapping[str, Any]],
+) -> None:
+    """Adds the tables and pictures of one guard to the report, and prints the tables."""
+    for rows, caption in (
+        (changes, f"{guard}: before and after consistency training, rule {rule}"),
+        (ablation, f"{guard}: rules for the target, {group} paraphrases, mean over seeds"),
+        (baselines, f"{guard}: training-free votes against training, {group} paraphrases"),
+        (calibration, f"{guard}: calibration and consistency, {group} paraphrases"),
+    ):
+        if rows:
+            made.table(rows, caption=caption, digits=3)
+            print(caption + "\n" + make_table(rows, digits=3).to_text() + "\n")
+    names = {"unsafe_to_safe": "unsafe to safe", "safe_to_unsafe": "safe to unsafe"}
+    by_rule = {
+        str(row["rule"]): {text: row[name] for name, text in names.items() if row[name] is not None} for row in ablation
+    }
+    made.figure(
+        bars(by_rule, xlabel="share of originals with a flipped paraphrase"),
+        alt=f"Label flips of the guard {guard} in both directions by rule for the target",
+        caption="Flips in both directions. Among originals that the guard calls unsafe, and safe.",
+    )
+    if np.isnan(scored.before.labels).any():
+        return
+    for name, scores in (("before", scored.before), ("after, first seed", scored.after[rule][0])):
+        made.figure(_reliability(scores), alt=f"Reliability diagram of {guard} {name}", caption=f"{guard}, {name}")
+
+
+def _reliability(scores: SetScores, num_bins: int = 10) -> bytes:
+    probs = scores.unsafe[scores.where]
+    labels = np.repeat(scores.labels[:, None], scores.unsafe.shape[1], axis=1)[scores.where]
+    bins = np.minimum((probs * num_bins).astype(int), num_bins - 1)
+    count = np.bincount(bins, minlength=num_bins)
+    share = np.maximum(count, 1)
+    return reliability_diagram(
+        confidence=np.bincount(bins, weights=probs, minlength=num_bins) / share,
+        accuracy=np.bincount(bins, weights=labels, minlength=num_bins) / share,
+        count=count,
+        xlabel="P(unsafe)",
+        ylabel="share that people call unsafe",
+    )

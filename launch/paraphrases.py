@@ -1,0 +1,89 @@
+"""Paraphrase sets of the human-scored pairs, kept in a work directory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from edgesafe_jax.corpora import ScoredPair
+from edgesafe_jax.guards import examples
+from edgesafe_jax.guards.paraphrases import (
+    Encode,
+    ParaphraseSet,
+    Source,
+    excerpt,
+    llm_source,
+    make_sets,
+    read_sets,
+    style_source,
+    write_sets,
+)
+from edgesafe_jax.guards.wordnet import load_wordnet, wordnet_source
+from edgesafe_jax.models.loading import load_model
+from launch import errors
+from launch.guards import pair_key
+from launch.progress import Progress
+
+SOURCES = ("style", "wordnet", "llm")
+"""What `config.data.sources` may name; back-translation and others come in as a user's JSONL."""
+
+
+def _sources(data: Mapping[str, Any], model: str, seed: int, progress: Progress) -> list[Source]:
+    made: dict[str, Source] = {}
+    for name in data["sources"]:
+        if name not in SOURCES:
+            raise errors.ConfigError(f"config.data.sources names {name!r}: expected some of {', '.join(SOURCES)}.")
+        if name == "style":
+            made[name] = style_source()
+        elif name == "wordnet":
+            made[name] = wordnet_source(load_wordnet(), seed=seed)
+        else:
+            made[name] = llm_source(
+                load_model(model), jax.random.key(seed), max_tokens=int(data["max_tokens"]), on_batch=progress
+            )
+    return list(made.values())
+
+
+def pairs_of(role: examples.Role, num: int) -> list[ScoredPair]:
+    """The human-scored pairs of a role, or the first `num` of them in the order of their hash."""
+    pairs = sorted(examples.human_pairs(role), key=lambda p: pair_key(p.prompt, p.response))
+    return pairs if num < 0 else pairs[:num]
+
+
+def paraphrase_sets(
+    config: Mapping[str, Any], role: examples.Role, num: int, *, encode: Encode, workdir: Path
+) -> list[ParaphraseSet]:
+    """Makes the sets of a role, or reads them back from the work directory.
+
+    Args:
+      config: of the run; `data`, `model` and `seed` are read.
+      role: whose human-scored pairs are paraphrased.
+      num: how many pairs; -1 for all.
+      encode: the sentence encoder of the filter.
+      workdir: the run's directory.
+
+    Returns:
+      The sets, their originals cut to `data.max_words` words.
+    """
+    data = config["data"]
+    if data[f"{role}_sets"]:
+        return read_sets(data[f"{role}_sets"])
+    file = workdir / "sets" / f"{role}.jsonl"
+    if file.exists() and file.with_suffix(".json").exists():
+        return read_sets(file)
+    pairs = pairs_of(role, num)
+    originals = [excerpt(p.response, int(data["max_words"])) for p in pairs]
+    with Progress(f"paraphrasing {len(pairs)} answers ({role})") as progress:
+        sets, counts = make_sets(
+            [p.prompt for p in pairs],
+            originals,
+            sources=_sources(data, config["model"], int(config["seed"]), progress),
+            encode=encode,
+            labels=[float(p.score >= 0.5) for p in pairs],
+            min_cosine=float(data["min_cosine"]),
+            length_ratio=(float(data["length_ratio"][0]), float(data["length_ratio"][1])),
+        )
+    file.parent.mkdir(exist_ok=True)
+    write_sets(file, sets, {"role": role, "data": dict(data), "model": config["model"], "filter": counts})
+    return sets

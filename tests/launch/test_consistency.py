@@ -1,0 +1,115 @@
+"""The consistency task: what it refuses, how it groups paraphrases, and a whole small run."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from configs import guard_consistency
+from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseSet
+from edgesafe_jax.guards.probe import load_head
+from edgesafe_jax.guards.robustness import SetScores
+from edgesafe_jax.training import WorkdirError
+from launch import consistency
+from launch.errors import ConfigError
+
+
+def config(**changes):
+    found = guard_consistency.get_config("runlocal").to_dict()
+    data = {**found["data"], **changes.pop("data", {})}
+    return {**found, "data": data, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guards": ("granite",)}, "config.guards='granite': expected one of encoder, hidden_states"),
+        ({"guards": ()}, "config.guards is empty"),
+        ({"rule": "average"}, "config.rule or config.ablation='average'"),
+        ({"ablation": ("worst",)}, "'worst'"),
+        ({"num_steps": 0}, "config.num_steps=0"),
+        ({"learning_rate": 0.0}, "config.learning_rate=0.0"),
+        ({"anchor_weight": -1.0}, "config.anchor_weight=-1.0"),
+        ({"ema_decay": 1.0}, "config.ema_decay=1.0"),
+        ({"data": {"held_out_sources": ("style",)}}, "leaves no source"),
+    ],
+)
+def test_configs_that_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        consistency.check(config(**changes))
+
+
+def test_groups_hold_what_was_never_trained_on():
+    members = (
+        Paraphrase("a", "style", "formal"),
+        Paraphrase("b", "style", "lecture"),
+        Paraphrase("c", "llm", "reworded"),
+    )
+    sets = [ParaphraseSet("q", "o", members, 1.0), ParaphraseSet("q", "p", members[:1], 0.0)]
+    groups = consistency.grouped(config(data={"held_out_sources": ("llm",)}), sets)
+    texts = {name: [[p.text for p in s.paraphrases] for s in found] for name, found in groups.items()}
+    assert texts == {
+        "held_out": [["b", "c"]],
+        "unseen_source": [["c"]],
+        "unseen_style": [["b"]],
+        "seen_ways": [["a"], ["a"]],
+    }
+
+
+def test_groups_without_paraphrases_are_left_out():
+    only = [ParaphraseSet("q", "o", (Paraphrase("a", "style", "formal"),))]
+    assert list(consistency.grouped(config(), only)) == ["seen_ways"]
+
+
+def test_comparison_by_hand():
+    before = SetScores(np.array([[0.9, 0.3], [0.1, 0.1]]), np.array([1.0, 0.0]))
+    after = [SetScores(np.array([[0.9, 0.7], [0.1, 0.1]]), before.labels), before]
+    found = consistency.compare(consistency.Scored(before, {"mean": after}), "mean", 20)
+    assert found["before/flips"].estimate == 0.5
+    assert found["after/flips"].estimate == 0.25
+    assert found["reduction/flips"].estimate == pytest.approx(0.5)
+    assert found["difference/accuracy"].estimate == pytest.approx((1.0 + 0.75) / 2 - 0.75)
+
+
+def test_an_unfinished_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"no scores\.npz.*continues it"):
+        consistency.read_scores(tmp_path)
+
+
+class Letters:
+    """Stands in for the sentence encoder: unit vectors of its width from counts of letter pairs."""
+
+    def encode(self, texts):
+        vectors = np.full((len(texts), 384), 1e-3, np.float32)
+        for row, text in enumerate(texts):
+            for first, second in itertools.pairwise(text.lower()):
+                vectors[row, (31 * ord(first) + ord(second)) % 384] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.assets
+def test_a_small_run_from_paraphrases_to_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(consistency, "load_sentence_encoder", Letters)
+    small = config(data={"num_train": 4, "num_test": 6})
+    workdir = consistency.train(small, tmp_path / "run")
+    values = consistency.evaluate(workdir)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["guard_consistency/encoder/held_out/before/std"] == pytest.approx(
+        values["encoder/held_out/before/std"]
+    )
+    assert "encoder/vote_any/missed" in values
+    assert "encoder/calibration/trained_temperature_scaled/ece" in values
+    head, about = load_head(workdir / "heads" / "encoder_1.safetensors")
+    assert about["consistency"] == {"rule": "conservative_gap", "seed": 1}
+    assert np.all(np.isfinite(head.general.linear))
+    assert "Guards: one verdict" in (workdir / "report.html").read_text()
+    assert "rules for the target" in capsys.readouterr().out
+    provenance = json.loads((workdir / "sets" / "teacher.json").read_text())
+    assert provenance["filter"]["kept"] > 0
+    # Again: everything is there, and no pair is encoded twice.
+    files = sorted(p.name for p in (workdir / "encoder" / "features").iterdir())
+    consistency.train(small, workdir)
+    assert sorted(p.name for p in (workdir / "encoder" / "features").iterdir()) == files
+    with pytest.raises(WorkdirError, match="another configuration"):
+        consistency.train({**small, "num_steps": 3}, workdir)
