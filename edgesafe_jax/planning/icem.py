@@ -177,7 +177,7 @@ def make_icem(
       ...     path = position + jnp.cumsum(actions, axis=1)
       ...     return Outcomes(jnp.sum(path**2, axis=(1, 2)), jnp.zeros(actions.shape[0]))
       >>> planner = make_icem(to_origin, low=[-1.0], high=[1.0], horizon=4)
-      >>> action, state, plan = planner.plan(jax.random.key(0), planner.init(), jnp.full((1, 1, 1), 0.5))
+      >>> action, state, plan = jax.jit(planner.plan)(jax.random.key(0), planner.init(), jnp.full((1, 1, 1), 0.5))
       >>> bool(abs(action[0] + 0.5) < 0.2)
       True
 
