@@ -173,11 +173,7 @@ def train_dynamics(config: Config, workdir: str | Path) -> Path:
         world = fit_world(config, task, dataset, group=group, model={**config["model"], **case.model})
         data = world.parts["calibration"]
         elements = draw_elements(world, case, group, data, seed=number)
-        true_step = (
-            dataclasses.replace(task, step=tasks.make_point_mass(walls=case.unseen).step).step
-            if case.unseen
-            else task.step
-        )
+        true_step = tasks.make_point_mass(walls=case.unseen).step if case.unseen else task.step
         tolerance = np.array(TOLERANCES[task.sizes.state])
         for scale in config["scales"]:
             result = dynamics.equivalence_test(
@@ -529,7 +525,7 @@ def _symmetry_figures(
         for name, mask in (("not accepted", ~accepted), ("accepted", accepted))
     }
     walls = [_ends(wall) for wall in task.walls]
-    png = reporting.point_map({**shown, "data": data.states[::10, first]}, low=low, high=high, walls=walls)
+    png = reporting.point_map({**shown, "data": np.asarray(data.states)[::10, first]}, low=low, high=high, walls=walls)
     section.figure(png, alt="arena with accepted and rejected translations", caption="Where translations lead.")
     edges = [np.linspace(low[i], high[i], 21) for i in range(2)]
     grids = {
