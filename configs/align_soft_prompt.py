@@ -81,12 +81,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
 
     if variant == "quickstart":
-        config.data.num_harmful = 150
-        config.data.num_sensitive = 180
-        config.data.num_plain = 130
-        config.num_positions = 24
-        config.num_steps = 100
-        config.save_every = 25
+        config.data.num_harmful = 190
+        config.data.num_sensitive = 110
+        config.data.num_plain = 200
+        config.data.shares.update({"refuse": 3.0, "sensitive": 1.5, "plain": 3.5})
+        config.sampling_temperature = 0.0
+        config.num_positions = 12
+        config.num_steps = 220
+        config.save_every = 50
         config.evaluation.strongreject = 48
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
         config.evaluation.sensitive = 48
