@@ -2,9 +2,18 @@ r"""Planners over budgets and seeds: samples to reach a return, equal budgets, a
 
     python -m launch.plan --config=configs/plan_study.py --workdir=workdirs/study
 
-`:halfcheetah` is what the docstring's numbers are of, `:ablation` takes iCEM's components away one at a time,
-`:runlocal` is a check of the machinery. Each cell (environment, planner, budget) is kept as it is done, and the same
-command goes on.
+`:halfcheetah` is what was measured (below), `:ablation` takes iCEM's components away one at a time, `:runlocal` is a
+check of the machinery. Each cell (environment, planner, budget) is kept as it is done, and the same command goes on.
+
+`configs/plan_study.py:halfcheetah`, 150 steps, gymnasium's reward, seeds 0 to 4, mean and 95 % bootstrap interval over
+the seeds; about 9 minutes of processor time:
+
+    budget        100                  300
+    icem   653 [619, 703]      887 [851, 923]
+    cem    151 [120, 205]      489 [475, 502]
+
+iCEM at 100 (97 drawn, 3 carried over) is above CEM at 300. The other tasks of the default study and `:ablation` have
+not been run.
 """
 
 import ml_collections
