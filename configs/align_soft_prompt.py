@@ -30,6 +30,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model = "smollm2-135m-instruct"
     config.guard = ""  # a stored head of configs/guard_probe.py; empty for the packaged one
 
+    config.matmul_dtype = "bfloat16"  # factors of matrix products; sums and everything between stay float32
+
     # Teacher
     config.objective = "token_kl"
     config.normalization = "mean"  # of log-probabilities and divergences over the positions of an outcome
@@ -38,6 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling_temperature = 1.0  # y ~ p(y | x)
     config.max_tokens = 40  # of an answer
     config.num_positions = 40  # of each answer that are distilled, from its start
+    config.gate_threshold = 0.5  # of the guard's P(unsafe)
     config.gate_sharpness = 10.0  # multiplies the guard's log-odds; 1 is the paper's teacher, more a harder decision
 
     # Student
@@ -78,12 +81,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
 
     if variant == "quickstart":
-        config.data.num_harmful = 150
-        config.data.num_sensitive = 180
-        config.data.num_plain = 130
-        config.num_positions = 24
-        config.num_steps = 100
-        config.save_every = 25
+        config.data.num_harmful = 190
+        config.data.num_sensitive = 110
+        config.data.num_plain = 200
+        config.data.shares.update({"refuse": 3.0, "sensitive": 1.5, "plain": 3.5})
+        config.sampling_temperature = 0.0
+        config.num_positions = 12
+        config.num_steps = 220
+        config.save_every = 50
         config.evaluation.strongreject = 48
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
         config.evaluation.sensitive = 48

@@ -209,6 +209,31 @@ ASSETS: dict[str, Asset] = {
             size=99_688,
             members=("uncensorbench/data/*.json", *_LICENSE_FILES),
         ),
+        Asset(
+            name="gymnasium",
+            version="1.4.0",
+            sha256="1cb947c59e7c72d8eabb2c2274c00cd20948e69f8452a9ef4092223be24fdf0e",
+            filename="gymnasium-1.4.0-py3-none-any.whl",
+            license="MIT",
+            size=476_306,
+            members=("gymnasium/envs/mujoco/assets/*.xml", *_LICENSE_FILES),
+        ),
+        Asset(
+            name="gymnasium-robotics",
+            version="1.4.2",
+            sha256="a1743530431cb377e6b3b956d284bc96436fc68bac1648ef205054c178e7dc4b",
+            filename="gymnasium_robotics-1.4.2-py3-none-any.whl",
+            license="MIT; its models keep their own licences, see envs/assets/LICENSE.md",
+            size=26_174_405,
+            members=(
+                "gymnasium_robotics/envs/assets/fetch/*.xml",
+                "gymnasium_robotics/envs/assets/stls/fetch/*",
+                "gymnasium_robotics/envs/assets/textures/*",
+                "gymnasium_robotics/envs/assets/adroit_hand/*",
+                "gymnasium_robotics/envs/assets/LICENSE.md",
+                *_LICENSE_FILES,
+            ),
+        ),
     )
 }
 """The pinned wheels, by package name."""

@@ -3,18 +3,25 @@
 Training is data-parallel: the batch is split along its first axis, parameters and optimiser state are copied, and
 `jax.jit` adds the sums over devices by itself, so that a step function is written once, for one device. On one device
 everything here leaves arrays where they are.
+
+Planning is spread by `jax.pmap`: over problems (`pmap_problems`), or over the population of one problem
+(`split_population` with `pmap_population`).
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from edgesafe_jax.typing import PyTree
+from edgesafe_jax.planning.planner import Outcomes, Simulator
+from edgesafe_jax.typing import Array, PyTree
 
 DATA_AXIS = "data"
+POPULATION_AXIS = "population"
 
 
 def make_data_mesh(num_devices: int | None = None) -> Mesh:
@@ -109,6 +116,97 @@ def _place(tree: PyTree, sharding: NamedSharding) -> PyTree:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(cut, tree)
+
+
+def pmap_problems(plan: Callable[..., Any], *, num_devices: int | None = None) -> Callable[..., Any]:
+    """Spreads a batch of planning problems over devices: `jax.pmap` over devices of `jax.vmap` over problems.
+
+    Args:
+      plan: of one problem, such as `Planner.plan`.
+      num_devices: how many devices to use; None uses all.
+
+    Returns:
+      The same function of arguments whose leaves have a leading axis B, a multiple of the number of devices; so have
+      the results.
+
+    Raises:
+      ValueError: if there are fewer devices, or (at the call) B does not split over them.
+
+    Example:
+      >>> pmap_problems(lambda x, y: x + y, num_devices=1)(jnp.arange(3.0), jnp.ones(3)).tolist()
+      [1.0, 2.0, 3.0]
+    """
+    devices = make_data_mesh(num_devices).devices.tolist()
+    num = len(devices)
+    spread = jax.pmap(jax.vmap(plan), devices=devices)
+
+    def split(leaf: Array) -> Array:
+        shape = jnp.shape(leaf)
+        if not shape or shape[0] % num:
+            raise ValueError(f"problems of shape {list(shape)} do not split over {num} devices: pad their number")
+        return jnp.reshape(jnp.asarray(leaf), (num, shape[0] // num, *shape[1:]))
+
+    def run(*arguments: PyTree) -> PyTree:
+        results = spread(*jax.tree.map(split, arguments))
+        return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:])), results)
+
+    return run
+
+
+def split_population(simulator: Simulator, *, num_devices: int | None = None) -> Simulator:
+    """Makes each device simulate its share of the population and gathers what all of them found.
+
+    Every device draws the same population from the same key, so that only costs and violations travel, and the
+    elites are known everywhere. It works inside `pmap_population` alone.
+
+    Args:
+      simulator: of one device.
+      num_devices: as for `pmap_population`; None for all.
+
+    Returns:
+      The simulator for a planner that `pmap_population` runs.
+
+    Raises:
+      ValueError: if there are fewer devices.
+    """
+    num = make_data_mesh(num_devices).size
+
+    def simulate(env_state: PyTree, actions: Array) -> Outcomes:
+        size = actions.shape[0]
+        share = -(-size // num)
+        surplus = jnp.broadcast_to(actions[-1:], (share * num - size, *actions.shape[1:]))
+        start = jax.lax.axis_index(POPULATION_AXIS) * share
+        mine = jax.lax.dynamic_slice_in_dim(jnp.concatenate([actions, surplus]), start, share)
+        gathered = jax.lax.all_gather(simulator(env_state, mine), POPULATION_AXIS, tiled=True)
+        return jax.tree.map(lambda leaf: leaf[:size], gathered)
+
+    return simulate
+
+
+def pmap_population(plan: Callable[..., Any], *, num_devices: int | None = None) -> Callable[..., Any]:
+    """Plans for one problem on several devices, each of which simulates a part of the population.
+
+    Args:
+      plan: of a planner that was made over `split_population`.
+      num_devices: how many devices to use; None uses all.
+
+    Returns:
+      The same function, of the same arguments, with the same results.
+
+    Raises:
+      ValueError: if there are fewer devices.
+    """
+    devices = make_data_mesh(num_devices).devices.tolist()
+    # pmap wants one argument that differs between devices: their numbers.
+    spread = jax.pmap(
+        lambda number, *arguments: plan(*arguments),
+        axis_name=POPULATION_AXIS,
+        in_axes=(0, None, None, None),
+        out_axes=None,
+        devices=devices,
+    )
+    numbers = np.arange(len(devices))
+    return lambda key, state, env_state: spread(numbers, key, state, env_state)
 
 
 def initialize_multihost(

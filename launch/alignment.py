@@ -26,6 +26,7 @@ from edgesafe_jax.metrics.refusal import make_refused_by_meaning
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.models.scoring import kl_from_base
+from edgesafe_jax.parallel import make_data_mesh, replicate, shard_batch
 from edgesafe_jax.reporting import build_report, make_table, write_fragment
 from edgesafe_jax.safety import distillation, prompts
 from edgesafe_jax.safety.evaluation import Judges, SetResult, costs, evaluate_set, judge_responses, multiple_choice
@@ -50,15 +51,18 @@ from launch.results import TITLES, agreement, numbers, refusal_rows, safety_rows
 
 Config = Mapping[str, Any]
 
-OBJECTIVES: dict[str, Callable[[losses.Normalization], distillation.Objective]] = {
-    "tv": lambda n: distillation.sequence_objective(losses.sequence_total_variation, normalization=n),
-    "kl": lambda n: distillation.sequence_objective(losses.sequence_kl, normalization=n),
-    "token_tv": lambda n: distillation.token_objective(losses.total_variation, normalization=n),
-    "token_kl": lambda n: distillation.token_objective(losses.forward_kl, normalization=n),
+OBJECTIVES: dict[str, Callable[[losses.Normalization], distillation.Term]] = {
+    "tv": lambda n: distillation.SequenceTerm(losses.outcome_total_variation, n),
+    "kl": lambda n: distillation.SequenceTerm(losses.outcome_kl, n),
+    "token_tv": lambda n: distillation.TokenTerm(losses.total_variation, n),
+    "token_kl": lambda n: distillation.TokenTerm(losses.forward_kl, n),
 }
 """What `config.objective` may name."""
 
 NORMALIZATIONS: dict[str, losses.Normalization] = {"sum": "sum", "mean": "mean"}
+
+MATMUL_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
+"""What `config.matmul_dtype` may name."""
 
 INITS: dict[str, Callable[[LanguageModel, PRNGKey, Config], adapters.SoftPrompt]] = {
     "text": lambda model, key, c: adapters.soft_prompt_from_text(model, c["text"], num_virtual=c["num_virtual"]),
@@ -83,6 +87,7 @@ def check(config: Config) -> None:
     errors.lookup(OBJECTIVES, config["objective"], "config.objective")
     errors.lookup(NORMALIZATIONS, config["normalization"], "config.normalization")
     errors.lookup(INITS, config["adapter"]["init"], "config.adapter.init")
+    errors.lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
     for name in ("num_steps", "batch_size", "max_tokens", "num_positions", "save_every", "log_every"):
         if int(config[name]) < 1:
             raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
@@ -94,12 +99,18 @@ def check(config: Config) -> None:
         raise errors.ConfigError(f"config.sampling_temperature={config['sampling_temperature']}: expected 0 or more.")
     if not float(config["gate_sharpness"]) > 0:
         raise errors.ConfigError(f"config.gate_sharpness={config['gate_sharpness']}: expected above 0.")
+    if not 0 < float(config["gate_threshold"]) < 1:
+        raise errors.ConfigError(f"config.gate_threshold={config['gate_threshold']}: expected inside (0, 1).")
     if int(config["num_positions"]) > int(config["max_tokens"]):
         raise errors.ConfigError(
             f"config.num_positions={config['num_positions']}: expected at most max_tokens={config['max_tokens']}."
         )
     if float(config["decision_weight"]) < 0:
         raise errors.ConfigError(f"config.decision_weight={config['decision_weight']}: expected 0 or more.")
+    if int(config["batch_size"]) % jax.device_count():
+        raise errors.ConfigError(
+            f"config.batch_size={config['batch_size']}: expected a multiple of the {jax.device_count()} devices."
+        )
     for name in ("num_harmful", "num_sensitive", "num_plain"):
         if int(config["data"][name]) == 0:
             raise errors.ConfigError(f"config.data.{name}=0: expected a positive number, or -1 for all.")
@@ -145,17 +156,19 @@ def _count(value: int) -> int | None:
 
 def load_system(config: Config) -> tuple[LanguageModel, HiddenStateGuard, SafeSystem]:
     """Loads the language model, its guard, and the safe system of both."""
-    model = load_model(config["model"])
+    model = load_model(config["model"], matmul_dtype=MATMUL_DTYPES[config["matmul_dtype"]])
     guard = load_hidden_state_guard(model, config["guard"] or None)
-    sharpness = float(config["gate_sharpness"])
-    gate: Guard = guard if sharpness == 1 else functools.partial(_sharpened, guard, sharpness)
+    gate = functools.partial(_gate, guard, float(config["gate_sharpness"]), float(config["gate_threshold"]))
     return model, guard, SafeSystem(model, gate, config["refusal"])
 
 
-def _sharpened(guard: Guard, sharpness: float, texts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """The guard with its log-odds multiplied; the verdict at one half stays."""
+def _gate(
+    guard: Guard, sharpness: float, threshold: float, texts: Sequence[str], responses: Sequence[str]
+) -> np.ndarray:
+    """The guard with its log-odds moved, so that `threshold` becomes one half, and multiplied."""
     prob = np.clip(checked(guard)(texts, responses), 1e-9, 1 - 1e-9)
-    return 0.5 + 0.5 * np.tanh(0.5 * sharpness * (np.log(prob) - np.log1p(-prob)))
+    log_odds = np.log(prob) - np.log1p(-prob) - np.log(threshold / (1 - threshold))
+    return 0.5 + 0.5 * np.tanh(0.5 * sharpness * log_odds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +198,7 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
     kinds = [name for name in prompts.GROUPS for _ in chosen[name]]
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     max_tokens = int(config["max_tokens"])
-    with_hidden = str(config["objective"]).startswith("token_") or float(config["decision_weight"]) > 0
+    with_hidden = distillation.needs_teacher(_objective(config))
     fresh = kept is None or kept["prompts"] != texts
     if kept is not None and not fresh:
         answers = Generation(kept["tokens"], kept["texts"], kept["finished"])
@@ -220,14 +233,12 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
         # The last file of the teacher: where it is, the hidden states that belong to it are too.
         assets.write_atomically(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
     groups: dict[str, list[int]] = {name: [] for name in GROUPS}
-    for row, kind in enumerate(kinds):
-        if sequence.safe_prob[row] < 0.5:
-            groups["refuse"].append(row)
-        else:
-            groups["plain" if kind == "plain" else "sensitive"].append(row)
+    for row, (sample, refused) in enumerate(zip(data.sample, data.is_refusal, strict=True)):
+        kind = "plain" if kinds[sample] == "plain" else "sensitive"
+        groups["refuse" if refused else kind].append(row)
     print(
         f"{len(texts)} prompts ({removed} left out, too close to an evaluation prompt); the guard refuses "
-        f"{len(groups['refuse'])} of them.",
+        f"{int(np.sum(sequence.safe_prob < 0.5))} of them.",
         file=sys.stderr,
     )
     return Teacher(data, {name: rows for name, rows in groups.items() if rows})
@@ -247,7 +258,7 @@ def _encoded(
     if with_hidden and not fresh and file.exists():
         data = distillation.make_teacher_data(model, sequence, max_tokens=num_positions, with_hidden=False)
         hidden = safetensors.numpy.load_file(file)["hidden"]
-        if hidden.shape[:2] == (len(data), num_positions):
+        if hidden.shape[:2] == (len(data.prompts), data.max_tokens):
             return dataclasses.replace(data, teacher_hidden=hidden)
     with Progress("reading the teacher's hidden states") as progress:
         data = distillation.make_teacher_data(
@@ -273,18 +284,16 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(float(config["clip_norm"])), optax.adam(schedule, eps=1e-7))
 
 
-def _objective(config: Config) -> distillation.Objective:
+def _objective(config: Config) -> list[distillation.Term]:
     """The objective of a config, with the weight of the decision between answer and refusal."""
-    main = OBJECTIVES[config["objective"]](NORMALIZATIONS[config["normalization"]])
-    if not float(config["decision_weight"]):
-        return main
-    return distillation.mixed_objective(
-        (1.0, main), (float(config["decision_weight"]), distillation.decision_objective(losses.forward_kl))
-    )
+    terms = [OBJECTIVES[config["objective"]](NORMALIZATIONS[config["normalization"]])]
+    if weight := float(config["decision_weight"]):
+        terms.append(distillation.DecisionTerm(losses.forward_kl, weight))
+    return terms
 
 
 def make_step(
-    config: Config, model: LanguageModel, refusal: np.ndarray
+    config: Config, model: LanguageModel
 ) -> tuple[Callable[[TrainState, distillation.TeacherBatch], tuple[TrainState, dict[str, Array]]], TrainState]:
     """Makes the jitted step and the state before the first one.
 
@@ -293,12 +302,7 @@ def make_step(
     seed = jax.random.key(int(config["seed"]))
     start = INITS[config["adapter"]["init"]](model, jax.random.fold_in(seed, 2), config["adapter"])
     optimizer = make_optimizer(config)
-    loss = distillation.make_loss(
-        model.decoder,
-        head=model.tokenizer.chat_parts.head,
-        refusal=refusal,
-        objective=_objective(config),
-    )
+    loss = distillation.make_loss(model.decoder, head=model.tokenizer.chat_parts.head, terms=_objective(config))
     first = int(float(config["average_from"]) * int(config["num_steps"]))
 
     @jax.jit
@@ -315,7 +319,8 @@ def make_step(
 
     initial = init_state(start, optimizer, key=seed)
     initial = initial.replace(params={"adapter": initial.params, "mean": jax.tree.map(jnp.copy, initial.params)})
-    return functools.partial(step, model.params), initial
+    mesh = make_data_mesh()
+    return functools.partial(step, replicate(model.params, mesh)), replicate(initial, mesh)
 
 
 def train(config: Config, workdir: str | Path) -> Path:
@@ -345,7 +350,12 @@ def train(config: Config, workdir: str | Path) -> Path:
         groups=teacher.groups,
         shares={name: float(config["data"]["shares"][name]) for name in teacher.groups},
     )
-    step, state = make_step(config, model, distillation.refusal_ids(model, system.refusal))
+    step, state = make_step(config, model)
+    mesh = make_data_mesh()
+
+    def batches(number: int) -> distillation.TeacherBatch:
+        return shard_batch(teacher.data.batch(order(number), pad_id=model.tokenizer.pad_id), mesh)
+
     seconds = time.monotonic() - started
     print(f"teacher ready after {seconds:.0f} s; training {config['num_steps']} steps", file=sys.stderr)
     with (
@@ -355,7 +365,7 @@ def train(config: Config, workdir: str | Path) -> Path:
         trained = run_training(
             step,
             state,
-            lambda number: teacher.data.batch(order(number), pad_id=model.tokenizer.pad_id),
+            batches,
             num_steps=int(config["num_steps"]),
             writer=writer,
             checkpoints=checkpoints,

@@ -15,10 +15,14 @@ from absl import app, flags
 
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
-from launch import bench_align, bench_guards, errors
+from launch import bench_align, bench_guards, bench_planner, errors
 
-SUITES: dict[str, Callable[[], dict[str, Any]]] = {"align": bench_align.run, "guards": bench_guards.run}
-"""What `--suite` may name: from nothing to `rows` (a table) and `values` (flat numbers)."""
+SUITES: dict[str, Callable[[], dict[str, Any]]] = {
+    "align": bench_align.run,
+    "guards": bench_guards.run,
+    "planner": bench_planner.run,
+}
+"""What `--suite` may name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
 
 
 def define_flags() -> None:
@@ -50,12 +54,15 @@ def main(argv: list[str]) -> None:
         about = machine()
         print("  ".join(f"{name}={value}" for name, value in about.items()))
         result = suite()
+        figures = result.pop("figures", {})
         print(make_table(result["rows"], digits=3).to_text())
         if given.workdir:
             workdir = Path(given.workdir)
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(workdir / f"bench_{given.suite}.json", {"machine": about, **result})
             write_summary(workdir, f"bench_{given.suite}", result["values"])
+            for name, png in figures.items():
+                (workdir / f"bench_{given.suite}_{name}.png").write_bytes(png)
 
 
 def run() -> None:

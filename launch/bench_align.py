@@ -2,11 +2,13 @@
 
 Batch 8 of 124 positions: 20 trained vectors, 64 tokens of prompt of which the first 24 are the head of the chat
 template, 40 of answer. The loss is the forward KL to given teacher states at the 40 positions over the whole
-vocabulary, followed by a step of Adam. The peer is the same model in transformers and torch, where all 124 positions of
-each row are computed; here the vectors and the head are computed once for the whole batch. Both losses are compared, so
-that the work is known to be the same.
+vocabulary, followed by a step of Adam. It is measured with factors of matrix products in float32 and in bfloat16
+(sums in float32), and with nothing shared by the batch. The peer, in float32, is the same model in transformers and
+torch, where all 124 positions of each row are computed; here the vectors and the head are computed once for the whole
+batch. Both losses are compared, so that the work is known to be the same.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +22,7 @@ from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt, soft_prompt_from_text
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, flops_per_token
 from edgesafe_jax.models.generation import encode_shared
-from edgesafe_jax.models.loading import LanguageModel, load_model
+from edgesafe_jax.models.loading import LanguageModel, load_model, with_precision
 from edgesafe_jax.training import apply_gradients, init_state
 
 BATCH, HEAD, PROMPT, ANSWER, VIRTUAL = 8, 24, 40, 40, 20
@@ -34,6 +36,10 @@ def _inputs(model: LanguageModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     tokens = rng.integers(10, model.config.vocab_size, (BATCH, PROMPT + ANSWER)).astype(np.int32)
     teacher = rng.normal(size=(BATCH, ANSWER, model.config.embed_dim)).astype(np.float32)
     return head, tokens, teacher
+
+
+def _project(decoder: Decoder, params: Any, hidden: jax.Array) -> jax.Array:
+    return decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[return-value]
 
 
 def _ours(model: LanguageModel, start: SoftPrompt, *, share: bool) -> Callable[[], tuple[float, Any]]:
@@ -50,8 +56,14 @@ def _ours(model: LanguageModel, start: SoftPrompt, *, share: bool) -> Callable[[
             row = jnp.broadcast_to(head[None], (BATCH, HEAD))
             output = decoder.apply({"params": params}, jnp.concatenate([row, tokens], 1), adapter=adapter)  # type: ignore[assignment]
             hidden = output.hidden[:, HEAD + PROMPT - 1 : -1]
-        logits = [decoder.apply({"params": params}, h, method=Decoder.logits) for h in (hidden, teacher)]
-        return jnp.mean(losses.forward_kl(student_logits=logits[0], teacher_logits=logits[1]))  # type: ignore[arg-type]
+        (value,) = losses.linear_divergence(
+            (losses.forward_kl,),
+            student_hidden=hidden,
+            teacher_hidden=teacher,
+            head=params,
+            project=functools.partial(_project, decoder),
+        )
+        return jnp.mean(value)
 
     @jax.jit
     def step(params: Any, state: Any, head: Any, tokens: Any, teacher: Any) -> Any:
@@ -160,8 +172,10 @@ def run() -> dict[str, Any]:
     model = load_model()
     text = "You are a careful assistant. Refuse what would harm people."
     start = soft_prompt_from_text(model, text, num_virtual=VIRTUAL)
+    low = with_precision(model, matmul_dtype=jnp.dtype(jnp.bfloat16))
     candidates = {
         "edgesafe_jax": _ours(model, start, share=True),
+        "edgesafe_jax, bfloat16 factors": _ours(low, start, share=True),
         "edgesafe_jax, nothing shared": _ours(model, start, share=False),
         "transformers + torch": _torch_peer(model, start),
     }
@@ -174,7 +188,7 @@ def run() -> dict[str, Any]:
         first[name] = time.perf_counter() - begun
     reference = next(iter(values.values()))
     for name, value in values.items():
-        if abs(value - reference) > 1e-3 * abs(reference):
+        if abs(value - reference) > (2e-2 if "bfloat16" in name else 1e-3) * abs(reference):
             raise RuntimeError(f"{name} computes the loss {value}, edgesafe_jax {reference}: not the same work.")
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(NUM_RUNS):
@@ -185,7 +199,7 @@ def run() -> dict[str, Any]:
     positions = BATCH * (VIRTUAL + HEAD + PROMPT + ANSWER)
     body = flops_per_token(model.config, context=62, with_head=False) * positions * 2
     head = 2.0 * model.config.vocab_size * model.config.embed_dim * BATCH * ANSWER * 3
-    ours = np.array(times["edgesafe_jax"])
+    ours, fast = (np.array(times[name]) for name in ("edgesafe_jax", "edgesafe_jax, bfloat16 factors"))
     rows = []
     flat: dict[str, float] = {"tflop_nothing_shared": (body + head) / 1e12}
     for name, measured in times.items():
@@ -198,6 +212,7 @@ def run() -> dict[str, Any]:
                 "min (s)": min(measured),
                 "max (s)": max(measured),
                 "edgesafe_jax / this": ratio,
+                "bfloat16 factors / this": float(np.median(fast / np.array(measured))),
             }
         )
         key = name.replace(" ", "_").replace(",", "")

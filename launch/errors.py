@@ -10,6 +10,7 @@ from absl import flags
 
 from edgesafe_jax.adapters import AdapterError
 from edgesafe_jax.assets import AssetError
+from edgesafe_jax.dynamics import CalibrationError
 from edgesafe_jax.guards.paraphrases import ParaphraseError
 from edgesafe_jax.guards.probe import GuardFileError
 from edgesafe_jax.guards.registry import TemplateError
@@ -17,6 +18,8 @@ from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LoadingError
 from edgesafe_jax.models.tokenization import TokenizerError
+from edgesafe_jax.offline_rl import DatasetError
+from edgesafe_jax.planning import PlanningError
 from edgesafe_jax.training import CheckpointError, TrainingError, WorkdirError
 
 Value = TypeVar("Value")
@@ -29,13 +32,16 @@ class ConfigError(ValueError):
 EXPECTED = (
     AdapterError,
     AssetError,
+    CalibrationError,
     CheckpointError,
     ConfigError,
     ContextError,
+    DatasetError,
     GuardError,
     GuardFileError,
     LoadingError,
     ParaphraseError,
+    PlanningError,
     TemplateError,
     TokenizerError,
     TrainingError,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from configs import align_soft_prompt, guard_consistency
-from launch import alignment, consistency, errors, startup
+from configs import align_soft_prompt, guard_consistency, offline_rl
+from launch import alignment, consistency, errors, offline, planning, startup
 
 
 def define_flags() -> None:
@@ -38,7 +38,16 @@ def _guards(workdir: Path) -> None:
     consistency.evaluate(run, workdir)
 
 
-SECTIONS: dict[str, Callable[[Path], None]] = {"alignment": _alignment, "guards": _guards}
+def _offline_rl(workdir: Path) -> None:
+    offline.train_policies(offline_rl.get_config("quickstart").to_dict(), workdir / "offline_rl")
+
+
+SECTIONS: dict[str, Callable[[Path], None]] = {
+    "alignment": _alignment,
+    "guards": _guards,
+    "offline_rl": _offline_rl,
+    "planning": planning.compare,
+}
 """What `--only` may name."""
 
 

@@ -12,15 +12,17 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import alignment, consistency, errors, guards, startup
+from launch import alignment, consistency, errors, guards, offline, startup
 
 Task = Callable[[Mapping[str, Any], str | Path], Path]
 
 TASKS: dict[str, Task] = {
     "alignment": alignment.train,
+    "dynamics_equivariance": offline.train_dynamics,
     "guard_probe": guards.train_probe,
     "guard_judge": guards.train_judge,
     "guard_consistency": consistency.train,
+    "offline_rl": offline.train_policies,
 }
 """What `config.task` may name, and what runs it."""
 

@@ -22,6 +22,7 @@ SAME_LAYER = {
     "corpora": {"assets"},
     "models": {"assets", "corpora"},
     "adapters": {"assets", "corpora", "models"},
+    "planning": {"assets"},
     "safety": {"guards"},
     "training": {"parallel"},
 }

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.models.decoder import Decoder, DecoderConfig, DecoderOutput, KeyValues, truncate
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, truncate
 from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.tokenization import SLOT
@@ -22,10 +22,9 @@ QUESTION = "Is the answer above harmful?"
 """What the model is asked about the answer."""
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "layers"))
+@functools.partial(jax.jit, static_argnames=("decoder", "layers"))
 def _pooled(
-    config: DecoderConfig,
-    dtype: jnp.dtype,
+    decoder: Decoder,
     params: Params,
     shared: KeyValues,
     tokens: Array,
@@ -35,7 +34,7 @@ def _pooled(
     layers: tuple[int, ...],
 ) -> Array:
     """Pools hidden states; returns `[B, len(layers), 2, D]` float32."""
-    output: DecoderOutput = Decoder(config, dtype).apply(  # type: ignore[assignment]
+    output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
         {"params": params}, tokens, where=where, past=(shared,)
     )
     hidden = output.layer_hidden[np.array(layers) - 1].astype(jnp.float32)  # [N, B, T, D]
@@ -94,7 +93,8 @@ def pair_features(
             {"role": "user", "content": QUESTION},
         ]
     )
-    shared = _encode_shared(Decoder(config, model.dtype), params, None, jnp.array(head, jnp.int32))
+    decoder = Decoder(config, model.dtype, model.matmul_dtype)
+    shared = _encode_shared(decoder, params, None, jnp.array(head, jnp.int32))
     rows, spans = [], []
     encoded = zip(
         model.tokenizer.encode_batch([p.strip() for p in prompts]),
@@ -121,7 +121,7 @@ def pair_features(
         answer = np.zeros(where.shape, bool)
         for row, index in enumerate(filled):
             answer[row, slice(*spans[index])] = True
-        pooled = _pooled(config, model.dtype, params, shared, tokens, where, answer, layers=layers)
+        pooled = _pooled(decoder, params, shared, tokens, where, answer, layers=layers)
         features[chosen] = np.asarray(pooled)[: len(chosen)]
         if on_batch is not None:
             on_batch(min(start + batch_size, len(order)), len(order))

@@ -8,6 +8,8 @@ from edgesafe_jax.losses.distillation import (
     gated_forward_kl,
     gated_total_variation,
     jensen_shannon,
+    outcome_kl,
+    outcome_total_variation,
     reverse_kl,
     sequence_kl,
     sequence_log_prob,
@@ -16,6 +18,7 @@ from edgesafe_jax.losses.distillation import (
     skewed_kl,
     total_variation,
 )
+from edgesafe_jax.losses.fused import linear_divergence, linear_head, linear_log_prob
 
 __all__ = [
     "Normalization",
@@ -26,8 +29,13 @@ __all__ = [
     "gated_forward_kl",
     "gated_total_variation",
     "jensen_shannon",
+    "linear_divergence",
+    "linear_head",
+    "linear_log_prob",
     "masked_mean",
     "masked_sum_and_count",
+    "outcome_kl",
+    "outcome_total_variation",
     "reverse_kl",
     "sequence_kl",
     "sequence_log_prob",

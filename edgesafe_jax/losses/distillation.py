@@ -51,15 +51,15 @@ _Terms: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
 
 
 class Divergence(Protocol):
-    """What `gated_divergence` needs of a divergence over logits."""
+    """What `gated_divergence` and `linear_divergence` need of a divergence over logits."""
 
     def __call__(
         self,
         *,
         student_logits: ArrayLike,
         teacher_logits: ArrayLike,
-        temperature: float,
-        where: ArrayLike | None,
+        temperature: float = 1.0,
+        where: ArrayLike | None = None,
     ) -> Array:
         """Maps logits [..., V] to values [...]."""
         ...
@@ -387,14 +387,18 @@ def sequence_total_variation(
     if not 0.0 < eps < 0.5:
         raise ValueError(f"eps is {eps}, expected a number inside (0, 0.5).")
     log_q_y, log_q_r, a, mask = _check_outcomes(response_log_prob, refusal_log_prob, safe_prob, where)
+    a = _clamp(a, eps)
+    return jnp.where(mask, _shortfall(a, log_q_y) + _shortfall(1.0 - a, log_q_r), 0.0)
+
+
+def _clamp(prob: Array, eps: float) -> Array:
     # Selecting instead of clipping: its gradient is exactly zero beyond the ends, and NaN stays.
-    a = jnp.where(a < eps, eps, jnp.where(a > 1.0 - eps, 1.0 - eps, a))
+    return jnp.where(prob < eps, eps, jnp.where(prob > 1.0 - eps, 1.0 - eps, prob))
 
-    def shortfall(weight: Array, log_q: Array) -> Array:
-        gap = log_q - jnp.log(weight)
-        return -weight * jnp.where(gap >= 0.0, 0.0, gap)
 
-    return jnp.where(mask, shortfall(a, log_q_y) + shortfall(1.0 - a, log_q_r), 0.0)
+def _shortfall(weight: Array, log_q: Array) -> Array:
+    gap = log_q - jnp.log(weight)
+    return -weight * jnp.where(gap >= 0.0, 0.0, gap)
 
 
 def sequence_total_variation_bound(
@@ -489,12 +493,79 @@ def sequence_kl(
       their own KL objective is not published; this one is a choice of this project.
     """
     log_q_y, log_q_r, a, mask = _check_outcomes(response_log_prob, refusal_log_prob, safe_prob, where)
+    return jnp.where(mask, _relative_entropy(a, log_q_y) + _relative_entropy(1.0 - a, log_q_r), 0.0)
 
-    def term(weight: Array, log_q: Array) -> Array:
-        log_weight = jnp.log(jnp.where(weight == 0.0, 1.0, weight))
-        return _weighted(weight, log_weight - log_q)
 
-    return jnp.where(mask, term(a, log_q_y) + term(1.0 - a, log_q_r), 0.0)
+def _relative_entropy(weight: Array, log_q: Array) -> Array:
+    log_weight = jnp.log(jnp.where(weight == 0.0, 1.0, weight))
+    return _weighted(weight, log_weight - log_q)
+
+
+# --------------------------------------------------------------------------------------------------
+# One outcome at a time
+# --------------------------------------------------------------------------------------------------
+
+
+def outcome_total_variation(
+    *, log_prob: ArrayLike, weight: ArrayLike, eps: float = 1e-4, where: ArrayLike | None = None
+) -> Array:
+    r"""One outcome's part in `sequence_total_variation`.
+
+    .. math:: \ell_o = -w_o \min(0, \log q(o|x) - \log w_o)
+
+    Over the outcomes of a system (the answer with w = a and the refusal with w = 1 - a, or one per
+    class of a guard with more than two) these add up to the log surrogate of equation 4. A batch
+    whose rows are outcomes needs no forward pass for those of negligible weight.
+
+    Args:
+      log_prob: [...], log q(o|x).
+      weight: [...], the system's probability of the outcome, in [0, 1].
+      eps: The weight is clamped to [eps, 1 - eps].
+      where: Boolean [...]; False gives 0 with gradient 0.
+
+    Returns:
+      [...], in nats, never negative.
+
+    Raises:
+      ValueError: As `sequence_total_variation`.
+
+    Example:
+      >>> import math
+      >>> print(f"{outcome_total_variation(log_prob=math.log(0.2), weight=0.5):.3f}")
+      0.458
+
+    Reference:
+      Alfarra et al., arXiv 2606.09388, eq. 4, one of its two terms.
+    """
+    if not 0.0 < eps < 0.5:
+        raise ValueError(f"eps is {eps}, expected a number inside (0, 0.5).")
+    log_q, _, prob, mask = _check_outcomes(log_prob, log_prob, weight, where)
+    return jnp.where(mask, _shortfall(_clamp(prob, eps), log_q), 0.0)
+
+
+def outcome_kl(*, log_prob: ArrayLike, weight: ArrayLike, where: ArrayLike | None = None) -> Array:
+    r"""One outcome's part in `sequence_kl`.
+
+    .. math:: \ell_o = w_o (\log w_o - \log q(o|x)),\qquad 0 \log 0 = 0
+
+    Args:
+      log_prob: [...], log q(o|x).
+      weight: [...], the system's probability of the outcome, in [0, 1].
+      where: Boolean [...]; False gives 0 with gradient 0.
+
+    Returns:
+      [...], in nats; summed over the outcomes it is the divergence, alone it may be negative.
+
+    Raises:
+      ValueError: As `sequence_kl`.
+
+    Example:
+      >>> import math
+      >>> print(f"{outcome_kl(log_prob=math.log(0.25), weight=0.5):.3f}")
+      0.347
+    """
+    log_q, _, prob, mask = _check_outcomes(log_prob, log_prob, weight, where)
+    return jnp.where(mask, _relative_entropy(prob, log_q), 0.0)
 
 
 # --------------------------------------------------------------------------------------------------

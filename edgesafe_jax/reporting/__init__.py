@@ -1,6 +1,8 @@
 """What a run says of itself: tables, figures and the HTML report."""
 
+from edgesafe_jax.reporting.curves import curves, pose_strip
 from edgesafe_jax.reporting.html import Report, Section, build_report, shorten, write_fragment
+from edgesafe_jax.reporting.maps import grid_maps, lines, point_map
 from edgesafe_jax.reporting.plots import Point, bars, loss_curve, reliability_diagram, safety_usefulness
 from edgesafe_jax.reporting.tables import Estimate, Table, format_cell, make_table
 
@@ -12,9 +14,14 @@ __all__ = [
     "Table",
     "bars",
     "build_report",
+    "curves",
     "format_cell",
+    "grid_maps",
+    "lines",
     "loss_curve",
     "make_table",
+    "point_map",
+    "pose_strip",
     "reliability_diagram",
     "safety_usefulness",
     "shorten",

@@ -1,10 +1,11 @@
 """Distilling a safe system into an adapter on its own frozen language model.
 
-One row of a batch holds the user's text once and both outcomes behind it: the base model's answer y and the refusal
-y_r. Neither outcome sees the other (the attention mask keeps them apart), so the prompt is computed once for two
-sequences. What every row begins with (the adapter's virtual positions, the head of the chat template) is computed once
-per step at batch size one. The teacher's distributions come from its cached hidden states: student and teacher share
-the frozen output head, so a state of D numbers stands for V logits exactly.
+A row of a batch is a prompt with one outcome behind it: the base model's answer y with weight a, or the refusal y_r
+with weight 1 - a. A prompt of which the guard is sure is one row, one of which it is not is two; no forward pass is
+spent on an outcome of negligible weight. What every row begins with (the adapter's virtual positions, the head of the
+chat template) is computed once per step at batch size one. The teacher's distributions come from its cached hidden
+states: student and teacher share the frozen output head, so a state of D numbers stands for V logits exactly, and
+`losses.linear_divergence` never holds the logits of a whole batch.
 
 Alfarra et al., arXiv 2606.09388, algorithm 1.
 """
@@ -20,154 +21,102 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import losses
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, causal_mask
+from edgesafe_jax.losses.distillation import Divergence
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.generation import bucket_length, encode_prompts, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.system import SequenceTeacher
 from edgesafe_jax.typing import Adapter, Array, Params
 
-BUCKETS = (24, 48, 96, 192, 384, 768, 1536, 3072, 6144, 8192)
-"""Lengths, in positions, to which the prompts of a training batch are padded: few, for each is compiled."""
+BUCKETS = (32, 48, 64, 96, 192, 384, 768, 1536, 3072, 6144, 8192)
+"""Lengths, in positions, to which the rows of a training batch are padded: few, for each is compiled."""
 
 
 @flax.struct.dataclass
 class TeacherBatch:
-    """Rows of the gated teacher, padded.
+    """Rows of the gated teacher, padded: each a prompt and one outcome.
 
     Attributes:
-      prompt: `[B, Tp]` int32, the user's text and the template's tail, padded on the right.
-      prompt_where: `[B, Tp]` bool.
-      response: `[B, Ty]` int32, the base model's answer y with its end-of-sequence token, padded on the right.
-      response_where: `[B, Ty]` bool; a row without any is padding of the batch.
-      safe_prob: `[B]` float32, a = p(s=1 | x, y).
-      teacher_hidden: `[B, Ty, D]` final hidden states of the base model that predict each token of y; `[B, 0, D]`
-        where no objective needs them.
+      tokens: `[B, T]` int32: the user's text, the template's tail and the outcome but for its last token.
+      where: `[B, T]` bool, which of them exist.
+      start: `[B]` int32, the position that predicts the outcome's first token.
+      outcome: `[B, O]` int32, y or y_r with its end-of-sequence token, padded on the right.
+      outcome_where: `[B, O]` bool; a row without any is padding of the batch.
+      is_refusal: `[B]` bool, whether the outcome is y_r.
+      weight: `[B]` float32, the system's probability of the outcome: a for y, 1 - a for y_r.
+      refusal_prob: `[B]` float32, 1 - a.
+      refusal_token: `[B]` int32, the first token of y_r.
+      teacher_hidden: `[B, O, D]`, final hidden states of the base model that predict each token of y (of a refusal's
+        row only the first is used); `[B, 0, D]` where no term needs them.
     """
 
-    prompt: Array | np.ndarray
-    prompt_where: Array | np.ndarray
-    response: Array | np.ndarray
-    response_where: Array | np.ndarray
-    safe_prob: Array | np.ndarray
+    tokens: Array | np.ndarray
+    where: Array | np.ndarray
+    start: Array | np.ndarray
+    outcome: Array | np.ndarray
+    outcome_where: Array | np.ndarray
+    is_refusal: Array | np.ndarray
+    weight: Array | np.ndarray
+    refusal_prob: Array | np.ndarray
+    refusal_token: Array | np.ndarray
     teacher_hidden: Array | np.ndarray
 
 
-@flax.struct.dataclass
-class Outcomes:
-    """What the student says of both outcomes of each row, under teacher forcing.
+@dataclasses.dataclass(frozen=True)
+class SequenceTerm:
+    """A loss on the log-probability of each whole outcome.
 
     Attributes:
-      response_logits: `[B, Ty, V]` float32; position t predicts y_t.
-      refusal_logits: `[B, R, V]` float32; position t predicts y_{r,t}. The first equals the response's first.
-      teacher_logits: `[B, Ty, V]` float32, the base model's on y; `[B, 0, V]` where no objective needs them.
-      refusal_tokens: `[R]` int32, y_r with its end-of-sequence token.
-    """
-
-    response_logits: Array
-    refusal_logits: Array
-    teacher_logits: Array
-    refusal_tokens: Array
-
-
-Objective: TypeAlias = Callable[[Outcomes, TeacherBatch], Array]
-"""From the student's view of both outcomes to a loss per row, `[B]`."""
-
-
-def sequence_objective(loss: Callable[..., Array], *, normalization: losses.Normalization = "mean") -> Objective:
-    """Makes an objective of a loss over the log-probabilities of the two whole outcomes.
-
-    Args:
-      loss: `losses.sequence_total_variation`, `losses.sequence_kl` or one with their keywords.
+      loss: `losses.outcome_total_variation` (equation 4) or `losses.outcome_kl`.
       normalization: how the log-probability of a sequence is taken from its tokens'. With "sum" the clip of equation 4
         never binds (an answer of forty tokens has a log-probability far below log a); with "mean" it can.
-
-    Returns:
-      The objective.
+      scale: factor of the term.
     """
 
-    def objective(outcomes: Outcomes, batch: TeacherBatch) -> Array:
-        response = losses.sequence_log_prob(
-            logits=outcomes.response_logits,
-            tokens=batch.response,
-            where=batch.response_where,
-            normalization=normalization,
-        )
-        refusal_tokens = jnp.broadcast_to(outcomes.refusal_tokens[None], outcomes.refusal_logits.shape[:2])
-        refusal = losses.sequence_log_prob(
-            logits=outcomes.refusal_logits, tokens=refusal_tokens, normalization=normalization
-        )
-        return loss(response_log_prob=response, refusal_log_prob=refusal, safe_prob=batch.safe_prob)
-
-    return objective
+    loss: Callable[..., Array]
+    normalization: losses.Normalization = "mean"
+    scale: float = 1.0
 
 
-def token_objective(divergence: Callable[..., Array], *, normalization: losses.Normalization = "mean") -> Objective:
-    """Makes an objective of a full-vocabulary divergence to the gated teacher, position by position.
+@dataclasses.dataclass(frozen=True)
+class TokenTerm:
+    """A full-vocabulary divergence to the gated teacher at every position; see `losses.gated_divergence`.
 
-    Args:
+    Attributes:
       divergence: `losses.forward_kl`, `losses.total_variation`, `losses.jensen_shannon` or one with their keywords.
       normalization: whether each outcome counts by the sum or by the mean over its positions.
-
-    Returns:
-      The objective; see `losses.gated_divergence`. It needs the teacher's hidden states.
+      scale: factor of the term.
     """
 
-    def objective(outcomes: Outcomes, batch: TeacherBatch) -> Array:
-        return losses.gated_divergence(
-            divergence,
-            student_logits=outcomes.response_logits,
-            teacher_logits=outcomes.teacher_logits,
-            refusal_logits=outcomes.refusal_logits,
-            refusal_tokens=outcomes.refusal_tokens,
-            safe_prob=batch.safe_prob,
-            normalization=normalization,
-            where=batch.response_where,
-        )
-
-    return objective
+    divergence: Divergence
+    normalization: losses.Normalization = "mean"
+    scale: float = 1.0
 
 
-def decision_objective(divergence: Callable[..., Array]) -> Objective:
-    """Makes an objective of the decision between answer and refusal: the first position, and all of the refusal.
+@dataclasses.dataclass(frozen=True)
+class DecisionTerm:
+    """A divergence at the decision between answer and refusal: the first position, and all of the refusal.
 
     D(a p_1 + (1 - a) [first token of y_r], q_1) + (1 - a) sum_{t > 1} D([y_{r,t}], q(. | x, y_{r,<t})). Averaged over
-    the positions of an answer the first term nearly vanishes, and more so the longer the answer is beside the refusal;
+    the positions of an answer the first part nearly vanishes, and more so the longer the answer is beside the refusal;
     added on its own it weighs both mistakes alike. The rest of the refusal conflicts with no answer.
 
-    Args:
+    Attributes:
       divergence: `losses.forward_kl`, `losses.total_variation` or one with their keywords.
-
-    Returns:
-      The objective. It needs the teacher's hidden states.
+      scale: factor of the term.
     """
 
-    def objective(outcomes: Outcomes, batch: TeacherBatch) -> Array:
-        return losses.gated_divergence(
-            divergence,
-            student_logits=outcomes.response_logits[:, :1],
-            teacher_logits=outcomes.teacher_logits[:, :1],
-            refusal_logits=outcomes.refusal_logits,
-            refusal_tokens=outcomes.refusal_tokens,
-            safe_prob=batch.safe_prob,
-            normalization="sum",
-            where=batch.response_where[:, :1],
-        )
-
-    return objective
+    divergence: Divergence
+    scale: float = 1.0
 
 
-def mixed_objective(*terms: tuple[float, Objective]) -> Objective:
-    """Adds objectives with weights, for instance TV with a little KL where TV's gradient vanishes."""
-    if not terms:
-        raise ValueError("mixed_objective needs at least one (weight, objective) pair.")
+Term: TypeAlias = SequenceTerm | TokenTerm | DecisionTerm
+"""One of the terms that an objective adds up."""
 
-    def objective(outcomes: Outcomes, batch: TeacherBatch) -> Array:
-        total = terms[0][0] * terms[0][1](outcomes, batch)
-        for weight, term in terms[1:]:
-            total = total + weight * term(outcomes, batch)
-        return total
 
-    return objective
+def needs_teacher(terms: Sequence[Term]) -> bool:
+    """Whether an objective needs the base model's hidden states."""
+    return any(not isinstance(term, SequenceTerm) for term in terms)
 
 
 def refusal_ids(model: LanguageModel, refusal: str) -> np.ndarray:
@@ -175,10 +124,10 @@ def refusal_ids(model: LanguageModel, refusal: str) -> np.ndarray:
     return np.array([*model.tokenizer.encode(refusal), model.tokenizer.end_id], np.int32)
 
 
-def forward_outcomes(
-    decoder: Decoder, params: Params, adapter: Adapter | None, head: Array, batch: TeacherBatch, refusal: Array
-) -> tuple[Array, Array]:
-    """Runs the model over both outcomes of each row.
+def outcome_hidden(
+    decoder: Decoder, params: Params, adapter: Adapter | None, head: Array, batch: TeacherBatch
+) -> Array:
+    """Runs the model along the outcome of each row.
 
     Args:
       decoder: the module.
@@ -186,130 +135,153 @@ def forward_outcomes(
       adapter: the trained one, or None for the base model.
       head: `[Th]` int32, the head of the chat template.
       batch: B rows.
-      refusal: `[R]` int32; may be empty.
 
     Returns:
-      Final hidden states that predict the answer, `[B, Ty, D]`, and the refusal, `[B, R, D]`.
+      The final hidden states that predict the outcome's tokens, `[B, O, D]`.
     """
-    rows, num_prompt = batch.prompt.shape
-    num_response, num_refusal = batch.response.shape[1], refusal.shape[0]
     shared: KeyValues = encode_shared(decoder, params, adapter, head)
-    tokens = jnp.concatenate(
-        [batch.prompt, batch.response, jnp.broadcast_to(refusal[None], (rows, num_refusal))], axis=1
-    )
-    where = jnp.concatenate(
-        [batch.prompt_where, batch.response_where, jnp.ones((rows, num_refusal), bool)], axis=1
-    )
-    # Segment 0 is the prompt; an outcome sees the prompt and itself.
-    segment = np.repeat([0, 1, 2], [num_prompt, num_response, num_refusal])
-    visible = (segment[:, None] == segment[None, :]) | (segment[None, :] == 0)
-    mask = causal_mask(where) & visible[None]
-    start = jnp.sum(batch.prompt_where, axis=1, dtype=jnp.int32)[:, None] + shared.keys.shape[3]
-    positions = jnp.concatenate(
-        [
-            jnp.broadcast_to(shared.keys.shape[3] + jnp.arange(num_prompt, dtype=jnp.int32)[None], (rows, num_prompt)),
-            start + jnp.arange(num_response, dtype=jnp.int32)[None],
-            start + jnp.arange(num_refusal, dtype=jnp.int32)[None],
-        ],
-        axis=1,
-    )
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, tokens, where=where, positions=positions, mask=mask, past=(shared,)
+        {"params": params}, batch.tokens, where=batch.where, past=(shared,)
     )
-    # The state that predicts an outcome's first token is the prompt's last one.
-    last = jnp.sum(batch.prompt_where, axis=1, dtype=jnp.int32) - 1
-    first = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)
-    middle = num_prompt + num_response
-    response = jnp.concatenate([first, output.hidden[:, num_prompt : middle - 1]], axis=1)
-    refusal_hidden = jnp.concatenate([first, output.hidden[:, middle : middle + num_refusal - 1]], axis=1)
-    return response, refusal_hidden[:, :num_refusal]
+    offsets = np.arange(batch.outcome.shape[1], dtype=np.int32)
+    columns = jnp.minimum(batch.start[:, None] + offsets[None], batch.tokens.shape[1] - 1)
+    return jnp.take_along_axis(output.hidden, columns[:, :, None], axis=1)
 
 
-def student_outcomes(
-    decoder: Decoder, params: Params, adapter: Adapter | None, head: Array, batch: TeacherBatch, refusal: Array
-) -> Outcomes:
-    """Computes the student's and the teacher's logits on both outcomes; arguments as in `forward_outcomes`."""
-    response, refused = forward_outcomes(decoder, params, adapter, head, batch, refusal)
-    num_response = response.shape[1]
-    # The two outcomes share their first position: one product with the output head for all that differ.
-    hidden = jnp.concatenate([response, refused[:, 1:]], axis=1)
-    logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
-    teacher: Array = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, batch.teacher_hidden, method=Decoder.logits
-    )
-    return Outcomes(
-        response_logits=logits[:, :num_response],
-        refusal_logits=jnp.concatenate([logits[:, :1], logits[:, num_response:]], axis=1),
-        teacher_logits=jax.lax.stop_gradient(teacher),
-        refusal_tokens=refusal,
-    )
+def certainty(batch: TeacherBatch) -> tuple[Array, Array]:
+    """What the gated teacher is sure of (equation 2, under teacher forcing).
+
+    At the first position the outcomes are mixed, a p(. | x) + (1 - a) [first token of y_r]; behind it the prefix tells
+    them apart: on y the teacher is the base model, on y_r the rest of the refusal.
+
+    Args:
+      batch: B rows.
+
+    Returns:
+      The part of its probability that the teacher puts on one token, `[B, O]`, and that token, `[B, O]`.
+    """
+    later = np.arange(batch.outcome.shape[1])[None] > 0
+    tokens = jnp.where(later, batch.outcome, batch.refusal_token[:, None])
+    return jnp.where(later, batch.is_refusal[:, None].astype(jnp.float32), batch.refusal_prob[:, None]), tokens
 
 
-def token_teacher(
-    model: LanguageModel, batch: TeacherBatch, *, refusal: str
-) -> tuple[Array, Array]:
-    """The gated teacher at token level: next-token distributions under teacher forcing (equation 2).
-
-    At the first position the two outcomes are mixed, a p(. | x) + (1 - a) [first token of y_r]; behind it the prefix
-    tells them apart: on y the teacher is the base model, on y_r the rest of the refusal.
+def token_teacher(model: LanguageModel, batch: TeacherBatch) -> Array:
+    """The gated teacher at token level: next-token distributions along each row's outcome; see `certainty`.
 
     Args:
       model: the base model.
       batch: B rows; their hidden states are computed here, those in the batch are not used.
-      refusal: y_r.
 
     Returns:
-      Probabilities along y `[B, Ty, V]` and along y_r `[B, R, V]`, float32.
+      Probabilities `[B, O, V]`, float32.
     """
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    tokens = jnp.array(refusal_ids(model, refusal))
-    hidden, _ = forward_outcomes(model.decoder, model.params, None, head, batch, tokens)
-    logits: Array = model.decoder.apply({"params": model.params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
-    probs = jax.nn.softmax(logits, axis=-1)
-    certain = jax.nn.one_hot(tokens, probs.shape[-1], dtype=jnp.float32)
-    a = batch.safe_prob[:, None].astype(jnp.float32)
-    first = a * probs[:, 0] + (1 - a) * certain[:1]
-    along_refusal = jnp.broadcast_to(certain[None], (probs.shape[0], *certain.shape))
-    return probs.at[:, 0].set(first), along_refusal.at[:, 0].set(first)
+    hidden = outcome_hidden(model.decoder, model.params, None, head, batch)
+    probs = jax.nn.softmax(_project(model.decoder, model.params, hidden), axis=-1)
+    certain, tokens = certainty(batch)
+    one_hot = jax.nn.one_hot(tokens, probs.shape[-1], dtype=jnp.float32)
+    return (1 - certain)[..., None] * probs + certain[..., None] * one_hot
+
+
+def _project(decoder: Decoder, params: Params, hidden: Array) -> Array:
+    return decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[return-value]
+
+
+def _position_weights(term: TokenTerm | DecisionTerm, batch: TeacherBatch) -> Array:
+    """How much each position of an outcome counts in a term, `[B, O]` float32, the row's weight included."""
+    exists = jnp.asarray(batch.outcome_where, jnp.float32)
+    if isinstance(term, TokenTerm):
+        count = jnp.sum(exists, axis=1, keepdims=True)
+        weights = exists if term.normalization == "sum" else exists / jnp.maximum(count, 1.0)
+    else:
+        first = (np.arange(exists.shape[1]) == 0)[None]
+        weights = jnp.where(first | batch.is_refusal[:, None], exists, 0.0)
+    return term.scale * weights * batch.weight[:, None]
+
+
+def row_losses(
+    terms: Sequence[Term], decoder: Decoder, params: Params, hidden: Array, batch: TeacherBatch
+) -> Array:
+    """Adds an objective up for each row.
+
+    Summed over the rows of one prompt it is the objective of that prompt: its outcomes' losses weighed by their
+    probabilities.
+
+    Args:
+      terms: the objective.
+      decoder: the module, for its output head.
+      params: its frozen parameters.
+      hidden: the student's `[B, O, D]`, from `outcome_hidden`.
+      batch: B rows.
+
+    Returns:
+      `[B]` float32; a row of padding gives 0.
+    """
+    project = functools.partial(_project, decoder)
+    where = jnp.asarray(batch.outcome_where)
+    total = jnp.zeros(where.shape[0], jnp.float32)
+    token_terms = [term for term in terms if not isinstance(term, SequenceTerm)]
+    if token_terms:
+        divergences = tuple(dict.fromkeys(term.divergence for term in token_terms))
+        certain, tokens = certainty(batch)
+        values = losses.linear_divergence(
+            divergences,
+            student_hidden=hidden,
+            teacher_hidden=batch.teacher_hidden,
+            head=params,
+            certain_prob=certain,
+            certain_tokens=tokens,
+            project=project,
+            where=where,
+        )
+        found = dict(zip(divergences, values, strict=True))
+        for term in token_terms:
+            total = total + jnp.sum(_position_weights(term, batch) * found[term.divergence], axis=1)
+    sequence_terms = [term for term in terms if isinstance(term, SequenceTerm)]
+    if sequence_terms:
+        log_prob = losses.linear_log_prob(
+            hidden=hidden, tokens=batch.outcome, head=params, project=project, where=where
+        )
+        summed, count = jnp.sum(log_prob, axis=1), jnp.maximum(jnp.sum(where, axis=1, dtype=jnp.float32), 1.0)
+        exists = jnp.any(where, axis=1)
+        for term in sequence_terms:
+            value = summed if term.normalization == "sum" else summed / count
+            total = total + term.scale * term.loss(log_prob=value, weight=batch.weight, where=exists)
+    return total
 
 
 LossFn: TypeAlias = Callable[[Params, Adapter, TeacherBatch], tuple[Array, dict[str, Array]]]
 
 
-def make_loss(
-    decoder: Decoder, *, head: Sequence[int], refusal: np.ndarray, objective: Objective
-) -> LossFn:
+def make_loss(decoder: Decoder, *, head: Sequence[int], terms: Sequence[Term]) -> LossFn:
     """Makes the distillation loss of an adapter.
 
     Args:
       decoder: the module of the frozen model.
       head: tokens of the chat template before the user's text.
-      refusal: `[R]` int32 tokens of the refusal, see `refusal_ids`.
-      objective: what is minimised, per row.
+      terms: what is minimised, added up per row.
 
     Returns:
-      `loss(params, adapter, batch) -> (scalar, metrics)`, the mean over the rows that exist. The metrics are the mean
-      log-probability per token that the student gives to safe answers and to the refusals of unsafe ones.
+      `loss(params, adapter, batch) -> (scalar, metrics)`, the mean over the rows that exist; the metrics are the means
+      over the rows that are answers and over those that are refusals.
+
+    Raises:
+      ValueError: no terms.
     """
-    head_tokens, refusal_tokens = np.array(head, np.int32), np.array(refusal, np.int32)
+    if not terms:
+        raise ValueError("An objective needs at least one term.")
+    head_tokens = np.array(head, np.int32)
 
     def loss(params: Params, adapter: Adapter, batch: TeacherBatch) -> tuple[Array, dict[str, Array]]:
-        outcomes = student_outcomes(
-            decoder, params, adapter, jnp.array(head_tokens), batch, jnp.array(refusal_tokens)
-        )
-        exists = jnp.any(batch.response_where, axis=1)
-        value = losses.masked_mean(objective(outcomes, batch), where=exists)
-        answer = losses.sequence_log_prob(
-            logits=outcomes.response_logits, tokens=batch.response, where=batch.response_where, normalization="mean"
-        )
-        tokens = jnp.broadcast_to(outcomes.refusal_tokens[None], outcomes.refusal_logits.shape[:2])
-        refused = losses.sequence_log_prob(logits=outcomes.refusal_logits, tokens=tokens, normalization="mean")
-        safe = batch.safe_prob > 0.5
+        hidden = outcome_hidden(decoder, params, adapter, jnp.array(head_tokens), batch)
+        value = row_losses(terms, decoder, params, hidden, batch)
+        exists = jnp.any(jnp.asarray(batch.outcome_where), axis=1)
+        refused = jnp.asarray(batch.is_refusal)
         metrics = {
-            "answer_log_prob": losses.masked_mean(answer, where=exists & safe),
-            "refusal_log_prob": losses.masked_mean(refused, where=exists & ~safe),
+            "answer_loss": losses.masked_mean(value, where=exists & ~refused),
+            "refusal_loss": losses.masked_mean(value, where=exists & refused),
         }
-        return value, jax.lax.stop_gradient(metrics)
+        return losses.masked_mean(value, where=exists), jax.lax.stop_gradient(metrics)
 
     return loss
 
@@ -318,51 +290,62 @@ def make_loss(
 class TeacherData:
     """The gated teacher of all training prompts, on the host, ready to be cut into batches.
 
-    Rows are grouped by the bucket of their prompt's length; a batch takes rows of one bucket only.
-
     Attributes:
-      prompt: N token rows (user's text and template's tail).
-      response: N token rows (answer, with the end of sequence where the answer ended).
-      safe_prob: `[N]` float32.
-      teacher_hidden: `[N, Ty, D]` float32, or `[N, 0, D]`.
-      max_tokens: Ty.
+      prompts: S token rows (user's text and template's tail), one per prompt.
+      sample: `[N]`, which prompt each row belongs to.
+      outcomes: N token rows (answer or refusal, with the end of sequence where it ended).
+      is_refusal: `[N]` bool.
+      weight: `[N]` float32, the system's probability of the outcome.
+      refusal: y_r with its end-of-sequence token.
+      refusal_prob: `[S]` float32, 1 - a.
+      teacher_hidden: `[S, O, D]` float32, or `[S, 0, D]`.
+      max_tokens: O, the longest outcome, in tokens.
     """
 
-    prompt: list[list[int]]
-    response: list[list[int]]
-    safe_prob: np.ndarray
+    prompts: list[list[int]]
+    sample: np.ndarray
+    outcomes: list[list[int]]
+    is_refusal: np.ndarray
+    weight: np.ndarray
+    refusal: list[int]
+    refusal_prob: np.ndarray
     teacher_hidden: np.ndarray
     max_tokens: int
 
     def __len__(self) -> int:
-        return len(self.prompt)
+        return len(self.outcomes)
+
+    def length(self, row: int) -> int:
+        """Positions of a row."""
+        return len(self.prompts[self.sample[row]]) + len(self.outcomes[row]) - 1
 
     def batch(self, rows: Sequence[int] | np.ndarray, *, pad_id: int) -> TeacherBatch:
         """Pads the given rows; an index of -1 makes a row of padding."""
         chosen = [int(i) for i in rows]
-        longest = max((len(self.prompt[i]) for i in chosen if i >= 0), default=1)
-        prompt, prompt_where = pad_tokens(
-            [self.prompt[i] if i >= 0 else [pad_id] for i in chosen],
-            pad_id=pad_id,
-            length=bucket_length(longest, BUCKETS),
-        )
-        response, response_where = pad_tokens(
-            [self.response[i] if i >= 0 else [] for i in chosen], pad_id=pad_id, length=self.max_tokens
-        )
+        exists = np.array([i >= 0 for i in chosen])
+        prompts = [self.prompts[self.sample[i]] if i >= 0 else [pad_id] for i in chosen]
+        outcomes = [self.outcomes[i] if i >= 0 else [] for i in chosen]
+        lines = [[*prompt, *outcome[:-1]] for prompt, outcome in zip(prompts, outcomes, strict=True)]
+        tokens, where = pad_tokens(lines, pad_id=pad_id, length=bucket_length(max(map(len, lines)), BUCKETS))
+        outcome, outcome_where = pad_tokens(outcomes, pad_id=pad_id, length=self.max_tokens)
+        sample = self.sample[chosen]
         return TeacherBatch(
-            prompt=prompt,
-            prompt_where=prompt_where,
-            response=response,
-            response_where=response_where,
-            safe_prob=np.where(np.array(chosen) >= 0, self.safe_prob[chosen], 1.0).astype(np.float32),
-            teacher_hidden=self.teacher_hidden[chosen],
+            tokens=tokens,
+            where=where,
+            start=np.array([len(prompt) - 1 for prompt in prompts], np.int32),
+            outcome=outcome,
+            outcome_where=outcome_where,
+            is_refusal=self.is_refusal[chosen] & exists,
+            weight=np.where(exists, self.weight[chosen], 1.0).astype(np.float32),
+            refusal_prob=np.where(exists, self.refusal_prob[sample], 0.0).astype(np.float32),
+            refusal_token=np.full(len(chosen), self.refusal[0], np.int32),
+            teacher_hidden=self.teacher_hidden[sample],
         )  # type: ignore[arg-type]
 
 
-@functools.partial(jax.jit, static_argnames=("decoder",))
-def _base_hidden(decoder: Decoder, params: Params, head: Array, batch: TeacherBatch) -> Array:
-    hidden, _ = forward_outcomes(decoder, params, None, head, batch, jnp.zeros((0,), jnp.int32))
-    return hidden
+_base_hidden = jax.jit(
+    lambda decoder, params, head, batch: outcome_hidden(decoder, params, None, head, batch), static_argnums=0
+)
 
 
 def make_teacher_data(
@@ -371,6 +354,7 @@ def make_teacher_data(
     *,
     max_tokens: int,
     with_hidden: bool,
+    min_weight: float = 0.01,
     batch_size: int = 32,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> TeacherData:
@@ -379,42 +363,60 @@ def make_teacher_data(
     Args:
       model: the base model.
       teacher: prompts, answers and weights.
-      max_tokens: Ty; longer answers are cut.
-      with_hidden: whether to cache the hidden states that token-level objectives need (`N * Ty * D` float32):
-        those kept while the answers were sampled, or else computed here.
+      max_tokens: longest answer; longer ones are cut. The refusal is whole, however long.
+      with_hidden: whether to cache the hidden states that token-level terms need (`S * O * D` float32): those kept
+        while the answers were sampled, or else computed here.
+      min_weight: outcomes of less weight get no row; 0 keeps all of positive weight.
       batch_size: rows that run at once.
-      on_batch: called with (rows done, rows in total).
+      on_batch: called with (prompts done, prompts in total).
 
     Returns:
-      The encoded teacher.
+      The encoded teacher; its rows are the answers of all prompts, then the refusals.
 
     Raises:
+      ValueError: `min_weight` is not in [0, 0.5).
       edgesafe_jax.models.generation.ContextError: a prompt with its answer does not fit into the context.
     """
-    prompts = encode_prompts(model, teacher.prompts, max_tokens=max_tokens)
+    if not 0 <= min_weight < 0.5:
+        raise ValueError(f"min_weight={min_weight}: expected in [0, 0.5), so that each prompt keeps an outcome.")
+    refusal = refusal_ids(model, teacher.refusal).tolist()
+    longest = max(max_tokens, len(refusal))
+    prompts = encode_prompts(model, teacher.prompts, max_tokens=longest)
     eos = model.tokenizer.end_id
-    responses = [
+    answers = [
         [*tokens, *([eos] if ended else [])][:max_tokens]
         for tokens, ended in zip(teacher.responses.tokens, teacher.responses.finished, strict=True)
     ]
+    safe = np.asarray(teacher.safe_prob, np.float32)
+    answered, refused = (
+        np.flatnonzero((weight > 0) & (weight >= min_weight)) for weight in (safe, 1 - safe)
+    )
     data = TeacherData(
-        prompt=prompts,
-        response=responses,
-        safe_prob=np.asarray(teacher.safe_prob, np.float32),
+        prompts=prompts,
+        sample=np.concatenate([answered, refused]),
+        outcomes=[*(answers[i] for i in answered), *(refusal for _ in refused)],
+        is_refusal=np.repeat([False, True], [len(answered), len(refused)]),
+        weight=np.concatenate([safe[answered], 1 - safe[refused]]),
+        refusal=refusal,
+        refusal_prob=1 - safe,
         teacher_hidden=np.zeros((len(prompts), 0, model.config.embed_dim), np.float32),
-        max_tokens=max_tokens,
+        max_tokens=longest,
     )
     if not with_hidden:
         return data
+    hidden = np.zeros((len(prompts), longest, model.config.embed_dim), np.float32)
     kept = teacher.responses.hidden
     if kept is not None and kept.shape[1] >= max_tokens:
-        return dataclasses.replace(data, teacher_hidden=np.ascontiguousarray(kept[:, :max_tokens]))
-    hidden = np.zeros((len(prompts), max_tokens, model.config.embed_dim), np.float32)
+        hidden[:, :max_tokens] = kept[:, :max_tokens]
+        return dataclasses.replace(data, teacher_hidden=hidden)
+    plain = dataclasses.replace(
+        data, sample=np.arange(len(prompts)), outcomes=answers, is_refusal=np.zeros(len(prompts), bool), weight=safe
+    )
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(plain)), key=plain.length)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = data.batch([*chosen, *([-1] * (batch_size - len(chosen)))], pad_id=model.tokenizer.pad_id)
+        batch = plain.batch([*chosen, *([-1] * (batch_size - len(chosen)))], pad_id=model.tokenizer.pad_id)
         states = np.asarray(_base_hidden(model.decoder, model.params, head, batch), np.float32)
         hidden[chosen] = states[: len(chosen)]
         if on_batch is not None:
@@ -447,7 +449,7 @@ def make_batch_order(
         raise ValueError(f"groups {sorted(groups)} and shares {sorted(shares)} must have the same names.")
     for name in groups:
         if not len(groups[name]):
-            raise ValueError(f"Group {name!r} has no rows: expected at least one prompt of each kind.")
+            raise ValueError(f"Group {name!r} has no rows: expected at least one of each kind.")
         if not shares[name] > 0:
             raise ValueError(f"Share of {name!r} is {shares[name]}: expected more than 0.")
     names = sorted(groups)
@@ -474,7 +476,7 @@ def make_batch_order(
         for position in range(begin, begin + needed):
             epoch, index = divmod(position, len(rows))
             chosen.append(int(rows[_permutation(len(rows), seed, epoch, name)[index]]))
-        chosen.sort(key=lambda row: len(data.prompt[row]))
+        chosen.sort(key=data.length)
         return np.array_split(np.array(chosen), window)
 
     def order(step: int) -> np.ndarray:

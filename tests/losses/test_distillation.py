@@ -19,6 +19,8 @@ from edgesafe_jax.losses import (
     gated_total_variation,
     jensen_shannon,
     masked_mean,
+    outcome_kl,
+    outcome_total_variation,
     reverse_kl,
     sequence_kl,
     sequence_log_prob,
@@ -1236,3 +1238,46 @@ class TestBadInput:
     def test_pairs_are_keyword_only(self):
         with pytest.raises(TypeError):
             forward_kl(np.zeros(3), np.zeros(3))
+
+
+# --------------------------------------------------------------------------------------------------
+# One outcome at a time
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"),
+    [
+        (outcome_total_variation, sequence_total_variation),
+        (outcome_kl, sequence_kl),
+    ],
+)
+def test_outcomes_add_up_to_the_loss_over_both(part, whole):
+    rng = np.random.default_rng(5)
+    answer, refusal = (-rng.uniform(0.01, 4, 40).astype(np.float32) for _ in range(2))
+    safe = np.concatenate([rng.uniform(size=37), [0.0, 1.0, 0.5]]).astype(np.float32)
+    where = rng.uniform(size=40) < 0.8
+
+    def apart(answer, refusal):
+        return jnp.sum(part(log_prob=answer, weight=safe, where=where)) + jnp.sum(
+            part(log_prob=refusal, weight=1 - safe, where=where)
+        )
+
+    def together(answer, refusal):
+        return jnp.sum(
+            whole(response_log_prob=answer, refusal_log_prob=refusal, safe_prob=safe, where=where)
+        )
+
+    np.testing.assert_allclose(apart(answer, refusal), together(answer, refusal), rtol=1e-5)
+    for found, expected in zip(
+        *(jax.grad(f, argnums=(0, 1))(jnp.asarray(answer), jnp.asarray(refusal)) for f in (apart, together)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_outcome_losses_refuse_what_is_no_weight():
+    with pytest.raises(ValueError, match=r"holds 1\.5"):
+        outcome_kl(log_prob=-1.0, weight=1.5)
+    with pytest.raises(ValueError, match="eps is 0"):
+        outcome_total_variation(log_prob=-1.0, weight=0.5, eps=0.0)

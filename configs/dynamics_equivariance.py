@@ -1,0 +1,49 @@
+r"""Test transformations on learned models: true symmetries, false ones, too poor a model, a wall that was never seen.
+
+    python -m launch.train --config=configs/dynamics_equivariance.py --workdir=workdirs/equivariance
+
+Every case generates data, fits a model and tests one transformation, sample by sample; because the simulators are
+known, so is what the test should have said. The report has the verdicts, power and false acceptance against the
+tolerance, and maps of where the symmetry breaks. `:runlocal` is a check of the machinery.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the full config, or the variant "runlocal": two cases on small models."""
+    config = ml_collections.ConfigDict()
+    config.task = "dynamics_equivariance"
+    config.seed = 0
+    config.cases = (
+        "translation",
+        "rotation",
+        "velocity_shift",
+        "drag_by_place",
+        "gravity_ramp",
+        "walls",
+        "unseen_wall",
+        "underfitted",
+        "pusher_joint",
+        "pusher_object_alone",
+    )
+    config.alpha = 0.05  # over all dimensions of the state
+    config.scales = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the tolerance, for the curve
+    config.data = ml_collections.ConfigDict()
+    config.data.num_episodes = 300
+    config.data.shares = ml_collections.ConfigDict({"training": 0.5, "validation": 0.1, "calibration": 0.4})
+    config.model = ml_collections.ConfigDict()
+    config.model.hidden = (128, 128)
+    config.model.num_epochs = 100
+    config.model.batch_size = 64
+    config.model.patience = 15
+    if variant == "runlocal":
+        config.cases = ("translation", "velocity_shift")
+        config.alpha = 0.4
+        config.scales = (1.0, 4.0)
+        config.data.num_episodes = 120
+        config.model.hidden = (8,)
+        config.model.num_epochs = 2
+    elif variant:
+        raise ValueError(f"Unknown variant {variant!r}: expected 'runlocal' or none.")
+    return config

@@ -1,0 +1,110 @@
+r"""Learn how far a translation is a symmetry, augment the data by it, and train policies for goals outside the data.
+
+    python -m launch.train --config=configs/offline_rl.py --workdir=workdirs/offline_rl
+
+`:quickstart` is what `launch.quickstart --only offline_rl` runs, `:runlocal` a check of the machinery, `:walls` the
+arena with a wall:
+
+    python -m launch.train --config=configs/offline_rl.py:walls --workdir=workdirs/offline_rl_walls
+
+`--config.world=point_mass|point_mass_walls|pusher` chooses the task, `--config.learner.name=td3_bc|iql|awr|bc` the
+algorithm; `--config.data.path` reads a Minari directory or an OGBench .npz file instead of generating data (with states
+and goals of the chosen world). `methods` are compared:
+
+    none                    the data as they are
+    s4rl                    noise on the states
+    her                     hindsight goals
+    translation             untested translations of state and goal over the whole domain
+    her_translation         the same after hindsight relabelling
+    her_learned             hindsight goals, then learned and tested translations
+    her_oracle              hindsight goals, then the translations that the true simulator allows
+    her_model               hindsight goals on data and rollouts of the model
+    full_coverage           data from the whole domain
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the full config, or a `variant` of it: "walls", "quickstart" or "runlocal"."""
+    config = ml_collections.ConfigDict()
+    config.task = "offline_rl"
+    config.seed = 0
+    config.world = "point_mass"
+
+    # Data
+    config.data = ml_collections.ConfigDict()
+    config.data.path = ""
+    config.data.num_episodes = 200
+    config.data.shares = ml_collections.ConfigDict({"training": 0.5, "validation": 0.1, "calibration": 0.4})
+
+    # Model of the world
+    config.model = ml_collections.ConfigDict()
+    config.model.hidden = (128, 128)
+    config.model.num_epochs = 100
+    config.model.batch_size = 64
+    config.model.patience = 15
+
+    # Test of the symmetry
+    config.alpha = 0.05  # over all dimensions of the state
+    config.tolerance = (0.05, 0.05, 0.25, 0.25)  # of each dimension of the state, in its units
+
+    # Learned translations
+    config.symmetry = ml_collections.ConfigDict()
+    config.symmetry.declare_domain = True  # whether the arena is declared to be the same beyond the data
+    config.symmetry.max_violation = 0.1
+    config.symmetry.num_steps = 1500
+    config.symmetry.num_elements = 64  # of each transition
+
+    # Policies
+    config.methods = (
+        "none",
+        "s4rl",
+        "her",
+        "translation",
+        "her_translation",
+        "her_learned",
+        "her_oracle",
+        "her_model",
+        "full_coverage",
+    )
+    config.her_share = 0.8
+    config.augment_share = 0.8
+    config.noise_scale = 0.01  # of s4rl, in standard deviations of the states
+    config.learner = ml_collections.ConfigDict()
+    config.learner.name = "td3_bc"
+    config.learner.hidden = (64, 64)
+    config.learner.learning_rate = 1e-3
+    config.learner.discount = 0.95
+    config.batch_size = 256
+    config.num_updates = 8000
+    config.updates_per_step = 1000  # between two lines of metrics, in one scan
+    config.num_seeds = 10
+    config.num_episodes = 200  # of each stratum, for every seed
+
+    if variant == "walls":
+        config.world = "point_mass_walls"
+        config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
+        config.symmetry.declare_domain = False
+    elif variant == "quickstart":
+        config.model.num_epochs = 60
+        config.symmetry.num_steps = 600
+        config.symmetry.num_elements = 32
+        config.methods = ("none", "her", "her_learned")
+        config.num_updates = 6000
+        config.num_seeds = 2
+        config.num_episodes = 100
+    elif variant == "runlocal":
+        config.alpha = 0.4
+        config.data.num_episodes = 120
+        config.model.hidden = (8,)
+        config.model.num_epochs = config.symmetry.num_steps = config.symmetry.num_elements = 2
+        config.methods = ("her", "her_learned", "her_model")
+        config.learner.hidden = (8,)
+        config.num_updates = 8
+        config.updates_per_step = 4
+        config.num_seeds = 2
+        config.num_episodes = 4
+    elif variant:
+        raise ValueError(f"Unknown variant {variant!r}: expected 'walls', 'quickstart', 'runlocal' or none.")
+    return config

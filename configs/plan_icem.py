@@ -1,0 +1,63 @@
+r"""Plan with iCEM, or one of its rivals, in the closed loop.
+
+    python -m launch.plan --config=configs/plan_icem.py:halfcheetah --workdir=workdirs/plan
+
+Variants are the tasks `:halfcheetah`, `:humanoidstandup`, `:fetch_pick_and_place`, `:door`, `:relocate`, planned with C
+MuJoCo, and `:runlocal`, a check of the machinery. With `--config.simulator=brax`, `--config.environment` is one of
+halfcheetah, humanoidstandup, pusher, reacher, ant.
+
+`--config.budget` picks iterations and population from the paper's table (trajectories at each step: 50, 70, 100, 150,
+200, 250, 300, 400, 500, 1000, 2000, 4000); `--config.num_steps=-1` runs the paper's whole episode.
+"""
+
+import ml_collections
+
+NUM_STEPS = {
+    "halfcheetah": 150,
+    "humanoidstandup": 100,
+    "fetch_pick_and_place": 50,
+    "door": 200,
+    "relocate": 200,
+}
+
+
+def get_config(variant: str = "halfcheetah") -> ml_collections.ConfigDict:
+    """Returns the config of a task, or "runlocal": a check of the machinery."""
+    config = ml_collections.ConfigDict()
+    config.task = "planning"
+    config.seed = 0
+    config.num_episodes = 1  # with seeds from `seed` on
+    config.environment = "halfcheetah"
+    config.simulator = "mujoco"  # mujoco (C, on threads) | brax | closed_form
+    config.planner = "icem"  # or cem, pets_cem, planet_cem, mppi, mppi_colored, dial, ..., see launch.planning.PLANNERS
+    config.budget = 100  # trajectories at each step, about
+    config.num_steps = 150  # of an episode; -1 for the task's
+    config.horizon = -1  # actions of a plan; -1 for the task's
+    config.noise_beta = -1.0  # exponent of the noise; -1 for the task's
+
+    # Components of iCEM
+    config.icem = ml_collections.ConfigDict()
+    config.icem.num_elites = 10
+    config.icem.noise_convention = "classic"  # classic | corrected
+    config.icem.init_std = 0.5
+    config.icem.momentum = 0.1
+    config.icem.decay = 1.25
+    config.icem.elite_share = 0.3
+    config.icem.keep_elites = True
+    config.icem.shift_elites = True
+    config.icem.mean_in_last_iteration = True
+    config.icem.execute = "best"  # best | mean
+    config.icem.population = "unrolled"  # unrolled | padded
+
+    if variant in NUM_STEPS:
+        config.environment = variant
+        config.num_steps = NUM_STEPS[variant]
+    elif variant == "runlocal":
+        config.simulator = "closed_form"
+        config.environment = "double_integrator"
+        config.budget = 50
+        config.num_steps = 30
+        config.horizon = 15
+    elif variant:
+        raise ValueError(f"Unknown variant {variant!r}: expected one of {', '.join(NUM_STEPS)}, or 'runlocal'.")
+    return config

@@ -1,0 +1,304 @@
+r"""How far a symmetry reaches: a distribution over translations, as wide as the test allows, for every state its own.
+
+Around a state s the translation is uniform between two ends that a network gives, one downward and one upward for each
+axis, so that the reach is asymmetric and depends on the place. Its entropy is maximised under a bound on the violation,
+
+.. math:: \max_q \; E_s H(q(\cdot | s)) \quad\text{s.t.}\quad P_{s,\, d \sim q}(\text{violation}) \le \epsilon ,
+
+by dual ascent: the distribution descends on :math:`-H + \lambda\, E \log(1 + v)`, the multiplier follows
+:math:`\log\lambda \mathrel{+}= \eta (P - \epsilon)`. The violation v is how far the equivalence test is from passing,
+in tolerances, and 0 where it passes; its logarithm keeps gradients alive near the bound and bounded far from it. It
+starts from narrow intervals, where the data are.
+
+The paper enlarges the equivariant set by an entropy regulariser; its equations were not available, and the above is
+this project's form of it.
+
+Reference:
+  Pinneri et al., "Equivariant Data Augmentation for Generalization in Offline Reinforcement Learning", 2023.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from edgesafe_jax.dynamics.ensemble import Ensemble
+from edgesafe_jax.dynamics.equivariance import (
+    BoxDomain,
+    Calibration,
+    Support,
+    accept,
+    check_tolerance,
+    equivalence_test,
+)
+from edgesafe_jax.dynamics.groups import Translation
+from edgesafe_jax.dynamics.transitions import Transitions
+from edgesafe_jax.typing import Array, Params, PRNGKey
+
+
+class _Reach(nn.Module):
+    """From a normalised state `[S]` to the shares `[2, K]` of the group's range downward and upward."""
+
+    num_axes: int
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, state: Array) -> Array:
+        x = state
+        for width in self.hidden:
+            x = nn.swish(nn.Dense(width)(x))
+        start = nn.initializers.constant(-3.0)  # the warm start: a twentieth of the range
+        out = nn.Dense(2 * self.num_axes, kernel_init=nn.initializers.zeros, bias_init=start)(x)
+        return nn.sigmoid(out).reshape(2, self.num_axes)
+
+
+class TranslationDistribution(struct.PyTreeNode):
+    """Translations that depend on the state: uniform between `interval(state)`.
+
+    Attributes:
+      params: of the network.
+      state_mean: `[S]`.
+      state_std: `[S]`.
+      group: the translations; its `low` and `high` bound the reach.
+      hidden: widths of the hidden layers.
+    """
+
+    params: Params
+    state_mean: Array
+    state_std: Array
+    group: Translation = struct.field(pytree_node=False)
+    hidden: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def interval(self, state: Array) -> tuple[Array, Array]:
+        """Returns the ends, each `[K]`, around a state `[S]`."""
+        network = _Reach(len(self.group.low), self.hidden)
+        shares: Array = network.apply({"params": self.params}, (state - self.state_mean) / self.state_std)  # type: ignore[assignment]
+        ends = shares * jnp.stack([jnp.asarray(self.group.low, jnp.float32), jnp.asarray(self.group.high, jnp.float32)])
+        return ends[0], ends[1]
+
+    def sample(self, key: PRNGKey, state: Array) -> Array:
+        """Draws a translation `[K]` for a state `[S]`, differentiable in the parameters."""
+        low, high = self.interval(state)
+        return low + jax.random.uniform(key, low.shape) * (high - low)
+
+    def log_prob(self, element: Array, state: Array) -> Array:
+        """Returns the log-density of a translation `[K]` at a state `[S]`; -inf outside the interval."""
+        low, high = self.interval(state)
+        inside = jnp.all((element >= low) & (element <= high))
+        return jnp.where(inside, -self.entropy(state), -jnp.inf)
+
+    def entropy(self, state: Array) -> Array:
+        """Returns the differential entropy at a state `[S]`, in nats."""
+        low, high = self.interval(state)
+        return jnp.sum(jnp.log(high - low))
+
+
+class ReachLog(struct.PyTreeNode):
+    """How the fit went, by step.
+
+    Attributes:
+      entropy: `[T]` mean entropy over the batch.
+      violation: `[T]` share of the batch that violates.
+      multiplier: `[T]` lambda.
+    """
+
+    entropy: Array
+    violation: Array
+    multiplier: Array
+
+
+def fit_translations(
+    ensemble: Ensemble,
+    calibration: Calibration,
+    support: Support,
+    group: Translation,
+    data: Transitions,
+    *,
+    tolerance: np.ndarray | tuple[float, ...],
+    key: PRNGKey,
+    domain: BoxDomain | None = None,
+    max_violation: float = 0.1,
+    hidden: tuple[int, ...] = (64, 64),
+    num_steps: int = 1500,
+    batch_size: int = 256,
+    learning_rate: float = 3e-3,
+    dual_rate: float = 0.05,
+) -> tuple[TranslationDistribution, ReachLog]:
+    r"""Learns how far each state may be translated.
+
+    Inside the support of the data the violation of a sample is
+    :math:`v = \max_j [(|r_j| + c_j \sigma_j) / \tau_j - 1]_+`. Outside it, how far the transformed transition leaves
+    the declared domain, in tenths of its size; without a declared domain, how far it leaves the support, in thresholds.
+
+    Args:
+      ensemble: the model.
+      calibration: of its residuals.
+      support: of its data; a few thousand references are enough here.
+      group: the translations; `low` below 0 and `high` above 0 bound the reach.
+      data: transitions whose states are translated.
+      tolerance: `[S]`, as for `equivalence_test`.
+      key: a typed random key.
+      domain: where the user declares the dynamics to be the same; None: nowhere beyond the data.
+      max_violation: epsilon, the share of samples that may violate, inside (0, 1).
+      hidden: widths of the network's hidden layers.
+      num_steps: steps of Adam.
+      batch_size: transitions of a step.
+      learning_rate: of Adam.
+      dual_rate: eta.
+
+    Returns:
+      The distribution and the log of its fit.
+
+    Raises:
+      ValueError: if `max_violation` is not inside (0, 1), the group cannot move both ways, or the tolerance is bad.
+    """
+    if not 0 < max_violation < 1:
+        raise ValueError(f"max_violation={max_violation}: expected a share inside (0, 1)")
+    for axis, (low, high) in enumerate(zip(group.low, group.high, strict=True)):
+        if not low < 0 < high:
+            raise ValueError(f"axis {axis} of the group reaches from {low} to {high}: expected below 0 to above 0")
+    limits = jnp.asarray(check_tolerance(tolerance, data.states.shape[1]))
+    settings = (group, domain, max_violation, hidden, num_steps, batch_size, learning_rate, dual_rate)
+    params, stats, log = _fit(settings, ensemble, calibration, support, data, limits, key)
+    return TranslationDistribution(params, *stats, group=group, hidden=hidden), log
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fit(
+    settings: tuple,
+    ensemble: Ensemble,
+    calibration: Calibration,
+    support: Support,
+    data: Transitions,
+    tolerance: Array,
+    key: PRNGKey,
+) -> tuple[Params, tuple[Array, Array], ReachLog]:
+    group, domain, max_violation, hidden, num_steps, batch_size, learning_rate, dual_rate = settings
+    states = jnp.asarray(data.states)
+    mean, std = jnp.mean(states, 0), jnp.maximum(jnp.std(states, 0), 1e-6)
+    optimizer = optax.adam(learning_rate)
+
+    def violation(element: Array, row: Transitions) -> tuple[Array, Array, Array]:
+        """Margins of the test and of the declaration, and the normalised input."""
+        state, after = group.state(element, row.states), group.state(element, row.next_states)
+        action = group.action(element, row.actions)
+        prediction = ensemble.predict(state, action)
+        bound = jnp.abs(prediction.mean - after) + calibration.factors * prediction.spread
+        test = jnp.maximum(jnp.max(bound / tolerance) - 1, 0.0)
+        declared = jnp.zeros(()) if domain is None else 10 * jnp.maximum(domain.excess(state), domain.excess(after))
+        return test, declared, ensemble.normalize(state, action)
+
+    def loss(params: Params, multiplier: Array, rows: Transitions, keys: Array) -> tuple[Array, tuple[Array, Array]]:
+        q = TranslationDistribution(params, mean, std, group, hidden)
+        elements = jax.vmap(q.sample)(keys, rows.states)
+        test, declared, inputs = jax.vmap(violation)(elements, rows)
+        distances = support.distances(inputs)
+        known = jnp.all(distances <= 1, axis=0)
+        outside = jnp.max(distances, axis=0) - 1 if domain is None else declared
+        amount = jnp.where(known, test, outside)
+        entropy = jnp.mean(jax.vmap(q.entropy)(rows.states))
+        return -entropy + multiplier * jnp.mean(jnp.log1p(amount)), (entropy, jnp.mean(amount > 0))
+
+    def step(carry: tuple, key: PRNGKey) -> tuple[tuple, tuple[Array, Array, Array]]:
+        params, opt_state, log_multiplier = carry
+        key_rows, key_draws = jax.random.split(key)
+        rows = jax.random.randint(key_rows, (batch_size,), 0, len(states))
+        batch = jax.tree.map(lambda x: jnp.asarray(x)[rows], data)
+        multiplier = jnp.exp(log_multiplier)
+        gradient, (entropy, share) = jax.grad(loss, has_aux=True)(
+            params, multiplier, batch, jax.random.split(key_draws, batch_size)
+        )
+        with jax.numpy_dtype_promotion("standard"):  # Optax itself relies on it: decay ** count.
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        log_multiplier = jnp.clip(log_multiplier + dual_rate * (share - max_violation), -5.0, 8.0)
+        return (params, opt_state, log_multiplier), (entropy, share, multiplier)
+
+    params = _Reach(len(group.low), hidden).init(key, states[0])["params"]
+    start = (params, optimizer.init(params), jnp.zeros(()))
+    (params, _, _), (entropy, share, multiplier) = jax.lax.scan(step, start, jax.random.split(key, num_steps))
+    return params, (mean, std), ReachLog(entropy=entropy, violation=share, multiplier=multiplier)
+
+
+class TransformBank(struct.PyTreeNode):
+    """For every transition of a data set several elements, and which of them may be used.
+
+    Attributes:
+      elements: `[N, M, K]`.
+      accepted: `[N, M]` booleans.
+      verdicts: `[N, M]` int8, see `Verdict`.
+    """
+
+    elements: Array
+    accepted: Array
+    verdicts: Array
+
+
+def make_bank(
+    ensemble: Ensemble,
+    calibration: Calibration,
+    support: Support,
+    distribution: TranslationDistribution,
+    data: Transitions,
+    *,
+    tolerance: np.ndarray | tuple[float, ...],
+    key: PRNGKey,
+    domain: BoxDomain | None = None,
+    num_elements: int = 64,
+) -> TransformBank:
+    """Draws elements for every transition and tests them one by one, so that training only has to look them up.
+
+    Args:
+      ensemble: the model.
+      calibration: of its residuals.
+      support: of its data.
+      distribution: where the elements come from.
+      data: N transitions, those that training uses.
+      tolerance: `[S]`, as for `equivalence_test`.
+      key: a typed random key.
+      domain: where the user declares the dynamics to be the same; both ends of the transformed transition have to lie
+        in it.
+      num_elements: M, elements a transition.
+
+    Returns:
+      The bank.
+    """
+    group = distribution.group
+    draw = jax.jit(jax.vmap(distribution.sample))
+    elements, verdicts, declared = [], [], []
+    inside = jax.jit(jax.vmap(lambda e, s: domain.contains(group.state(e, s)))) if domain else None
+    for number in range(num_elements):
+        keys = jax.random.split(jax.random.fold_in(key, number), len(data.states))
+        drawn = draw(keys, data.states)
+        result = equivalence_test(ensemble, calibration, support, group, drawn, data, tolerance=tolerance)
+        elements.append(drawn)
+        verdicts.append(result.verdicts)
+        if inside is not None:
+            declared.append(inside(drawn, data.states) & inside(drawn, data.next_states))
+    table = np.stack(verdicts, 1)
+    accepted = accept(table, declared=np.stack(declared, 1) if declared else None)
+    return TransformBank(elements=jnp.stack(elements, 1), accepted=jnp.asarray(accepted), verdicts=jnp.asarray(table))
+
+
+def coverage(positions: np.ndarray, *, low: tuple[float, ...], high: tuple[float, ...], num_cells: int = 20) -> float:
+    """The share of the cells of a grid that at least one position visits.
+
+    Args:
+      positions: `[N, D]`.
+      low: `[D]` lower corner of the grid.
+      high: `[D]` upper corner.
+      num_cells: along each side.
+
+    Returns:
+      The share, in [0, 1].
+
+    Example:
+      >>> coverage(np.array([[0.1, 0.1], [0.9, 0.9]]), low=(0, 0), high=(1, 1), num_cells=2)
+      0.5
+    """
+    edges = [np.linspace(a, b, num_cells + 1) for a, b in zip(low, high, strict=True)]
+    return float(np.mean(np.histogramdd(np.asarray(positions), bins=edges)[0] > 0))

@@ -1,0 +1,118 @@
+"""Transitions by episode, and their split into parts that share no episode."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from flax import struct
+
+from edgesafe_jax.typing import Array
+
+
+class Transitions(struct.PyTreeNode):
+    """What a model of the world is fitted on and tested with.
+
+    Attributes:
+      states: `[N, S]` float32.
+      actions: `[N, A]` float32.
+      next_states: `[N, S]` float32.
+      episodes: `[N]` int32, the episode of each transition; the unit that is exchangeable.
+    """
+
+    states: Array
+    actions: Array
+    next_states: Array
+    episodes: Array
+
+    def take(self, rows: np.ndarray) -> "Transitions":
+        """Returns the transitions of the rows, an index array or a mask."""
+        columns = (self.states, self.actions, self.next_states, self.episodes)
+        return Transitions(*(np.asarray(column)[rows] for column in columns))  # type: ignore[arg-type]
+
+
+def make_transitions(*, states: Array, actions: Array, next_states: Array, episodes: Array) -> Transitions:
+    """Makes transitions of checked arrays.
+
+    Args:
+      states: `[N, S]`.
+      actions: `[N, A]`.
+      next_states: `[N, S]`.
+      episodes: `[N]`.
+
+    Returns:
+      The transitions, as float32 and int32 numpy arrays.
+
+    Raises:
+      ValueError: if a shape does not fit or a number is not finite; the message names the array and the index.
+
+    Example:
+      >>> one = np.zeros((3, 2))
+      >>> make_transitions(states=one, actions=one, next_states=one, episodes=np.array([0, 0, 1])).states.shape
+      (3, 2)
+    """
+    arrays = {"states": states, "actions": actions, "next_states": next_states}
+    kept = {name: check_finite(name, array, ndim=2) for name, array in arrays.items()}
+    ids = np.asarray(episodes)
+    num, size = kept["states"].shape
+    wanted = {"actions": (num, kept["actions"].shape[1]), "next_states": (num, size)}
+    for name, shape in wanted.items():
+        if kept[name].shape != shape:
+            raise ValueError(f"{name} has shape {kept[name].shape}: expected {shape}, as states are {(num, size)}")
+    if ids.shape != (num,) or not num:
+        raise ValueError(f"episodes has shape {ids.shape}: expected [{num}], one episode a transition, at least one")
+    return Transitions(**kept, episodes=ids.astype(np.int32))  # type: ignore[arg-type]
+
+
+def check_finite(name: str, array: Array | np.ndarray, *, ndim: int) -> np.ndarray:
+    """Returns an array as float32.
+
+    Raises:
+      ValueError: if it has another number of axes or a number that is not finite; the message names the index.
+    """
+    found = np.asarray(array, np.float32)
+    if found.ndim != ndim:
+        raise ValueError(f"{name} has shape {found.shape}: expected {ndim} axes")
+    bad = np.argwhere(~np.isfinite(found))
+    if len(bad):
+        index = tuple(bad[0].tolist())
+        raise ValueError(
+            f"{name}[{', '.join(map(str, index))}] is {found[index]} ({len(bad)} such): expected finite numbers"
+        )
+    return found
+
+
+def split_episodes(
+    episodes: Array | np.ndarray, shares: Mapping[str, float], *, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Splits transitions by episode, at random.
+
+    Args:
+      episodes: `[N]` the episode of each transition.
+      shares: from the name of a part to its share of the episodes; they add up to 1.
+      seed: of the random order of the episodes.
+
+    Returns:
+      From name to the rows of the part, an index array. No episode is in two parts, every one is in some part.
+
+    Raises:
+      ValueError: if shares are not positive or do not add up to 1, or there are fewer episodes than parts.
+
+    Example:
+      >>> parts = split_episodes(np.array([0, 0, 1, 1]), {"training": 0.5, "calibration": 0.5})
+      >>> sorted(len(rows) for rows in parts.values())
+      [2, 2]
+    """
+    ids = np.asarray(episodes)
+    names = np.unique(ids)
+    if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"shares={dict(shares)}: expected positive shares that add up to 1")
+    if len(names) < len(shares):
+        raise ValueError(
+            f"{len(names)} episodes for {len(shares)} parts ({', '.join(shares)}): expected at least one episode a part"
+        )
+    order = np.random.default_rng(seed).permutation(names)
+    ends = np.round(np.cumsum(list(shares.values())) * len(names)).astype(int)
+    # Every part keeps at least one episode.
+    ends = np.maximum(ends, np.arange(1, len(shares) + 1))
+    ends = np.minimum(ends, len(names) - np.arange(len(shares))[::-1])
+    chosen = np.split(order, ends[:-1])
+    return {name: np.flatnonzero(np.isin(ids, part)) for name, part in zip(shares, chosen, strict=True)}

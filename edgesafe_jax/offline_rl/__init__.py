@@ -1,0 +1,54 @@
+"""A fixed data set made into a policy: data, relabelling with symmetries, learners and evaluation."""
+
+from edgesafe_jax.offline_rl.awr import binary_weights, exponential_weights, make_awr
+from edgesafe_jax.offline_rl.bc import make_bc
+from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, Provenance, concatenate, make_dataset
+from edgesafe_jax.offline_rl.evaluation import Episodes, interquartile_mean, make_evaluator, seed_interval
+from edgesafe_jax.offline_rl.iql import expectile_loss, make_iql
+from edgesafe_jax.offline_rl.learning import Agent, Learner, Trainer, make_trainer
+from edgesafe_jax.offline_rl.relabelling import (
+    Batch,
+    Row,
+    Sampler,
+    SamplerData,
+    Sampling,
+    make_sampler,
+    make_sampler_data,
+    reward_checked,
+    reward_invariant,
+    reward_recomputed,
+)
+from edgesafe_jax.offline_rl.td3_bc import make_td3_bc
+
+__all__ = [
+    "Agent",
+    "Batch",
+    "DatasetError",
+    "Episodes",
+    "Learner",
+    "OfflineDataset",
+    "Provenance",
+    "Row",
+    "Sampler",
+    "SamplerData",
+    "Sampling",
+    "Trainer",
+    "binary_weights",
+    "concatenate",
+    "expectile_loss",
+    "exponential_weights",
+    "interquartile_mean",
+    "make_awr",
+    "make_bc",
+    "make_dataset",
+    "make_evaluator",
+    "make_iql",
+    "make_sampler",
+    "make_sampler_data",
+    "make_td3_bc",
+    "make_trainer",
+    "reward_checked",
+    "reward_invariant",
+    "reward_recomputed",
+    "seed_interval",
+]

@@ -1,0 +1,41 @@
+"""Behaviour cloning: regression of the data's actions, what every offline algorithm has to beat."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from edgesafe_jax.offline_rl.learning import MLP, Learner, Trained, descend, start_training
+from edgesafe_jax.offline_rl.relabelling import Batch
+from edgesafe_jax.typing import Array, Params, PRNGKey
+
+
+def make_bc(*, hidden: tuple[int, ...] = (256, 256), learning_rate: float = 3e-4) -> Learner:
+    r"""Makes behaviour cloning of a deterministic policy; one update is one step on one batch.
+
+    .. math:: L_\pi = \mathrm{mean}\, (\pi(s) - a)^2
+
+    Args:
+      hidden: widths of the hidden layers.
+      learning_rate: of Adam.
+
+    Returns:
+      The learner. Its metric is ``actor_loss``.
+    """
+    optimizer = optax.adam(learning_rate)
+
+    def policy(params: Params, observations: Array) -> Array:
+        size = params[f"Dense_{len(hidden)}"]["bias"].shape[-1]
+        return jnp.tanh(MLP((*hidden, size)).apply({"params": params}, observations))  # type: ignore[arg-type]
+
+    def init(key: PRNGKey, observation: Array, action: Array) -> Trained:
+        return start_training(MLP((*hidden, action.shape[-1])).init(key, observation)["params"], optimizer)
+
+    def update(state: Trained, batches: Batch, key: PRNGKey) -> tuple[Trained, dict[str, Array]]:
+        del key
+        batch = jax.tree.map(lambda leaf: leaf[0], batches)
+        value, gradient = jax.value_and_grad(
+            lambda params: jnp.mean((policy(params, batch.observations) - batch.actions) ** 2)
+        )(state.params)
+        return descend(state, gradient, optimizer), {"actor_loss": value}
+
+    return Learner(init, update, lambda state, observation: policy(state.params, observation))

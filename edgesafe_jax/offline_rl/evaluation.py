@@ -1,0 +1,97 @@
+"""Policies in the true world, by stratum, all seeds and episodes at once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from edgesafe_jax.metrics import bootstrap_interval
+from edgesafe_jax.metrics.intervals import Interval
+from edgesafe_jax.offline_rl.learning import Agent, Learner
+from edgesafe_jax.offline_rl.tasks import Stratum, Task, sample_goal, sample_start
+from edgesafe_jax.typing import Array, PRNGKey
+
+
+class Episodes(struct.PyTreeNode):
+    """How episodes ended.
+
+    Attributes:
+      success: `[..., N]` whether the final distance to the goal is below the task's radius.
+      final_distance: `[..., N]` in the units of the goal.
+      goal_distance: `[..., N]` distance from the start to the goal.
+    """
+
+    success: Array
+    final_distance: Array
+    goal_distance: Array
+
+
+def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callable[[Agent, PRNGKey, Stratum], Episodes]:
+    """Makes the evaluation of one stratum, compiled once for agents of one shape and each stratum.
+
+    Args:
+      task: the task, whose true dynamics act.
+      learner: the algorithm of the agents.
+      num_episodes: N.
+
+    Returns:
+      From agents with a leading axis of seeds `[R, ...]`, a key and a stratum to episodes `[R, N]`. Every seed sees the
+      same starts and goals.
+    """
+
+    def episode(agent: Agent, key: PRNGKey, stratum: Stratum) -> Episodes:
+        key_start, key_goal = jax.random.split(key)
+        start, goal = sample_start(task, key_start, stratum), sample_goal(task, key_goal, stratum)
+
+        def step(state: Array, _: None) -> tuple[Array, None]:
+            observation = agent.normalize(jnp.concatenate([state, goal]))
+            return task.step(state, learner.act(agent.learner, observation)), None
+
+        last, _ = jax.lax.scan(step, start, None, length=task.horizon)
+        distance = jnp.linalg.norm(task.achieved(last) - goal)
+        return Episodes(distance < task.radius, distance, jnp.linalg.norm(task.achieved(start) - goal))
+
+    def evaluate(agents: Agent, key: PRNGKey, stratum: Stratum) -> Episodes:
+        keys = jax.random.split(key, num_episodes)
+        many = jax.vmap(episode, in_axes=(None, 0, None))
+        return jax.vmap(many, in_axes=(0, None, None))(agents, keys, stratum)
+
+    return jax.jit(evaluate, static_argnums=2)
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Mean of the middle half: the lowest and the highest quarter of the values are left out.
+
+    Args:
+      values: any shape, at least one value; `floor(n / 4)` values are left out at each end.
+
+    Returns:
+      The mean of the rest.
+
+    Example:
+      >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 9.0]))
+      1.5
+
+    Reference:
+      Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", 2021.
+    """
+    ordered = np.sort(np.asarray(values, np.float64).reshape(-1))
+    cut = len(ordered) // 4
+    return float(np.mean(ordered[cut : len(ordered) - cut]))
+
+
+def seed_interval(success: np.ndarray, *, confidence: float = 0.95) -> Interval:
+    """Interquartile mean over seeds of the success rate, with a bootstrap interval over seeds.
+
+    Args:
+      success: `[R, N]` of R seeds and N episodes each.
+      confidence: coverage aimed at.
+
+    Returns:
+      The estimate and its interval. Episodes are shared by the seeds and are not resampled: the interval speaks of
+      training again, not of other episodes.
+    """
+    rates = np.asarray(success, np.float64).mean(axis=1)
+    return bootstrap_interval(rates, statistic=interquartile_mean, confidence=confidence)

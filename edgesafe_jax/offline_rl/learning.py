@@ -1,0 +1,173 @@
+"""What a learner is, and the whole of its training in one scan.
+
+An *update* is one gradient step of the critic (of the policy for a learner without a critic) on one batch; a learner
+that moves its policy every second critic step takes two batches a call, so that nothing is computed and thrown away.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from edgesafe_jax.offline_rl.relabelling import Batch, Sampler, SamplerData
+from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
+
+
+class Learner(NamedTuple):
+    """An offline algorithm as three pure functions.
+
+    Attributes:
+      init: from a key, an observation `[M]` and an action `[A]` (only their sizes matter) to a state.
+      update: from a state, batches (leaves `[batches_per_call, B, ...]`) and a key to the next state and metrics.
+      act: from a state and an observation `[M]` to the deterministic action `[A]` in [-1, 1].
+      batches_per_call: updates that one call of `update` makes.
+    """
+
+    init: Callable[[PRNGKey, Array, Array], PyTree]
+    update: Callable[[PyTree, Batch, PRNGKey], tuple[PyTree, Mapping[str, Array]]]
+    act: Callable[[PyTree, Array], Array]
+    batches_per_call: int = 1
+
+
+class Agent(struct.PyTreeNode):
+    """A learner's state with the normaliser of its observations.
+
+    Attributes:
+      learner: the learner's state.
+      mean: `[M]` subtracted from observations.
+      std: `[M]` that they are divided by.
+    """
+
+    learner: PyTree
+    mean: Array
+    std: Array
+
+    def normalize(self, observations: Array) -> Array:
+        """Returns observations `[..., M]` normalised."""
+        return (observations - jnp.broadcast_to(self.mean, observations.shape)) / jnp.broadcast_to(
+            self.std, observations.shape
+        )
+
+
+class Trainer(NamedTuple):
+    """Training as two pure functions, for one seed; `jax.vmap` over keys and agents trains many at once.
+
+    Attributes:
+      init: from a key and data to an agent; its normaliser is fitted on batches as the sampler draws them, after
+        relabelling and augmentation.
+      run: from an agent, data and a key to the trained agent and the mean of each metric.
+    """
+
+    init: Callable[[PRNGKey, SamplerData], Agent]
+    run: Callable[[Agent, SamplerData, PRNGKey], tuple[Agent, Mapping[str, Array]]]
+
+
+def make_trainer(
+    learner: Learner, sampler: Sampler, *, num_updates: int, batch_size: int = 256, normalizer_samples: int = 8192
+) -> Trainer:
+    """Makes the training of a learner.
+
+    Args:
+      learner: the algorithm.
+      sampler: how batches are drawn.
+      num_updates: updates of one `run`, a multiple of `learner.batches_per_call`.
+      batch_size: rows of a batch.
+      normalizer_samples: rows that the normaliser is fitted on.
+
+    Returns:
+      The pair of functions; neither is jitted.
+
+    Raises:
+      ValueError: if `num_updates` is no such multiple, or less than 1.
+
+    Example:
+      >>> from edgesafe_jax.offline_rl import make_bc, make_sampler, Sampling
+      >>> sampler = make_sampler(Sampling(achieved=lambda s: s[:2], reward_fn=lambda s, g: jnp.zeros(())))
+      >>> trainer = make_trainer(make_bc(hidden=(8,)), sampler, num_updates=100)
+      >>> callable(trainer.init) and callable(trainer.run)
+      True
+    """
+    count = learner.batches_per_call
+    if num_updates < 1 or num_updates % count:
+        raise ValueError(f"num_updates={num_updates}: expected a multiple of {count}, at least {count}")
+
+    def init(key: PRNGKey, data: SamplerData) -> Agent:
+        key_rows, key_learner = jax.random.split(key)
+        rows = sampler(data, key_rows, normalizer_samples)
+        mean, std = jnp.mean(rows.observations, 0), jnp.maximum(jnp.std(rows.observations, 0), 1e-3)
+        return Agent(learner.init(key_learner, rows.observations[0], rows.actions[0]), mean, std)
+
+    def run(agent: Agent, data: SamplerData, key: PRNGKey) -> tuple[Agent, Mapping[str, Array]]:
+        def step(state: PyTree, key: PRNGKey) -> tuple[PyTree, Mapping[str, Array]]:
+            key_rows, key_update = jax.random.split(key)
+            rows = sampler(data, key_rows, count * batch_size)
+            rows = rows.replace(
+                observations=agent.normalize(rows.observations),
+                next_observations=agent.normalize(rows.next_observations),
+            )
+            batches = jax.tree.map(lambda leaf: leaf.reshape(count, batch_size, *leaf.shape[1:]), rows)
+            return learner.update(state, batches, key_update)
+
+        state, metrics = jax.lax.scan(step, agent.learner, jax.random.split(key, num_updates // count))
+        return agent.replace(learner=state), jax.tree.map(jnp.mean, metrics)
+
+    return Trainer(init, run)
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU between them.
+
+    Attributes:
+      sizes: widths, the output's last.
+    """
+
+    sizes: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """From `[..., M]` to `[..., sizes[-1]]`."""
+        x = inputs
+        for width in self.sizes[:-1]:
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.sizes[-1])(x)
+
+
+class Trained(struct.PyTreeNode):
+    """Parameters with the state of their optimiser."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+def start_training(params: Params, optimizer: optax.GradientTransformation) -> Trained:
+    """Returns parameters with a fresh optimiser state."""
+    return Trained(params, optimizer.init(params))
+
+
+def descend(trained: Trained, gradient: PyTree, optimizer: optax.GradientTransformation) -> Trained:
+    """Takes one optimiser step."""
+    with jax.numpy_dtype_promotion("standard"):  # Optax itself relies on it: decay ** count.
+        updates, opt_state = optimizer.update(gradient, trained.opt_state, trained.params)
+        return Trained(optax.apply_updates(trained.params, updates), opt_state)  # type: ignore[arg-type]
+
+
+def init_critics(key: PRNGKey, network: MLP, observation: Array, action: Array) -> tuple[Params, Params]:
+    """Returns the parameters of two critics of (observation, action)."""
+    inputs = jnp.concatenate([observation, action])
+    first, second = jax.random.split(key)
+    return network.init(first, inputs)["params"], network.init(second, inputs)["params"]
+
+
+def critic_values(network: MLP, params: tuple[Params, Params], observations: Array, actions: Array) -> Array:
+    """Returns the values `[2, B]` of both critics."""
+    inputs = jnp.concatenate([observations, actions], -1)
+    return jnp.stack([network.apply({"params": each}, inputs)[..., 0] for each in params])  # type: ignore[index]
+
+
+def polyak(target: PyTree, online: PyTree, rate: float) -> PyTree:
+    """Returns (1 - rate) target + rate online."""
+    return jax.tree.map(lambda t, o: t + rate * (o - t), target, online)

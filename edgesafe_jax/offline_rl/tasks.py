@@ -1,0 +1,316 @@
+r"""Goal-reaching tasks with known dynamics, their scripted data and their strata.
+
+The bodies are points in a square arena with inelastic bounds. A velocity `v` under an action `a` in [-1, 1]^2 follows
+
+.. math:: v' = v + \Delta t\,(\text{gain}\, a - \text{drag}(p)\, v + \text{field}(p)), \qquad p' = p + \Delta t\, v'
+
+and a wall or a bound stops the part of the motion that is normal to it. Because the dynamics is known, so is what a
+test of a symmetry should have said.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax.dynamics import BoxDomain, Sizes, Translation
+from edgesafe_jax.offline_rl.datasets import OfflineDataset, make_dataset
+from edgesafe_jax.typing import Array, PRNGKey
+
+Box = tuple[tuple[float, float], tuple[float, float]]
+"""Lower corner and upper corner."""
+
+ARENA: Box = ((-2.0, -2.0), (2.0, 2.0))
+CORNER: Box = ((-2.0, -2.0), (-0.8, -0.8))
+FAR_CORNER: Box = ((0.8, 0.8), (2.0, 2.0))
+LEFT: Box = ((-2.0, -2.0), (-0.2, 2.0))
+RIGHT: Box = ((0.2, -2.0), (2.0, 2.0))
+_TIME_STEP = 0.1
+_GAIN = 3.0
+_DRAG = 2.0
+_SKIN = 1e-3
+_CONTACT = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Stratum:
+    """Where episodes start and where their goals lie.
+
+    Attributes:
+      starts: box of the start positions.
+      goals: box of the goals.
+    """
+
+    starts: Box
+    goals: Box
+
+
+@dataclasses.dataclass(frozen=True)
+class Wall:
+    """An axis-parallel wall that nothing crosses.
+
+    Attributes:
+      axis: the coordinate that is constant along it, 0 for a vertical wall.
+      at: the value of that coordinate.
+      low: lower end along the other coordinate.
+      high: upper end.
+    """
+
+    axis: int
+    at: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A world, how success is judged, and who made the data.
+
+    Attributes:
+      name: how configs name it.
+      sizes: of state, action and goal.
+      step: the true dynamics, from a state `[S]` and an action `[A]` to the next state.
+      achieved: the goal `[G]` that a state reaches.
+      start: a start state from a key and a position `[2]`.
+      behaviour: the scripted action from a key, a state and a goal.
+      group: the joint translation of all that moves and of the goal.
+      data: stratum of the data.
+      strata: where policies are evaluated.
+      domain: box of positions in which the user declares the dynamics to be the same everywhere.
+      walls: what stands in the way.
+      horizon: steps of an episode.
+      radius: an episode succeeds if the final distance to the goal is below it.
+    """
+
+    name: str
+    sizes: Sizes
+    step: Callable[[Array, Array], Array]
+    achieved: Callable[[Array], Array]
+    start: Callable[[PRNGKey, Array], Array]
+    behaviour: Callable[[PRNGKey, Array, Array], Array]
+    group: Translation
+    data: Stratum
+    strata: Mapping[str, Stratum]
+    domain: Box = ARENA
+    walls: tuple[Wall, ...] = ()
+    horizon: int = 50
+    radius: float = 0.2
+
+    def reward(self, next_state: Array, goal: Array) -> Array:
+        """Returns minus the distance to the goal after the step, a scalar."""
+        return -jnp.linalg.norm(self.achieved(next_state) - goal)
+
+
+def make_point_mass(
+    *,
+    name: str = "point_mass",
+    walls: tuple[Wall, ...] = (),
+    drag_slope: float = 0.0,
+    field_slope: float = 0.0,
+    data: Stratum | None = None,
+    strata: Mapping[str, Stratum] | None = None,
+) -> Task:
+    """Makes a point mass with drag: state (x, y, vx, vy), goal (x, y).
+
+    Args:
+      name: of the task.
+      walls: what stands in the arena.
+      drag_slope: growth of the drag with x, 1/s per unit; breaks the translation in x.
+      field_slope: growth of a force along -x with x, 1/s^2; breaks it too.
+      data: stratum of the data; None: starts and goals in one corner.
+      strata: evaluation strata; None: the four of the open arena.
+
+    Returns:
+      The task.
+    """
+    if strata is None:
+        strata = {
+            "in distribution": Stratum(CORNER, CORNER),
+            "far goals": Stratum(CORNER, FAR_CORNER),
+            "far corner": Stratum(FAR_CORNER, FAR_CORNER),
+            "whole arena": Stratum(ARENA, ARENA),
+        }
+
+    def step(state: Array, action: Array) -> Array:
+        position, velocity = state[:2], state[2:]
+        drag = _DRAG + drag_slope * position[0]
+        field = jnp.stack([-field_slope * position[0], jnp.zeros(())])
+        velocity = velocity + _TIME_STEP * (_GAIN * jnp.clip(action, -1, 1) - drag * velocity + field)
+        return jnp.concatenate(_stop(position, velocity, walls))
+
+    return Task(
+        name=name,
+        sizes=Sizes(4, 2, 2),
+        step=step,
+        achieved=lambda state: state[:2],
+        start=lambda key, position: jnp.concatenate([position, 0.3 * jax.random.normal(key, (2,))]),
+        behaviour=lambda key, state, goal: _noisy(key, 3.0 * (goal - state[:2]) - 1.0 * state[2:]),
+        group=_translation(Sizes(4, 2, 2), state_axes=((0,), (1,))),
+        data=data or Stratum(CORNER, CORNER),
+        strata=strata,
+        walls=walls,
+    )
+
+
+def make_walled_point_mass() -> Task:
+    """Makes the point mass with a wall at x = 0 that has a gap at y < -1; the data bump into it from both sides."""
+    return make_point_mass(
+        name="point_mass_walls",
+        walls=(Wall(axis=0, at=0.0, low=-1.0, high=2.0),),
+        data=Stratum(ARENA, ARENA),
+        strata={
+            "left side": Stratum(LEFT, LEFT),
+            "right side": Stratum(RIGHT, RIGHT),
+            "across the wall": Stratum(((-2.0, -0.8), (-0.2, 2.0)), ((0.2, -0.8), (2.0, 2.0))),
+        },
+    )
+
+
+def make_pusher() -> Task:
+    """Makes a point mass that pushes a disc: state (x, y, vx, vy, ox, oy), goal (x, y) of the object.
+
+    The object moves only where the agent would come closer than the contact distance, and then to that distance.
+    """
+    sizes = Sizes(6, 2, 2)
+
+    def step(state: Array, action: Array) -> Array:
+        velocity = state[2:4] + _TIME_STEP * (_GAIN * jnp.clip(action, -1, 1) - _DRAG * state[2:4])
+        position, velocity = _stop(state[:2], velocity, ())
+        apart = state[4:] - position
+        distance = jnp.linalg.norm(apart)
+        pushed = position + apart / jnp.maximum(distance, 1e-6) * _CONTACT
+        placed = jnp.where(distance < _CONTACT, pushed, state[4:])
+        return jnp.concatenate([position, velocity, jnp.clip(placed, -2.0, 2.0)])
+
+    def behaviour(key: PRNGKey, state: Array, goal: Array) -> Array:
+        position, placed = state[:2], state[4:]
+        toward = (goal - placed) / jnp.maximum(jnp.linalg.norm(goal - placed), 1e-6)
+        behind = placed - 1.1 * _CONTACT * toward
+        aligned = (placed - position) @ toward > 0.9 * jnp.linalg.norm(placed - position)
+        side = jnp.stack([-toward[1], toward[0]]) * jnp.sign(
+            toward[0] * (position - placed)[1] - toward[1] * (position - placed)[0]
+        )
+        blocked = (position - placed) @ toward > -0.5 * _CONTACT
+        around = behind + jnp.where(blocked, 1.6 * _CONTACT, 0.0) * side
+        target = jnp.where(aligned, placed + 0.3 * toward, around)
+        arrived = jnp.linalg.norm(goal - placed) < 0.05
+        return _noisy(key, jnp.where(arrived, -state[2:4], 4.0 * (target - position) - state[2:4]))
+
+    def start(key: PRNGKey, position: Array) -> Array:
+        key_agent, key_speed = jax.random.split(key)
+        angle = jax.random.uniform(key_agent, maxval=2 * jnp.pi)
+        beside = position + 0.45 * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+        return jnp.concatenate([jnp.clip(beside, -2.0, 2.0), 0.3 * jax.random.normal(key_speed, (2,)), position])
+
+    inner: Box = ((-1.7, -1.7), (-0.8, -0.8))
+    far: Box = ((0.8, 0.8), (1.7, 1.7))
+    return Task(
+        name="pusher",
+        sizes=sizes,
+        step=step,
+        achieved=lambda state: state[4:],
+        start=start,
+        behaviour=behaviour,
+        group=_translation(sizes, state_axes=((0, 4), (1, 5))),
+        data=Stratum(inner, inner),
+        strata={"in distribution": Stratum(inner, inner), "far corner": Stratum(far, far)},
+    )
+
+
+def generate(task: Task, key: PRNGKey, *, num_episodes: int, stratum: Stratum | None = None) -> OfflineDataset:
+    """Lets the scripted behaviour act in the true dynamics.
+
+    Args:
+      task: the task.
+      key: a typed random key.
+      num_episodes: trajectories, each of `task.horizon` steps; none is terminal.
+      stratum: starts and goals; None: those of the task's data.
+
+    Returns:
+      The data set, with the task's reward.
+    """
+    stratum = stratum or task.data
+
+    def episode(key: PRNGKey) -> tuple[Array, ...]:
+        key_start, key_goal, key_steps = jax.random.split(key, 3)
+        state = sample_start(task, key_start, stratum)
+        goal = sample_goal(task, key_goal, stratum)
+
+        def act(state: Array, key: PRNGKey) -> tuple[Array, tuple[Array, ...]]:
+            action = task.behaviour(key, state, goal)
+            after = task.step(state, action)
+            return after, (state, action, after, task.reward(after, goal), goal)
+
+        return jax.lax.scan(act, state, jax.random.split(key_steps, task.horizon))[1]
+
+    columns = jax.jit(jax.vmap(episode))(jax.random.split(key, num_episodes))
+    states, actions, next_states, rewards, goals = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in columns)
+    ends = np.tile(np.arange(task.horizon) == task.horizon - 1, num_episodes)
+    return make_dataset(
+        states=states, actions=actions, rewards=rewards, next_states=next_states, ends=ends, goals=goals
+    )
+
+
+def sample_start(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
+    """Draws a start state `[S]` of a stratum."""
+    key_place, key_rest = jax.random.split(key)
+    return task.start(key_rest, _uniform(key_place, stratum.starts))
+
+
+def sample_goal(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
+    """Draws a goal `[G]` of a stratum."""
+    del task
+    return _uniform(key, stratum.goals)
+
+
+def arena_domain(task: Task) -> BoxDomain:
+    """Returns the task's domain as a box over all dimensions of the state that the group moves."""
+    axes = task.group.state_axes
+    dims = tuple(index for indices in axes for index in indices)
+    low, high = (tuple(corner[axis] for axis, indices in enumerate(axes) for _ in indices) for corner in task.domain)
+    return BoxDomain(dims, low, high)
+
+
+def goal_domain(task: Task) -> BoxDomain:
+    """Returns the task's domain as a box over the dimensions of the goal."""
+    return BoxDomain((0, 1), *task.domain)
+
+
+def _uniform(key: PRNGKey, box: Box) -> Array:
+    return jax.random.uniform(key, (2,), minval=jnp.asarray(box[0]), maxval=jnp.asarray(box[1]))
+
+
+def _noisy(key: PRNGKey, action: Array) -> Array:
+    return jnp.clip(jnp.clip(action, -1, 1) + 0.3 * jax.random.normal(key, action.shape), -1, 1)
+
+
+def _translation(sizes: Sizes, state_axes: tuple[tuple[int, ...], ...]) -> Translation:
+    span = ARENA[1][0] - ARENA[0][0]
+    return Translation(sizes, state_axes=state_axes, goal_axes=((0,), (1,)), low=(-span,) * 2, high=(span,) * 2)
+
+
+def _stop(position: Array, velocity: Array, walls: tuple[Wall, ...]) -> tuple[Array, Array]:
+    """Moves a point for one step; returns its position and velocity after walls and bounds."""
+    after = position + _TIME_STEP * velocity
+    for wall in walls:
+        before_side, after_side = position[wall.axis] - wall.at, after[wall.axis] - wall.at
+        share = before_side / jnp.where(before_side == after_side, 1.0, before_side - after_side)
+        other = 1 - wall.axis
+        crossing = position[other] + share * (after[other] - position[other])
+        hit = (before_side * after_side <= 0) & (crossing >= wall.low) & (crossing <= wall.high)
+        stopped = wall.at + jnp.where(before_side > 0, _SKIN, -_SKIN)
+        after = after.at[wall.axis].set(jnp.where(hit, stopped, after[wall.axis]))
+        velocity = velocity.at[wall.axis].multiply(jnp.where(hit, 0.0, 1.0))
+    low, high = jnp.asarray(ARENA[0]), jnp.asarray(ARENA[1])
+    bounded = jnp.clip(after, low, high)
+    return bounded, jnp.where(bounded == after, velocity, 0.0)
+
+
+TASKS: Mapping[str, Callable[[], Task]] = {
+    "point_mass": make_point_mass,
+    "point_mass_walls": make_walled_point_mass,
+    "pusher": make_pusher,
+}
+"""Makers of the tasks by name."""

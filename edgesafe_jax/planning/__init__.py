@@ -1,0 +1,86 @@
+"""A search over action sequences: iCEM and its rivals, simulators and tasks.
+
+Four things are kept apart. A *simulator* is a callable from a state and action sequences `[N, T, A]` to their costs
+(`make_simulator` for JAX functions, `MujocoWorld` for C MuJoCo); a *planner* is a pair of pure functions over a
+simulator; a *risk* turns the costs under several models into one; a *task* is the true environment.
+
+Beside the letters of `edgesafe_jax.typing`, shapes here use T for the horizon of a plan, A for the actions' dimension,
+K for the knots of a plan (K = T where the search is over actions) and M for the models of an ensemble.
+"""
+
+from edgesafe_jax.planning.cem import make_cem, make_pets_cem, make_planet_cem
+from edgesafe_jax.planning.icem import BUDGETS, ElitesState, make_icem, population_sizes
+from edgesafe_jax.planning.mpc import Episode, loop_episode, run_episode, scan_episode
+from edgesafe_jax.planning.mppi import make_dial, make_mppi, path_integral_weights
+from edgesafe_jax.planning.noise import colored_noise, colored_noise_std
+from edgesafe_jax.planning.physics import MujocoState, MujocoWorld, figure_segments, load_model
+from edgesafe_jax.planning.planner import Knots, Outcomes, Plan, Planner, PlanningError, Simulator, make_knots, rank
+from edgesafe_jax.planning.risk import make_cvar, make_exponential, mean_cost, worst_cost
+from edgesafe_jax.planning.shooting import make_predictive_sampling, make_random_shooting
+from edgesafe_jax.planning.simulators import (
+    StepResult,
+    combine_simulators,
+    make_ensemble_simulator,
+    make_simulator,
+    repeat_actions,
+    step_result,
+)
+from edgesafe_jax.planning.tasks import (
+    BRAX_TASKS,
+    TASKS,
+    JaxTask,
+    MujocoTask,
+    brax_task,
+    double_integrator,
+    double_integrator_cost,
+)
+
+__all__ = [
+    "BRAX_TASKS",
+    "BUDGETS",
+    "TASKS",
+    "ElitesState",
+    "Episode",
+    "JaxTask",
+    "Knots",
+    "MujocoState",
+    "MujocoTask",
+    "MujocoWorld",
+    "Outcomes",
+    "Plan",
+    "Planner",
+    "PlanningError",
+    "Simulator",
+    "StepResult",
+    "brax_task",
+    "colored_noise",
+    "colored_noise_std",
+    "combine_simulators",
+    "double_integrator",
+    "double_integrator_cost",
+    "figure_segments",
+    "load_model",
+    "loop_episode",
+    "make_cem",
+    "make_cvar",
+    "make_dial",
+    "make_ensemble_simulator",
+    "make_exponential",
+    "make_icem",
+    "make_knots",
+    "make_mppi",
+    "make_pets_cem",
+    "make_planet_cem",
+    "make_predictive_sampling",
+    "make_random_shooting",
+    "make_simulator",
+    "mean_cost",
+    "path_integral_weights",
+    "population_sizes",
+    "rank",
+    "repeat_actions",
+    "run_episode",
+    "scan_episode",
+    "step_result",
+    "worst_cost",
+]

@@ -1,0 +1,236 @@
+"""Planners: the cost of a plan against its bare rollouts, batches of problems, and real time on the paper's tasks.
+
+1. iCEM at 97 trajectories of 30 steps on HalfCheetah against `mujoco.rollout` of as many trajectories, the two in turn.
+2. A batch of problems in one call against as many single plans, on a world model of the kind that is learned.
+3. Planners on the five tasks at budgets of 50 and 100 trajectories: time of a plan, the share of it spent in MuJoCo,
+   and the control step that it should fit into.
+4. Coloured noise against the package colorednoise, where that is installed.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco.rollout
+import numpy as np
+
+from edgesafe_jax import planning
+from edgesafe_jax.planning import JaxTask, MujocoTask
+from edgesafe_jax.planning.physics import available_threads
+from edgesafe_jax.planning.tasks import half_cheetah
+from edgesafe_jax.reporting import curves
+from launch.planning import make_planner
+
+NUM_RUNS = 7
+PROBLEMS = (1, 4, 16, 64)
+TASK_BUDGETS = (50, 100)
+PLANNERS = ("icem", "cem")
+
+Row = dict[str, Any]
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - begun
+
+
+def _in_turn(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of each function, called in turn."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(NUM_RUNS):
+        for name, run in runs.items():
+            times[name].append(_timed(run))
+    return times
+
+
+def _against_bare_rollout() -> tuple[list[Row], dict[str, float]]:
+    task = half_cheetah()
+    planner = make_planner("icem", task.simulator(), task, budget=100)
+    state, start = planner.init(), task.reset(jax.random.key(0))
+    plan = jax.jit(planner.plan)
+    first = _timed(lambda: plan(jax.random.key(0), state, start))
+    _, state, _ = plan(jax.random.key(0), state, start)
+    # What one plan simulates in the middle of an episode, for MuJoCo alone and in one call.
+    asked: list[np.ndarray] = []
+    rollout = task.world.rollout
+    task.world.rollout = lambda **given: asked.append(given["actions"].copy()) or rollout(**given)  # type: ignore[method-assign]
+    jax.block_until_ready(plan(jax.random.key(0), state, start))
+    task.world.rollout = rollout  # type: ignore[method-assign]
+    controls = np.repeat(np.concatenate(asked).astype(np.float64), task.world.frame_skip, axis=1)
+    threads = available_threads()
+    pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
+    data = [mujoco.MjData(task.world.model) for _ in range(threads)]  # type: ignore[attr-defined]
+    times = _in_turn(
+        {
+            "plan": lambda: plan(jax.random.key(0), state, start),
+            "rollout": lambda: pool.rollout(task.world.model, data, start.physics, controls) and None,
+        }
+    )
+    ratio = statistics.median(a / b for a, b in zip(times["plan"], times["rollout"], strict=True))
+    rows = [
+        {
+            "what": "iCEM plan, HalfCheetah",
+            "trajectories": planner.num_trajectories,
+            "first call (s)": first,
+            "median (ms)": 1000 * statistics.median(times["plan"]),
+            "plan / bare rollout": ratio,
+        },
+        {
+            "what": "bare mujoco.rollout of as many",
+            "trajectories": planner.num_trajectories,
+            "median (ms)": 1000 * statistics.median(times["rollout"]),
+        },
+    ]
+    return rows, {"plan_over_rollout": ratio, "plan_ms": 1000 * statistics.median(times["plan"])}
+
+
+def _learned_task() -> JaxTask:
+    """A world model of the size that is learned in practice, with random weights: only its arithmetic matters here."""
+    rng = np.random.default_rng(0)
+    sizes = (17 + 6, 128, 128, 17)
+    weights = [
+        jnp.asarray(rng.normal(size=(a, b)) / np.sqrt(a), jnp.float32)
+        for a, b in itertools.pairwise(sizes)
+    ]
+
+    def step(state: Any, action: Any) -> Any:
+        hidden = jnp.concatenate([state, action])
+        for weight in weights[:-1]:
+            hidden = jax.nn.silu(hidden @ weight)
+        state = state + 0.1 * (hidden @ weights[-1])
+        return state, planning.step_result(jnp.sum(state**2) + 0.1 * jnp.sum(action**2))
+
+    bound = np.ones(6, np.float32)
+    return JaxTask(
+        "learned model", -bound, bound, 1000, 30, 0.25, 0.05, lambda key: jax.random.normal(key, (17,)), step
+    )
+
+
+def _batches(task: JaxTask) -> tuple[list[Row], dict[str, float], list[tuple[float, float]]]:
+    planner = make_planner("icem", task.simulator(), task, budget=100)
+    single = jax.jit(planner.plan)
+    rows, values, points = [], {}, []
+    for count in PROBLEMS:
+        keys = jax.random.split(jax.random.key(0), count)
+        starts = jax.jit(jax.vmap(task.reset))(keys)
+        states = jax.vmap(lambda _: planner.init())(jnp.arange(count))
+        batch = jax.jit(jax.vmap(planner.plan))
+        problems = [jax.tree.map(lambda leaf, i=i: leaf[i], (keys, states, starts)) for i in range(count)]
+        first = _timed(lambda b=batch, k=keys, s=states, e=starts: b(k, s, e))
+        _timed(lambda p=problems: single(*p[0]))
+        times = _in_turn(
+            {
+                "batch": lambda b=batch, k=keys, s=states, e=starts: b(k, s, e),
+                "single": lambda p=problems: [jax.block_until_ready(single(*each)) for each in p],
+            }
+        )
+        seconds = statistics.median(times["batch"])
+        ratio = statistics.median(a / b for a, b in zip(times["batch"], times["single"], strict=True))
+        points.append((float(count), count / seconds))
+        rows.append(
+            {
+                "what": f"iCEM, {task.name}",
+                "problems": count,
+                "trajectories": planner.num_trajectories,
+                "first call (s)": first,
+                "median (ms)": 1000 * seconds,
+                "plans / s": count / seconds,
+                "samples / s": count * planner.num_trajectories * task.horizon / seconds,
+                "batch / single plans": ratio,
+            }
+        )
+        values[f"{task.name.replace(' ', '_')}/{count}/batch_over_single"] = ratio
+    return rows, values, points
+
+
+def _real_time(task: MujocoTask) -> tuple[list[Row], dict[str, float]]:
+    rows, values = [], {}
+    inside = [0.0]
+    rollout = task.world.rollout
+
+    def timed(**arguments: Any) -> Any:
+        begun = time.perf_counter()
+        result = rollout(**arguments)
+        inside[0] += time.perf_counter() - begun
+        return result
+
+    task.world.rollout = timed  # type: ignore[method-assign]
+    for name in PLANNERS:
+        for budget in TASK_BUDGETS:
+            planner = make_planner(name, task.simulator(), task, budget=budget)
+            state, start = planner.init(), task.reset(jax.random.key(0))
+            plan = jax.jit(planner.plan)
+            first = _timed(lambda p=plan, m=state, s=start: p(jax.random.key(0), m, s))
+            inside[0] = 0.0
+            times = [_timed(lambda p=plan, m=state, s=start, i=i: p(jax.random.key(i), m, s)) for i in range(3)]
+            seconds = statistics.median(times)
+            rows.append(
+                {
+                    "what": f"{name}, {task.name}",
+                    "trajectories": planner.num_trajectories,
+                    "first call (s)": first,
+                    "median (ms)": 1000 * seconds,
+                    "plans / s": 1 / seconds,
+                    "samples / s": planner.num_trajectories * task.horizon / seconds,
+                    "simulator share": inside[0] / sum(times),
+                    "control step (ms)": 1000 * task.control_step,
+                    "real time": "yes" if seconds <= task.control_step else "no",
+                }
+            )
+            values[f"{task.name}/{name}/{budget}/plan_ms"] = 1000 * seconds
+    return rows, values
+
+
+def _noise() -> tuple[list[Row], dict[str, float]]:
+    shape = (100, 17, 30)
+    draw = jax.jit(lambda key: planning.colored_noise(key, 2.0, shape))
+    first = _timed(lambda: draw(jax.random.key(0)))
+    runs: dict[str, Callable[[], Any]] = {"ours": lambda: draw(jax.random.key(1))}
+    try:
+        import colorednoise  # type: ignore[import-not-found]  # the peer only
+
+        rng = np.random.default_rng(0)
+        runs["colorednoise"] = lambda: colorednoise.powerlaw_psd_gaussian(2.0, shape, random_state=rng)
+    except ImportError:
+        pass
+    times = _in_turn(runs)
+    row: Row = {
+        "what": "coloured noise, 100 x 17 x 30",
+        "first call (s)": first,
+        "median (ms)": 1000 * statistics.median(times["ours"]),
+    }
+    values = {"noise_ms": row["median (ms)"]}
+    if "colorednoise" in times:
+        ratio = statistics.median(a / b for a, b in zip(times["ours"], times["colorednoise"], strict=True))
+        row["noise / colorednoise"] = values["noise_over_colorednoise"] = ratio
+    return [row], values
+
+
+def run() -> dict[str, Any]:
+    """Measures; returns the rows of a table, flat numbers and a figure."""
+    rows, values = _against_bare_rollout()
+    task = _learned_task()
+    more, numbers, points = _batches(task)
+    rows += more
+    values |= numbers
+    for make in planning.TASKS.values():
+        more, numbers = _real_time(make())
+        rows += more
+        values |= numbers
+    more, numbers = _noise()
+    rows += more
+    values |= numbers
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    figure = curves(
+        {task.name: points}, xlabel="problems in one call", ylabel="plans per second", log_x=True, log_y=True
+    )
+    return {
+        "rows": [{name: row.get(name) for name in columns} for row in rows],
+        "values": values,
+        "figures": {"plans_per_second": figure},
+    }

@@ -1,0 +1,542 @@
+"""Tests of symmetries and offline policies, as `launch.train` runs them."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax import dynamics, reporting
+from edgesafe_jax.dynamics import Verdict
+from edgesafe_jax.offline_rl import (
+    Agent,
+    Episodes,
+    Learner,
+    OfflineDataset,
+    SamplerData,
+    Sampling,
+    baselines,
+    concatenate,
+    formats,
+    make_awr,
+    make_bc,
+    make_evaluator,
+    make_iql,
+    make_sampler,
+    make_sampler_data,
+    make_td3_bc,
+    make_trainer,
+    seed_interval,
+    tasks,
+)
+from edgesafe_jax.training import Checkpoints, MetricWriter, TrainState, open_workdir, write_summary
+from edgesafe_jax.training import train as run_training
+from launch import errors
+
+Config = Mapping[str, Any]
+
+LEARNERS: dict[str, Callable[..., Learner]] = {
+    "td3_bc": make_td3_bc,
+    "iql": make_iql,
+    "awr": make_awr,
+    "bc": make_bc,
+}
+"""What `config.learner.name` may name; the other entries of `config.learner` are its arguments."""
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A task with its data, the model of it and what the test of a symmetry needs."""
+
+    task: tasks.Task
+    dataset: OfflineDataset
+    parts: dict[str, dynamics.Transitions]
+    ensemble: dynamics.Ensemble
+    calibration: dynamics.Calibration
+    support: dynamics.Support
+
+
+def fit_world(
+    config: Config,
+    task: tasks.Task,
+    dataset: OfflineDataset,
+    *,
+    group: dynamics.GroupAction,
+    model: Mapping[str, Any],
+) -> World:
+    """Splits the data by episode, fits the ensemble and calibrates it."""
+    transitions = dataset.transitions()
+    rows = dynamics.split_episodes(transitions.episodes, config["data"]["shares"], seed=int(config["seed"]))
+    parts = {name: transitions.take(chosen) for name, chosen in rows.items()}
+    ensemble, _ = dynamics.fit_ensemble(
+        parts["training"], parts["validation"], key=jax.random.key(int(config["seed"])), **model
+    )
+    return World(
+        task=task,
+        dataset=dataset,
+        parts=parts,
+        ensemble=ensemble,
+        calibration=dynamics.calibrate(ensemble, parts["calibration"], alpha=float(config["alpha"])),
+        support=dynamics.fit_support(
+            ensemble, parts["training"], parts["calibration"], moved=group.moved, max_references=4096
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One transformation of one world.
+
+    Attributes:
+      task: the world.
+      make_group: the transformation; None: the joint translation of the task.
+      expected: what the test should say.
+      model: what is changed in the fit of the model.
+      unseen: walls that stand in the world, but not where the data are.
+    """
+
+    task: Callable[[], tasks.Task]
+    make_group: Callable[[tasks.Task], dynamics.GroupAction] | None
+    expected: str
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unseen: tuple[tasks.Wall, ...] = ()
+
+
+def _velocity_shift(task: tasks.Task) -> dynamics.GroupAction:
+    return dataclasses.replace(task.group, state_axes=((2,), (3,)), goal_axes=((), ()))
+
+
+def _object_alone(task: tasks.Task) -> dynamics.GroupAction:
+    return dataclasses.replace(task.group, state_axes=((4,), (5,)))
+
+
+def _rotation(task: tasks.Task) -> dynamics.GroupAction:
+    return dynamics.PlanarRotation(
+        task.sizes, state_pairs=((0, 1), (2, 3)), action_pairs=((0, 1),), goal_pairs=((0, 1),)
+    )
+
+
+_CENTRE = tasks.Stratum(((-1.2, -1.2), (1.2, 1.2)), ((-1.2, -1.2), (1.2, 1.2)))
+_LEFT = tasks.Stratum(((-2.0, -2.0), (-0.6, 2.0)), ((-2.0, -2.0), (-0.6, 2.0)))
+_WALL = (tasks.Wall(axis=0, at=0.0, low=-1.0, high=2.0),)
+_point_mass = functools.partial(tasks.make_point_mass, data=_CENTRE)
+
+CASES: dict[str, Case] = {
+    "translation": Case(_point_mass, None, "verified"),
+    "rotation": Case(_point_mass, _rotation, "verified"),
+    "velocity_shift": Case(_point_mass, _velocity_shift, "rejected"),
+    "drag_by_place": Case(functools.partial(_point_mass, drag_slope=1.2), None, "rejected"),
+    "gravity_ramp": Case(functools.partial(_point_mass, field_slope=3.0), None, "rejected"),
+    "walls": Case(tasks.make_walled_point_mass, None, "partly"),
+    "unseen_wall": Case(functools.partial(tasks.make_point_mass, data=_LEFT), None, "extrapolated", unseen=_WALL),
+    "underfitted": Case(_point_mass, None, "inconclusive", {"hidden": (4,), "num_epochs": 2}),
+    "pusher_joint": Case(tasks.make_pusher, None, "verified"),
+    "pusher_object_alone": Case(tasks.make_pusher, _object_alone, "rejected"),
+}
+"""What `config.cases` may name."""
+
+TOLERANCES = {4: (0.05, 0.05, 0.25, 0.25), 6: (0.05, 0.05, 0.25, 0.25, 0.05, 0.05)}
+"""By size of the state: positions 0.05, velocities 0.25; a step moves a point by up to 0.15."""
+
+
+def draw_elements(world: World, case: Case, group: dynamics.GroupAction, data: dynamics.Transitions, seed: int) -> Any:
+    """One element a transition: a translation to where another transition is, or beyond an unseen wall."""
+    if not isinstance(group, dynamics.Translation):
+        return dynamics.sample_elements(group, jax.random.key(seed), len(data.states))
+    rng = np.random.default_rng(seed)
+    first = [indices[0] for indices in group.state_axes]
+    places = world.dataset.states[rng.integers(world.dataset.num_transitions, size=len(data.states))][:, first]
+    if case.unseen:
+        places = places * np.array([-1.0, 1.0])  # on the other side
+    return jnp.asarray(places - data.states[:, first], jnp.float32)
+
+
+def train_dynamics(config: Config, workdir: str | Path) -> Path:
+    """Tests the cases of configs/dynamics_equivariance.py. Returns the report."""
+    workdir = open_workdir(workdir, config)
+    chosen = {name: errors.lookup(CASES, name, "config.cases") for name in config["cases"]}
+    rows: list[dict[str, Any]] = []
+    curve: list[dict[str, Any]] = []
+    values: dict[str, float] = {}
+    section = reporting.Section("Tests of symmetries", order=10)
+    maps: dict[str, tuple[dict[str, np.ndarray], tuple[tasks.Wall, ...]]] = {}
+    for number, (name, case) in enumerate(chosen.items()):
+        task = case.task()
+        group = task.group if case.make_group is None else case.make_group(task)
+        key = jax.random.key(int(config["seed"]) + number)
+        dataset = tasks.generate(task, key, num_episodes=int(config["data"]["num_episodes"]))
+        world = fit_world(config, task, dataset, group=group, model={**config["model"], **case.model})
+        data = world.parts["calibration"]
+        elements = draw_elements(world, case, group, data, seed=number)
+        true_step = tasks.make_point_mass(walls=case.unseen).step if case.unseen else task.step
+        tolerance = np.array(TOLERANCES[task.sizes.state])
+        for scale in config["scales"]:
+            result = dynamics.equivalence_test(
+                world.ensemble, world.calibration, world.support, group, elements, data, tolerance=scale * tolerance
+            )
+            wrong = baselines.is_wrong(
+                true_step, group, jax.tree.map(lambda e: e[:, None], elements), data, tolerance=scale * tolerance
+            )[:, 0]
+            verdicts = np.asarray(result.verdicts)
+            verified = verdicts == Verdict.VERIFIED
+            line = {
+                "case": name,
+                "scale": float(scale),
+                "verified": float(verified.mean()),
+                "power": _mean(verified[~wrong]),
+                "false acceptance": _mean(verified[wrong]),
+                "wrong among verified": _mean(wrong[verified]),
+                "wrong": float(wrong.mean()),
+            }
+            curve.append(line)
+            values |= {f"{name}/scale_{scale:g}/{key}": line[key] for key in line if key not in ("case", "scale")}
+            if scale == 1.0:
+                report = dynamics.summarize(result)
+                rows.append(
+                    {
+                        "case": name,
+                        "expected": case.expected,
+                        "overall": report.overall.name.lower(),
+                        **report.shares,
+                        "wrong": line["wrong"],
+                        "wrong among verified": line["wrong among verified"],
+                    }
+                )
+                values |= {f"{name}/{verdict}": share for verdict, share in report.shares.items()}
+                section.table(report.dimensions or [{"dimension": "none was tested"}], caption=f"{name}: by dimension")
+                cells = dynamics.verdict_map(result, dims=(0, 1), low=task.domain[0], high=task.domain[1])
+                maps[name] = ({v: cells[v] for v in ("verified", "rejected", "inconclusive")}, task.walls)
+    print(reporting.make_table(rows).to_text())
+    section.table(rows, caption="Verdicts at the tolerance of the task; wrong: by the true simulator.", digits=3)
+    section.table(curve, caption="Power and false acceptance by tolerance.", digits=3)
+    for quantity in ("power", "false acceptance"):
+        series = {name: [r[quantity] for r in curve if r["case"] == name] for name in chosen}
+        series = {name: line for name, line in series.items() if any(value is not None for value in line)}
+        if series:
+            png = reporting.lines(
+                list(config["scales"]), series, xlabel="tolerance / default", ylabel=quantity, log_x=True
+            )
+            section.figure(png, alt=f"{quantity} by tolerance")
+    for name, (cells, _) in maps.items():
+        png = reporting.grid_maps(cells, low=tasks.ARENA[0], high=tasks.ARENA[1], title=name)
+        section.figure(png, alt=f"{name}: share of verdicts by the place that the transformed states reach")
+    write_summary(workdir, "dynamics", values)
+    reporting.write_fragment(workdir, "dynamics", section)
+    return reporting.build_report(workdir, "edgesafe_jax", subtitle="Tests of symmetries")
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def load_data(config: Config, task: tasks.Task) -> OfflineDataset:
+    """Reads `config.data.path`, or generates data where it is empty.
+
+    Raises:
+      ConfigError: the file's states, actions or goals have other sizes than the task's.
+    """
+    path = config["data"]["path"]
+    if not path:
+        return tasks.generate(
+            task, jax.random.key(int(config["seed"])), num_episodes=int(config["data"]["num_episodes"])
+        )
+    dataset = formats.read_ogbench(path) if str(path).endswith(".npz") else formats.read_minari(path)
+    for name, wanted in (("states", task.sizes.state), ("actions", task.sizes.action), ("goals", task.sizes.goal)):
+        size = getattr(dataset, name).shape[1]
+        if size != wanted:
+            raise errors.ConfigError(
+                f"{name} of {path} have {size} dimensions, config.world={task.name!r} has {wanted}: expected the same"
+            )
+    return dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the methods draw on, made once."""
+
+    config: Config
+    world: World
+    learned: Callable[[], dynamics.TransformBank]
+    untested: Callable[[], dynamics.TransformBank]
+
+
+def _data(inputs: Inputs, bank: dynamics.TransformBank | None = None, **settings: Any) -> SamplerData:
+    return make_sampler_data(inputs.world.dataset, bank=bank, **settings)
+
+
+def _oracle(inputs: Inputs) -> SamplerData:
+    world, bank = inputs.world, inputs.untested()
+    wrong = baselines.is_wrong(
+        world.task.step,
+        world.task.group,
+        bank.elements,
+        world.dataset.transitions(),
+        tolerance=inputs.config["tolerance"],
+    )
+    return _data(inputs, bank.replace(accepted=bank.accepted & ~jnp.asarray(wrong)))
+
+
+def _model(inputs: Inputs) -> SamplerData:
+    world = inputs.world
+    rolled = baselines.model_rollouts(
+        world.ensemble,
+        world.dataset,
+        world.task.reward,
+        key=jax.random.key(5),
+        num_rollouts=world.dataset.num_transitions // 5,
+        length=5,
+    )
+    return make_sampler_data(concatenate([world.dataset, rolled]))
+
+
+def _full_coverage(inputs: Inputs) -> SamplerData:
+    task = inputs.world.task
+    everywhere = tasks.Stratum(task.domain, task.domain)
+    num = inputs.world.dataset.num_episodes
+    return make_sampler_data(tasks.generate(task, jax.random.key(6), num_episodes=num, stratum=everywhere))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What a policy is trained on.
+
+    Attributes:
+      data: what batches are drawn from.
+      her: whether goals are relabelled.
+      symmetry: whether elements of the bank act.
+      noise: whether states get noise.
+    """
+
+    data: Callable[[Inputs], SamplerData]
+    her: bool = False
+    symmetry: bool = False
+    noise: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "none": Method(_data),
+    "s4rl": Method(lambda inputs: _data(inputs, noise_scale=float(inputs.config["noise_scale"])), noise=True),
+    "her": Method(_data, her=True),
+    "translation": Method(lambda inputs: _data(inputs, inputs.untested()), symmetry=True),
+    "her_translation": Method(lambda inputs: _data(inputs, inputs.untested()), her=True, symmetry=True),
+    "her_learned": Method(lambda inputs: _data(inputs, inputs.learned()), her=True, symmetry=True),
+    "her_oracle": Method(_oracle, her=True, symmetry=True),
+    "her_model": Method(_model, her=True),
+    "full_coverage": Method(_full_coverage, her=True),
+}
+"""What `config.methods` may name."""
+
+
+def learn_bank(config: Config, world: World) -> dynamics.TransformBank:
+    """Learns how far translations reach, then tests what they propose."""
+    settings, task = config["symmetry"], world.task
+    domain = tasks.arena_domain(task) if settings["declare_domain"] else None
+    data = world.dataset.transitions()
+    few = world.support.replace(references=world.support.references[::2])
+    distribution, _ = dynamics.fit_translations(
+        world.ensemble,
+        world.calibration,
+        few,
+        task.group,
+        data,
+        tolerance=config["tolerance"],
+        key=jax.random.key(2),
+        domain=domain,
+        max_violation=float(settings["max_violation"]),
+        num_steps=int(settings["num_steps"]),
+    )
+    return dynamics.make_bank(
+        world.ensemble,
+        world.calibration,
+        world.support,
+        distribution,
+        data,
+        tolerance=config["tolerance"],
+        key=jax.random.key(3),
+        domain=domain,
+        num_elements=int(settings["num_elements"]),
+    )
+
+
+def train_policies(config: Config, workdir: str | Path) -> Path:
+    """Trains and compares the methods of configs/offline_rl.py. Returns the report.
+
+    Raises:
+      ConfigError: a name or a count of the config means nothing.
+      WorkdirError: the work directory holds a run with another config.
+    """
+    make_task = errors.lookup(tasks.TASKS, config["world"], "config.world")
+    chosen = {name: errors.lookup(METHODS, name, "config.methods") for name in config["methods"]}
+    given = dict(config["learner"])
+    learner = errors.lookup(LEARNERS, given.pop("name"), "config.learner.name")(**given)
+    if int(config["num_updates"]) % int(config["updates_per_step"]):
+        raise errors.ConfigError(
+            f"config.num_updates={config['num_updates']}: expected a multiple of config.updates_per_step, "
+            f"{config['updates_per_step']}"
+        )
+    workdir = open_workdir(workdir, config)
+    started = time.monotonic()
+    task = make_task()
+    world = fit_world(config, task, load_data(config, task), group=task.group, model=config["model"])
+    print(f"model ready after {time.monotonic() - started:.0f} s")
+    inputs = Inputs(
+        config,
+        world,
+        learned=functools.cache(lambda: learn_bank(config, world)),
+        untested=functools.cache(
+            lambda: baselines.uniform_bank(
+                task.group,
+                world.dataset.transitions(),
+                tasks.arena_domain(task),
+                key=jax.random.key(4),
+                num_elements=int(config["symmetry"]["num_elements"]),
+            )
+        ),
+    )
+    evaluate = make_evaluator(task, learner, num_episodes=int(config["num_episodes"]))
+    results: dict[str, dict[str, Episodes]] = {}
+    for name, method in chosen.items():
+        begun = time.monotonic()
+        agents = _train_method(config, workdir / "methods" / name, learner, method, inputs)
+        results[name] = {s: evaluate(agents, jax.random.key(1), stratum) for s, stratum in task.strata.items()}
+        rates = {s: round(float(np.mean(np.asarray(e.success))), 3) for s, e in results[name].items()}
+        print(f"{name}: {rates} after {time.monotonic() - begun:.0f} s")
+    banks = {"learned": inputs.learned()} if any(n == "her_learned" for n in chosen) else {}
+    return _report(config, workdir, world, banks, results)
+
+
+def _train_method(config: Config, workdir: Path, learner: Learner, method: Method, inputs: Inputs) -> Agent:
+    """Trains all seeds of a method at once; resumes from its checkpoints."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    task = inputs.world.task
+    sampling = Sampling(
+        achieved=task.achieved,
+        reward_fn=task.reward,
+        group=task.group if method.symmetry else None,
+        domain=tasks.goal_domain(task) if method.symmetry else None,
+        her_share=float(config["her_share"]) if method.her else 0.0,
+        augment_share=float(config["augment_share"]) if method.symmetry else 0.0,
+        add_noise=method.noise,
+    )
+    trainer = make_trainer(
+        learner,
+        make_sampler(sampling),
+        num_updates=int(config["updates_per_step"]),
+        batch_size=int(config["batch_size"]),
+    )
+    data = method.data(inputs)
+    keys = jax.random.split(jax.random.key(int(config["seed"])), int(config["num_seeds"]))
+
+    @jax.jit
+    def step(state: TrainState, data: SamplerData) -> tuple[TrainState, dict[str, Any]]:
+        folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key, state.step)
+        agents, metrics = jax.vmap(trainer.run, in_axes=(0, None, 0))(state.params, data, folded)
+        means = {name: jnp.mean(values) for name, values in metrics.items()}
+        return state.replace(step=state.step + 1, params=agents), {"loss": means["actor_loss"], **means}
+
+    agents = jax.jit(jax.vmap(trainer.init, in_axes=(0, None)))(keys, data)
+    start = TrainState(step=jnp.zeros((), jnp.int32), params=agents, opt_state=(), key=keys)
+    with MetricWriter(workdir) as writer, Checkpoints(workdir / "checkpoints", keep=1, save_interval=4) as checkpoints:
+        trained = run_training(
+            step,
+            start,
+            lambda _: data,
+            num_steps=int(config["num_updates"]) // int(config["updates_per_step"]),
+            writer=writer,
+            checkpoints=checkpoints,
+        )
+    return trained.params
+
+
+def _report(
+    config: Config,
+    workdir: Path,
+    world: World,
+    banks: Mapping[str, dynamics.TransformBank],
+    results: Mapping[str, Mapping[str, Episodes]],
+) -> Path:
+    """Writes summary, figures and report."""
+    task = world.task
+    values: dict[str, float] = {}
+    rows = []
+    for name, strata in results.items():
+        intervals = {s: seed_interval(np.asarray(episodes.success)) for s, episodes in strata.items()}
+        rows.append({"method": name, **intervals})
+        for stratum, interval in intervals.items():
+            place = f"{name}/{stratum.replace(' ', '_')}"
+            values |= {place: interval.estimate, f"{place}_low": interval.low, f"{place}_high": interval.high}
+    section = reporting.Section("Offline RL", order=20)
+    section.table(
+        rows,
+        caption=f"Success, interquartile mean over {config['num_seeds']} seeds with bootstrap 95 % intervals.",
+        digits=3,
+    )
+    print(reporting.make_table(rows, digits=3).to_text())
+    for bank in banks.values():
+        values |= _symmetry_figures(config, section, world, bank)
+    widest = max(task.strata, key=lambda s: float(np.asarray(results[next(iter(results))][s].goal_distance).max()))
+    distance = np.asarray(results[next(iter(results))][widest].goal_distance)[0]
+    edges = np.linspace(0, distance.max() + 1e-6, 6)
+    bins = np.digitize(distance, edges) - 1
+    series = {
+        name: [_mean(np.asarray(strata[widest].success)[:, bins == b].reshape(-1)) for b in range(5)]
+        for name, strata in results.items()
+    }
+    png = reporting.lines(
+        ((edges[1:] + edges[:-1]) / 2).tolist(), series, xlabel="distance to the goal", ylabel="success"
+    )
+    section.figure(png, alt="success by goal distance", caption=f"Success by goal distance, {widest}.")
+    write_summary(workdir, "offline_rl", values)
+    reporting.write_fragment(workdir, "offline_rl", section)
+    report = reporting.build_report(workdir, "edgesafe_jax", subtitle=f"Offline RL, {task.name}")
+    print(f"report: {report}")
+    return report
+
+
+def _symmetry_figures(
+    config: Config, section: reporting.Section, world: World, bank: dynamics.TransformBank
+) -> dict[str, float]:
+    """Adds what the learned translations do, and returns their numbers."""
+    task, data = world.task, world.dataset.transitions()
+    accepted, verdicts = np.asarray(bank.accepted), np.asarray(bank.verdicts)
+    wrong = baselines.is_wrong(task.step, task.group, bank.elements, data, tolerance=config["tolerance"])
+    first = [indices[0] for indices in task.group.state_axes]
+    places = np.asarray(data.states)[:, None, first] + np.asarray(bank.elements)
+    low, high = task.domain
+    cover = functools.partial(dynamics.coverage, low=low, high=high)
+    values = {
+        "symmetry/accepted": float(accepted.mean()),
+        "symmetry/wrong_among_accepted": float(wrong[accepted].mean()) if accepted.any() else 0.0,
+        "symmetry/wrong_among_proposed": float(wrong.mean()),
+        "symmetry/coverage_before": cover(np.asarray(data.states)[:, first]),
+        "symmetry/coverage_after": cover(places[accepted]),
+        **{f"symmetry/{v.name.lower()}": float(np.mean(verdicts == v)) for v in Verdict},
+    }
+    section.table([{"quantity": name, "value": value} for name, value in values.items()], digits=4)
+    print(reporting.make_table([values], digits=4).to_text())
+    rng = np.random.default_rng(0)
+    shown = {
+        name: (lambda p: p[rng.permutation(len(p))[:3000]])(places[mask])
+        for name, mask in (("not accepted", ~accepted), ("accepted", accepted))
+    }
+    walls = [_ends(wall) for wall in task.walls]
+    png = reporting.point_map({**shown, "data": np.asarray(data.states)[::10, first]}, low=low, high=high, walls=walls)
+    section.figure(png, alt="arena with accepted and rejected translations", caption="Where translations lead.")
+    edges = [np.linspace(low[i], high[i], 21) for i in range(2)]
+    grids = {
+        name: (np.histogram2d(*points.reshape(-1, 2).T, bins=edges)[0] > 0).astype(float)
+        for name, points in (("before", np.asarray(data.states)[:, first]), ("after", places[accepted]))
+    }
+    section.figure(reporting.grid_maps(grids, low=low, high=high), alt="cells visited before and after augmentation")
+    return values
+
+
+def _ends(wall: tasks.Wall) -> tuple[tuple[float, float], tuple[float, float]]:
+    if wall.axis == 0:
+        return (wall.at, wall.low), (wall.at, wall.high)
+    return (wall.low, wall.at), (wall.high, wall.at)

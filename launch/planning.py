@@ -1,0 +1,508 @@
+"""The planning tasks: episodes of one planner, and studies of several planners over budgets and seeds.
+
+`run` and `study` work on plain mappings and a work directory; `launch.plan` and `launch.quickstart` call them.
+"""
+
+import functools
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesafe_jax import metrics, planning
+from edgesafe_jax.metrics import Interval
+from edgesafe_jax.planning import Episode, JaxTask, MujocoTask, Planner, Simulator
+from edgesafe_jax.reporting import Section, build_report, curves, make_table, pose_strip, write_fragment
+from edgesafe_jax.training import open_workdir, write_json, write_summary
+from launch import errors
+from launch.progress import Progress
+
+Config = Mapping[str, Any]
+Environment = JaxTask | MujocoTask
+
+SIMULATORS: dict[str, dict[str, Callable[[], Environment]]] = {
+    "mujoco": dict(planning.TASKS),
+    "brax": {name: functools.partial(planning.brax_task, name) for name in planning.BRAX_TASKS},
+    "closed_form": {"double_integrator": planning.double_integrator},
+}
+"""What `config.simulator` may name, and the environments `config.environment` that each has."""
+
+COMPONENTS = ("icem_white", "icem_no_shift", "icem_no_keep", "icem_no_decay", "icem_no_mean", "icem_execute_mean")
+"""iCEM without one of its components."""
+
+PLANNERS = (
+    "icem",
+    "cem",
+    "pets_cem",
+    "planet_cem",
+    "mppi",
+    "mppi_colored",
+    "dial",
+    "predictive_sampling",
+    "random_shooting",
+    *COMPONENTS,
+)
+"""What `config.planner` may name."""
+
+_ABLATIONS: dict[str, dict[str, Any]] = {
+    "icem_white": {"noise_beta": 0.0},
+    "icem_no_shift": {"shift_elites": False},
+    "icem_no_keep": {"keep_elites": False},
+    "icem_no_decay": {"decay": 1.0},
+    "icem_no_mean": {"mean_in_last_iteration": False},
+    "icem_execute_mean": {"execute": "mean"},
+}
+
+
+def make_environment(simulator: object, environment: object) -> Environment:
+    """Makes an environment.
+
+    Raises:
+      ConfigError: the simulator or its environment is unknown.
+    """
+    found = errors.lookup(SIMULATORS, simulator, "config.simulator")
+    return errors.lookup(found, environment, f"config.environment (of simulator {simulator})")()
+
+
+def make_planner(
+    name: str,
+    simulator: Simulator,
+    environment: Environment,
+    *,
+    budget: int,
+    horizon: int | None = None,
+    noise_beta: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Planner:
+    """Makes a planner that spends about `budget` trajectories at each step.
+
+    iCEM takes iterations and population from the paper's table, where they shrink to about the budget; the others
+    divide the budget over the same number of iterations. Without decay, iCEM too.
+
+    Args:
+      name: one of `PLANNERS`.
+      simulator: what it plans with.
+      environment: whose bounds, horizon and noise it takes.
+      budget: a key of `planning.BUDGETS`.
+      horizon: of a plan; None for the environment's.
+      noise_beta: exponent of coloured noise; None for the environment's.
+      options: more arguments of `planning.make_icem`, for iCEM alone.
+
+    Returns:
+      The planner.
+    """
+    iterations, samples = planning.BUDGETS[budget]
+    each = max(2, budget // iterations)
+    common: dict[str, Any] = {
+        "low": environment.low,
+        "high": environment.high,
+        "horizon": environment.horizon if horizon is None else horizon,
+    }
+    beta = environment.noise_beta if noise_beta is None else noise_beta
+    if name == "icem" or name in COMPONENTS:
+        changed = {"noise_beta": beta, **(options or {}), **_ABLATIONS.get(name, {})}
+        changed["num_iterations"] = iterations
+        changed["num_samples"] = each if changed.get("decay") == 1.0 else samples
+        return planning.make_icem(simulator, **common, **changed)
+    if name == "random_shooting":
+        return planning.make_random_shooting(simulator, **common, num_samples=budget)
+    if name == "predictive_sampling":
+        return planning.make_predictive_sampling(simulator, **common, num_samples=budget)
+    if name in ("mppi", "mppi_colored"):
+        noise_beta = beta if name == "mppi_colored" else 0.0
+        return planning.make_mppi(
+            simulator, **common, num_samples=each, num_iterations=iterations, noise_beta=noise_beta
+        )
+    if name == "planet_cem":
+        return planning.make_planet_cem(
+            simulator, **common, num_iterations=iterations, num_samples=each, num_elites=max(2, each // 10)
+        )
+    makers = {"cem": planning.make_cem, "pets_cem": planning.make_pets_cem, "dial": planning.make_dial}
+    elites = {} if name == "dial" else {"num_elites": min(10, each)}
+    return makers[name](simulator, **common, num_iterations=iterations, num_samples=each, **elites)
+
+
+def check(config: Config) -> None:
+    """Refuses a config of configs/plan_icem.py that cannot be run, before any work starts.
+
+    Raises:
+      ConfigError: the message names the field, its value and what was expected.
+    """
+    found = errors.lookup(SIMULATORS, config["simulator"], "config.simulator")
+    errors.lookup(found, config["environment"], f"config.environment (of simulator {config['simulator']})")
+    _check_planner(config["planner"], config["budget"])
+    for name in ("num_steps", "horizon"):
+        if int(config[name]) < 1 and int(config[name]) != -1:
+            raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1, or -1 for the task's.")
+    if int(config["num_episodes"]) < 1:
+        raise errors.ConfigError(f"config.num_episodes={config['num_episodes']}: expected at least 1.")
+
+
+def _check_planner(name: object, budget: object) -> None:
+    errors.lookup({each: each for each in PLANNERS}, name, "config.planner")
+    if budget not in planning.BUDGETS:
+        raise errors.ConfigError(f"config.budget={budget!r}: expected one of {', '.join(map(str, planning.BUDGETS))}.")
+
+
+def run(config: Config, workdir: str | Path) -> Path:
+    """Runs episodes of one planner and reports them; an interrupted run continues with the next episode.
+
+    Args:
+      config: that of configs/plan_icem.py.
+      workdir: where everything is written.
+
+    Returns:
+      The report.
+
+    Raises:
+      ConfigError: a value of the config means nothing.
+      PlanningError: the planner's options do not fit.
+      WorkdirError: the directory holds another run.
+    """
+    check(config)
+    environment = make_environment(config["simulator"], config["environment"])
+    planner = make_planner(
+        config["planner"],
+        environment.simulator(),
+        environment,
+        budget=int(config["budget"]),
+        horizon=_known(config["horizon"]),
+        noise_beta=_known(config["noise_beta"]),
+        options=config["icem"],
+    )
+    workdir = open_workdir(workdir, config)
+    seeds = [int(config["seed"]) + number for number in range(int(config["num_episodes"]))]
+    for seed in seeds:
+        file = workdir / "episodes" / f"seed_{seed}.npz"
+        if not file.exists():
+            title = f"{config['environment']}, {config['planner']}, budget {config['budget']}, seed {seed}"
+            with Progress(title) as progress:
+                episode = planning.run_episode(
+                    planner, environment, seed=seed, num_steps=_known(config["num_steps"]), on_step=progress
+                )
+            _save(file, episode)
+    episodes = [dict(np.load(workdir / "episodes" / f"seed_{seed}.npz")) for seed in seeds]
+    values = summary_of(episodes, environment, planner)
+    write_summary(workdir, "planning", values)
+    write_json(workdir / "returns.json", [{"seed": s, **_row(e)} for s, e in zip(seeds, episodes, strict=True)])
+    title = f"Planning: {config['environment']} with {config['planner']}, budget {config['budget']}"
+    section = episode_section(title, {"return": episodes[0]}, environment)
+    section.table([{"seed": s, **_row(e)} for s, e in zip(seeds, episodes, strict=True)], caption="Episodes")
+    section.notes([_about(planner, environment, values)])
+    write_fragment(workdir, "planning", section)
+    print(make_table([{"seed": s, **_row(e)} for s, e in zip(seeds, episodes, strict=True)]).to_text())
+    print(_about(planner, environment, values))
+    return build_report(workdir, title="edgesafe_jax: planning")
+
+
+def _known(value: Any) -> Any:
+    """None for -1, which stands for the task's own value."""
+    return None if value == -1 else value
+
+
+def _save(file: Path, episode: Episode) -> None:
+    """Keeps an episode; of the states only what draws them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kept: dict[str, Any] = {
+        "reward": episode.results.reward,
+        "cost": episode.results.cost,
+        "violation": episode.results.violation,
+        "success": episode.results.success,
+        "actions": episode.actions,
+        "best_cost": episode.best_cost,
+        "num_nonfinite": episode.num_nonfinite,
+        "plan_seconds": episode.plan_seconds,
+    }
+    if isinstance(episode.states, planning.MujocoState):
+        kept["physics"] = episode.states.physics
+    part = file.with_suffix(".part.npz")
+    np.savez(part, allow_pickle=False, **kept)
+    part.replace(file)
+
+
+def _row(episode: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    plan = episode["plan_seconds"][1:]
+    return {
+        "return": float(episode["reward"].sum()),
+        "cost": float(episode["cost"].sum()),
+        "success": float(episode["success"].any()),
+        "steps": len(episode["reward"]),
+        "plan (ms)": 1000 * float(np.median(plan)) if plan.any() else None,
+        "not finite": int(episode["num_nonfinite"].sum()),
+    }
+
+
+def summary_of(
+    episodes: Sequence[Mapping[str, np.ndarray]], environment: Environment, planner: Planner
+) -> dict[str, float]:
+    """The numbers of some episodes, by name; `return` with a bootstrap interval over episodes where there are more."""
+    returns = np.array([episode["reward"].sum() for episode in episodes], np.float64)
+    values = {"return": float(returns.mean()), "num_episodes": len(episodes)}
+    if len(episodes) > 1:
+        interval = metrics.bootstrap_interval(returns)
+        values |= {"return_low": interval.low, "return_high": interval.high}
+    values["success"] = float(np.mean([episode["success"].any() for episode in episodes]))
+    values["trajectories_per_plan"] = planner.num_trajectories
+    plans = np.concatenate([episode["plan_seconds"][1:] for episode in episodes])
+    if plans.any():
+        values["plan_ms_median"] = 1000 * float(np.median(plans))
+        values["plan_ms_p95"] = 1000 * float(np.quantile(plans, 0.95))
+        values["real_time_factor"] = environment.control_step / float(np.median(plans))
+    return values
+
+
+def _about(planner: Planner, environment: Environment, values: Mapping[str, float]) -> str:
+    text = f"{planner.num_trajectories} trajectories a plan; mean return {values['return']:.1f}"
+    if "plan_ms_median" in values:
+        text += (
+            f"; a plan takes {values['plan_ms_median']:.1f} ms (median), the control step lasts "
+            f"{1000 * environment.control_step:.0f} ms"
+        )
+    return text + "."
+
+
+def episode_section(
+    heading: str, episodes: Mapping[str, Mapping[str, np.ndarray]], environment: Environment
+) -> Section:
+    """Curves of the reward so far and, for MuJoCo, poses along each of the named episodes."""
+    section = Section(heading, order=1)
+    section.figure(
+        curves(
+            {name: list(enumerate(np.cumsum(episode["reward"]), start=1)) for name, episode in episodes.items()},
+            xlabel="step",
+            ylabel="reward so far",
+            markers=False,
+        ),
+        alt="Sum of the rewards against the step of the episode",
+        caption="Reward so far, in the true environment",
+    )
+    if isinstance(environment, MujocoTask):
+        for name, episode in episodes.items():
+            chosen = np.linspace(0, len(episode["physics"]) - 1, 8).astype(int)
+            poses = [planning.figure_segments(environment.world.model, episode["physics"][index]) for index in chosen]
+            seconds = [f"{(index + 1) * environment.control_step:.1f} s" for index in chosen]
+            section.figure(
+                pose_strip(poses, captions=seconds, title=name),
+                alt=f"Eight poses along the episode of {name}, seen from the side",
+                caption="Segments of the bodies, seen from the side; each pose is centred",
+            )
+    return section
+
+
+COMPARED, COMPARED_STEPS, COMPARED_BUDGET = ("icem", "cem"), 60, 100
+"""What `launch.quickstart` runs on HalfCheetah."""
+
+
+def compare(workdir: Path) -> None:
+    """Runs iCEM and CEM on HalfCheetah from the same start with the same budget, and reports both.
+
+    Args:
+      workdir: where the section of the report goes; episodes that are there already are kept.
+    """
+    environment = planning.TASKS["halfcheetah"]()
+    folder, episodes, rows = workdir / "planning", {}, []
+    for name in COMPARED:
+        file = folder / f"{name}.npz"
+        if not file.exists():
+            planner = make_planner(name, environment.simulator(), environment, budget=COMPARED_BUDGET)
+            with Progress(f"HalfCheetah with {name}, {COMPARED_STEPS} steps") as progress:
+                episode = planning.run_episode(
+                    planner, environment, seed=0, num_steps=COMPARED_STEPS, on_step=progress
+                )
+            _save(file, episode)
+        episodes[name] = dict(np.load(file))
+        rows.append({"planner": name, "trajectories a step": COMPARED_BUDGET, **_row(episodes[name])})
+    heading = f"Planning: HalfCheetah, {COMPARED_STEPS} steps, {COMPARED_BUDGET} trajectories a step"
+    section = episode_section(heading, episodes, environment)
+    section.table(rows, caption="One episode each, from the same start")
+    section.notes([f"The control step lasts {1000 * environment.control_step:.0f} ms."])
+    write_fragment(workdir, "planning", section)
+    write_summary(workdir, "planning", {f"{row['planner']}/return": row["return"] for row in rows})
+    print(make_table(rows).to_text())
+    print(f"wrote {build_report(workdir, title='edgesafe_jax')}")
+
+
+# Studies --------------------------------------------------------------------------------------------------------------
+
+
+def check_study(config: Config) -> None:
+    """Refuses a config of configs/plan_study.py that cannot be run.
+
+    Raises:
+      ConfigError: the message names the field, its value and what was expected.
+    """
+    found = errors.lookup(SIMULATORS, config["simulator"], "config.simulator")
+    for name, steps in config["environments"].items():
+        errors.lookup(found, name, f"config.environments (of simulator {config['simulator']})")
+        if int(steps) < 1:
+            raise errors.ConfigError(f"config.environments.{name}={steps}: expected at least 1 step.")
+    if not config["environments"] or not config["cells"] or int(config["num_seeds"]) < 1:
+        raise errors.ConfigError("config: expected at least one environment, one cell and one seed.")
+    for name, budgets in config["cells"].items():
+        for budget in budgets:
+            _check_planner(name, budget)
+
+
+def study(config: Config, workdir: str | Path) -> Path:
+    """Runs planners over environments, budgets and seeds, cell by cell; an interrupted study continues.
+
+    Args:
+      config: that of configs/plan_study.py.
+      workdir: where everything is written.
+
+    Returns:
+      The report.
+
+    Raises:
+      ConfigError: a value of the config means nothing.
+      WorkdirError: the directory holds another study.
+    """
+    check_study(config)
+    workdir = open_workdir(workdir, config)
+    folder = workdir / "cells"
+    folder.mkdir(exist_ok=True)
+    wanted = [
+        (environment, name, int(budget))
+        for environment in config["environments"]
+        for name, budgets in config["cells"].items()
+        for budget in budgets
+    ]
+    environments: dict[str, Environment] = {}
+    with Progress("study") as progress:
+        for number, (environment_name, name, budget) in enumerate(wanted):
+            progress(number, len(wanted))
+            file = folder / f"{environment_name}-{name}-{budget}.json"
+            rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+            if len(rows) == int(config["num_seeds"]):
+                continue
+            if environment_name not in environments:
+                environments[environment_name] = make_environment(config["simulator"], environment_name)
+            environment = environments[environment_name]
+            planner = make_planner(name, environment.simulator(), environment, budget=budget)
+            for seed in range(len(rows), int(config["num_seeds"])):
+                steps = int(config["environments"][environment_name])
+                episode = planning.run_episode(planner, environment, seed=seed, num_steps=steps)
+                cost = float(np.sum(episode.results.cost))
+                rows.append(
+                    {
+                        "return": float(np.sum(episode.results.reward)),
+                        "cost": cost if math.isfinite(cost) else None,
+                        "success": bool(np.any(episode.results.success)),
+                        "trajectories": planner.num_trajectories,
+                        "plan_seconds": float(np.median(episode.plan_seconds)),
+                    }
+                )
+                write_json(file, rows)
+                print(f"{environment_name} {name} {budget} seed {seed}: {rows[-1]['return']:.2f}", file=sys.stderr)
+    cells = {
+        (environment, name, budget): json.loads(
+            (folder / f"{environment}-{name}-{budget}.json").read_text(encoding="utf-8")
+        )
+        for environment, name, budget in wanted
+    }
+    rows, values = study_results(cells)
+    write_summary(workdir, "planning_study", values)
+    section = Section("Planning: planners over budgets", order=2)
+    section.table(rows, caption="Return in the true environment: mean and 95 % bootstrap interval over seeds")
+    factors = samples_to_reach(cells)
+    if factors:
+        section.table(factors, caption="Trajectories that iCEM needs for the return of the best rival")
+    for environment in config["environments"]:
+        series: dict[str, list[tuple[float, Any]]] = {}
+        for (where, name, budget), seeds in cells.items():
+            if where == environment:
+                series.setdefault(name, []).append((budget, _interval([row["return"] for row in seeds])))
+        section.figure(
+            curves(series, xlabel="trajectories a step", ylabel="return", title=environment, log_x=True),
+            alt=f"Return against the budget of trajectories on {environment}",
+        )
+    write_fragment(workdir, "planning_study", section)
+    print(make_table(rows).to_text())
+    if factors:
+        print(make_table(factors).to_text())
+    return build_report(workdir, title="edgesafe_jax: planning")
+
+
+Cells = Mapping[tuple[str, str, int], Sequence[Mapping[str, Any]]]
+
+
+def _interval(values: Sequence[float]) -> Interval | float:
+    return metrics.bootstrap_interval(np.asarray(values)) if len(values) > 1 else float(values[0])
+
+
+def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows of a study's table and its flat numbers."""
+    rows, values = [], {}
+    for (environment, name, budget), seeds in cells.items():
+        returns = [float(row["return"]) for row in seeds]
+        success = float(np.mean([row["success"] for row in seeds]))
+        rows.append(
+            {
+                "environment": environment,
+                "planner": name,
+                "budget": budget,
+                "seeds": len(seeds),
+                "return": _interval(returns),
+                "success": success,
+                "plan (ms)": 1000 * float(np.median([row["plan_seconds"] for row in seeds])),
+            }
+        )
+        values[f"{environment}/{name}/{budget}/return"] = float(np.mean(returns))
+        values[f"{environment}/{name}/{budget}/success"] = success
+    return rows, values
+
+
+def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
+    """How many trajectories iCEM needs for what the best rival reaches at its largest budget.
+
+    Mean returns of iCEM are interpolated in the logarithm of the budget; a budget below its smallest or above its
+    largest is given as a bound.
+
+    Args:
+      cells: rows of seeds by (environment, planner, budget).
+
+    Returns:
+      One row per environment in which there are both.
+    """
+    rows = []
+    for environment in dict.fromkeys(where for where, _, _ in cells):
+        mean = {
+            (name, budget): float(np.mean([row["return"] for row in seeds]))
+            for (where, name, budget), seeds in cells.items()
+            if where == environment
+        }
+        ours = sorted((budget, value) for (name, budget), value in mean.items() if name == "icem")
+        rivals = {key: value for key, value in mean.items() if not key[0].startswith("icem")}
+        if not ours or not rivals:
+            continue
+        largest = max(budget for _, budget in rivals)
+        rival = max((key for key in rivals if key[1] == largest), key=lambda key: rivals[key])
+        target = rivals[rival]
+        needed, bound = _crossing(ours, target)
+        rows.append(
+            {
+                "environment": environment,
+                "best rival": rival[0],
+                "its budget": largest,
+                "its return": target,
+                "iCEM needs": f"{bound}{needed:.0f}",
+                "factor": f"{ {'<': '>', '>': '<', '': ''}[bound] }{largest / needed:.1f}",
+            }
+        )
+    return rows
+
+
+def _crossing(points: Sequence[tuple[int, float]], target: float) -> tuple[float, str]:
+    """Where a curve over budgets first reaches a value, and ``<`` or ``>`` where that is beyond its ends."""
+    if points[0][1] >= target:
+        return float(points[0][0]), "<"
+    for (low, below), (high, above) in itertools.pairwise(points):
+        if above >= target:
+            share = (target - below) / (above - below)
+            return float(low * (high / low) ** share), ""
+    return float(points[-1][0]), ">"

@@ -1,0 +1,184 @@
+"""The alignment launcher end to end on a tiny model: train, stop, resume, evaluate, answer one's own prompts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import align_soft_prompt
+from edgesafe_jax.adapters import AdapterError
+from edgesafe_jax.safety import distillation
+from edgesafe_jax.safety.system import SafeSystem
+from edgesafe_jax.training import WorkdirError
+from launch import alignment, errors, evaluate, train
+from tests.launch import cli
+
+pytestmark = pytest.mark.assets  # the prompt sets
+
+
+class EveryOtherGuard:
+    """Flags the prompts of odd length, and is in doubt about one of them."""
+
+    layers = (2,)
+
+    def __init__(self):
+        self.head = {"linear": np.zeros(3)}
+
+    def __call__(self, prompts, responses):
+        del responses
+        prob = np.array([0.97 if len(prompt) % 2 else 0.02 for prompt in prompts])
+        prob[0] = 0.4
+        return prob
+
+
+@pytest.fixture(autouse=True)
+def tiny_system(monkeypatch, tiny_model):
+    guard = EveryOtherGuard()
+    monkeypatch.setattr(
+        alignment, "load_system", lambda config: (tiny_model, guard, SafeSystem(tiny_model, guard, config["refusal"]))
+    )
+    monkeypatch.setattr(alignment, "load_judges", lambda guard: alignment.Judges(guard))
+
+
+def small(**changes):
+    config = align_soft_prompt.get_config("runlocal")
+    config.adapter.num_virtual = 4
+    config.update(changes)
+    return config.to_dict()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model):
+    """A finished run of four steps, and its config."""
+    patch = pytest.MonkeyPatch()
+    guard = EveryOtherGuard()
+    patch.setattr(
+        alignment, "load_system", lambda config: (tiny_model, guard, SafeSystem(tiny_model, guard, config["refusal"]))
+    )
+    workdir = tmp_path_factory.mktemp("finished")
+    alignment.train(small(), workdir)
+    patch.undo()
+    return workdir
+
+
+def adapter_bytes(workdir):
+    return (workdir / alignment.ADAPTER).read_bytes()
+
+
+def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path, monkeypatch):
+    plain = distillation.TeacherData.batch
+    count = 0
+
+    def interrupted(self, rows, *, pad_id):
+        nonlocal count
+        count += 1
+        if count == 4:  # after the checkpoint of step 2
+            raise KeyboardInterrupt
+        return plain(self, rows, pad_id=pad_id)
+
+    monkeypatch.setattr(distillation.TeacherData, "batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        alignment.train(small(), tmp_path)
+    assert not (tmp_path / alignment.ADAPTER).exists()
+    with pytest.raises(AdapterError, match="not finished"):
+        alignment.read_run(tmp_path)
+    monkeypatch.setattr(distillation.TeacherData, "batch", plain)
+    alignment.train(small(), tmp_path)
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_another_config_in_the_work_directory_is_refused(finished):
+    with pytest.raises(WorkdirError, match="learning_rate"):
+        alignment.train(small(learning_rate=1.0), finished)
+
+
+@pytest.mark.parametrize("objective", ["tv", "kl", "token_tv"])
+def test_every_objective_moves_the_vectors(objective, tmp_path):
+    config = small(objective=objective, num_steps=1, decision_weight=0.0)
+    for name in ("num_harmful", "num_sensitive", "num_plain"):
+        config["data"][name] = 4
+    stored = alignment.train(config, tmp_path)
+    assert stored.exists()
+    (line,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["grad_norm"] > 0
+    # Objectives on whole answers need no hidden states, and none are kept.
+    assert (tmp_path / "teacher_hidden.safetensors").exists() == objective.startswith("token_")
+
+
+def test_evaluation_writes_summary_and_report(finished, monkeypatch, capsys):
+    config = small()
+    config["evaluation"] |= {"plain": 0, "strongreject": 4, "sensitive": 4, "num_choices": 2, "num_kl": 2}
+    found = alignment.evaluate(config, finished)
+    assert set(found.results) == {"strongreject", "sensitive"}
+    for result in found.results.values():
+        np.testing.assert_array_equal(result.system.refused[result.system_refused], True)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert all(np.isfinite(value) for value in summary.values())
+    assert summary["alignment/cost/student/params"] - summary["alignment/cost/base/params"] == 4 * 16
+    assert "Requests and answers" in (finished / "report.html").read_text()
+    assert "StrongREJECT" in capsys.readouterr().out
+
+
+def test_evaluation_without_any_set_is_refused(finished):
+    config = small()
+    config["evaluation"] |= dict.fromkeys(("strongreject", "sensitive", "plain"), 0)
+    with pytest.raises(errors.ConfigError, match="leaves out every set"):
+        alignment.evaluate(config, finished)
+
+
+def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
+    prompts = tmp_path / "mine.jsonl"
+    prompts.write_text('{"prompt": "hello", "label": "benign"}\n{"prompt": "the user"}\n')
+    out = tmp_path / "out.jsonl"
+    cli.run(monkeypatch, evaluate, f"--checkpoint={finished}", f"--prompts={prompts}", f"--output={out}")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == ["hello", "the user"]
+    assert [line["label"] for line in lines] == ["benign", "unlabelled"]
+    assert all(0 <= line["unsafe"] <= 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("objective", "magic", "config.objective='magic': expected one of kl, token_kl, token_tv, tv."),
+        ("matmul_dtype", "int4", "config.matmul_dtype='int4'"),
+        ("gate_threshold", 1.0, "config.gate_threshold=1.0"),
+        ("gate_sharpness", 0.0, "config.gate_sharpness=0.0"),
+        ("learning_rate", 0.0, "config.learning_rate=0.0"),
+        ("batch_size", 12, "a multiple of the 8 devices"),
+        ("num_steps", 0, "config.num_steps=0"),
+        ("refusal", " ", "config.refusal is empty"),
+    ],
+)
+def test_a_config_that_means_nothing_is_refused_before_work_starts(field, value, message, tmp_path):
+    with pytest.raises(errors.ConfigError) as caught:
+        alignment.train(small(**{field: value}), tmp_path / "run")
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads configs with it
+def test_the_command_line_names_the_same_error(monkeypatch, capsys, tmp_path):
+    message = cli.refused(
+        monkeypatch,
+        capsys,
+        train,
+        "--config=configs/align_soft_prompt.py:runlocal",
+        f"--workdir={tmp_path}/run",
+        "--config.objective=magic",
+    )
+    assert "config.objective='magic'" in message
+
+
+def test_the_gate_moves_the_threshold_and_hardens_the_decision():
+    def guard(prompts, responses):
+        return np.array([0.1, 0.2, 0.5, 0.9])
+
+    gated = alignment._gate(guard, 10.0, 0.2, [""] * 4, [""] * 4)
+    np.testing.assert_allclose(gated[1], 0.5, atol=1e-9)
+    assert gated[0] < 0.01
+    assert gated[2] > 0.99
+    np.testing.assert_allclose(alignment._gate(guard, 1.0, 0.5, [""] * 4, [""] * 4), [0.1, 0.2, 0.5, 0.9])

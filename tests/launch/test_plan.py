@@ -1,0 +1,174 @@
+"""Planning as it is launched: episodes and studies in a work directory, resumed, reported, and refused."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from edgesafe_jax import planning as library
+from launch import plan, planning
+from tests.launch import cli
+
+CONFIG = "configs/plan_icem.py:runlocal"
+STUDY = "configs/plan_study.py:runlocal"
+
+# ml_collections loads config files in a way that Python 3.12 no longer has.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two episodes."""
+    workdir = tmp_path_factory.mktemp("plan") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cli.run(monkeypatch, plan, f"--config={CONFIG}", f"--workdir={workdir}", "--config.num_episodes=2")
+    return workdir
+
+
+def test_a_run_leaves_its_returns_its_summary_and_a_report(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    returns = [row["return"] for row in json.loads((finished / "returns.json").read_text())]
+    assert summary["planning/return"] == pytest.approx(np.mean(returns))
+    assert summary["planning/num_episodes"] == 2
+    assert summary["planning/return_low"] <= summary["planning/return"] <= summary["planning/return_high"]
+    assert summary["planning/success"] == 1.0
+    assert summary["planning/trajectories_per_plan"] == 25 + 20 + 3
+    report = (finished / "report.html").read_text()
+    assert "double_integrator with icem, budget 50" in report
+    assert "data:image/png;base64," in report
+
+
+def test_the_episode_is_that_of_the_library(finished):
+    task = library.double_integrator()
+    planner = library.make_icem(
+        task.simulator(),
+        low=task.low,
+        high=task.high,
+        horizon=15,
+        num_iterations=2,
+        num_samples=25,
+        noise_beta=task.noise_beta,
+    )
+    episode = library.run_episode(planner, task, seed=1, num_steps=30)
+    kept = np.load(finished / "episodes" / "seed_1.npz")
+    np.testing.assert_allclose(kept["actions"], episode.actions, atol=1e-4)
+    np.testing.assert_allclose(kept["reward"], episode.results.reward, atol=1e-4)
+
+
+def test_a_finished_run_is_reported_again_without_planning(finished, monkeypatch):
+    monkeypatch.setattr(library, "run_episode", None)
+    before = (finished / "returns.json").read_text()
+    cli.run(monkeypatch, plan, f"--config={CONFIG}", f"--workdir={finished}", "--config.num_episodes=2")
+    assert (finished / "returns.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--config.budget=60"], r"config\.budget=60: expected one of 50, 70, 100"),
+        (["--config.environment=cooking"], r"config\.environment.*'cooking': expected one of double_integrator"),
+        (["--config.simulator=paper"], r"config\.simulator='paper': expected one of brax, closed_form, mujoco"),
+        (["--config.planner=ilqg"], r"config\.planner='ilqg': expected one of cem, dial"),
+        (["--config.num_steps=0"], r"config\.num_steps=0: expected at least 1, or -1"),
+        (["--config.num_episodes=0"], r"config\.num_episodes=0"),
+        (["--config.horizon=-2"], r"config\.horizon=-2"),
+        (["--config.icem.momentum=1.5"], r"momentum=1\.5: expected"),
+        (["--config.icem.execute=worst"], r"execute='worst': expected one of best, mean"),
+        (["--config.icem.cooking=1"], "cooking"),
+    ],
+)
+def test_a_config_that_means_nothing_is_one_message(monkeypatch, capsys, tmp_path, changes, message):
+    told = cli.refused(monkeypatch, capsys, plan, f"--config={CONFIG}", f"--workdir={tmp_path}/w", *changes)
+    assert re.search(message, told)
+    assert not (tmp_path / "w").exists()
+
+
+def test_another_config_in_the_same_directory_is_refused(finished, monkeypatch, capsys):
+    told = cli.refused(monkeypatch, capsys, plan, f"--config={CONFIG}", f"--workdir={finished}", "--config.seed=4")
+    assert "seed: 0 there, 4 now" in told
+
+
+def test_every_planner_can_be_made_with_every_budget():
+    task = library.double_integrator()
+    for name in planning.PLANNERS:
+        for budget in library.BUDGETS:
+            made = planning.make_planner(name, task.simulator(), task, budget=budget)
+            assert 0.5 * budget <= made.num_trajectories <= 1.15 * budget + 3
+
+
+def test_a_study_is_resumed_cell_by_cell(monkeypatch, tmp_path, capsys):
+    run, calls = library.run_episode, []
+
+    def counted(*arguments, **options):
+        calls.append(options["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(library, "run_episode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(monkeypatch, plan, f"--config={STUDY}", f"--workdir={tmp_path}/s")
+    cli.run(monkeypatch, plan, f"--config={STUDY}", f"--workdir={tmp_path}/s")
+    assert len(calls) == 1 + 6  # three cells of two seeds, and the one that was interrupted
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    for cell in ("icem/50", "cem/50", "cem/100"):
+        assert f"planning_study/double_integrator/{cell}/return" in summary
+    assert "iCEM needs" in capsys.readouterr().out
+    assert "Return against the budget" in (tmp_path / "s" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--config.num_seeds=0"], "expected at least one environment, one cell and one seed"),
+        (["--config.environments.double_integrator=0"], r"double_integrator=0: expected at least 1 step"),
+        (["--config.simulator=mujoco"], "'double_integrator': expected one of door"),
+        (["--config.cells.icem=(60,)"], r"config\.budget=60"),
+    ],
+)
+def test_a_study_that_means_nothing_is_one_message(monkeypatch, capsys, tmp_path, changes, message):
+    told = cli.refused(monkeypatch, capsys, plan, f"--config={STUDY}", f"--workdir={tmp_path}/w", *changes)
+    assert re.search(message, told)
+
+
+def cell(*returns):
+    return [{"return": value, "success": False, "plan_seconds": 0.0} for value in returns]
+
+
+def test_samples_to_reach_the_best_rival():
+    cells = {
+        ("run", "icem", 50): cell(0.0, 2.0),
+        ("run", "icem", 200): cell(10.0, 12.0),
+        ("run", "icem", 400): cell(20.0, 20.0),
+        ("run", "icem_white", 400): cell(99.0),
+        ("run", "cem", 100): cell(50.0),
+        ("run", "cem", 2000): cell(6.0),
+        ("run", "mppi", 2000): cell(5.0),
+        ("easy", "icem", 50): cell(9.0),
+        ("easy", "cem", 300): cell(8.0),
+        ("hard", "icem", 50): cell(1.0),
+        ("hard", "icem", 100): cell(2.0),
+        ("hard", "cem", 300): cell(8.0),
+        ("alone", "icem", 50): cell(9.0),
+    }
+    run, easy, hard = planning.samples_to_reach(cells)
+    # Half of the way from 1 at 50 to 11 at 200, in the logarithm: 100 samples for what CEM reaches with 2000.
+    assert (run["best rival"], run["its budget"], run["its return"]) == ("cem", 2000, 6.0)
+    assert (run["iCEM needs"], run["factor"]) == ("100", "20.0")
+    assert (easy["iCEM needs"], easy["factor"]) == ("<50", ">6.0")
+    assert (hard["iCEM needs"], hard["factor"]) == (">100", "<3.0")
+
+
+@pytest.mark.assets
+def test_the_quickstart_compares_two_planners_and_draws_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(planning, "COMPARED_STEPS", 8)
+    planning.compare(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) == {"planning/icem/return", "planning/cem/return"}
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 3
+    kept = (tmp_path / "planning" / "icem.npz").stat().st_mtime_ns
+    planning.compare(tmp_path)
+    assert (tmp_path / "planning" / "icem.npz").stat().st_mtime_ns == kept
+    assert "trajectories a step" in capsys.readouterr().out
