@@ -29,6 +29,8 @@ PRNGKey: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Any]
 """Frozen network parameters: a plain nested dictionary of arrays."""
+LowRank: TypeAlias = Mapping[str, Mapping[str, tuple[Array, Array]]]
+"""Additions to a decoder's matrices: from module and matrix to its factors `[L, inputs, R]` and `[L, R, outputs]`."""
 
 
 @runtime_checkable

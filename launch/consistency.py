@@ -109,7 +109,7 @@ def check(config: Config) -> None:
         errors.lookup(SUBJECTS, name, "config.guards")
     for name in (config["rule"], *config["ablation"]):
         errors.lookup(RULES, name, "config.rule or config.ablation")
-    for name in ("num_seeds", "num_steps", "batch_size", "num_votes", "num_samples", "max_response"):
+    for name in ("num_seeds", "num_steps", "num_votes", "num_samples", "max_response"):
         if int(config[name]) < 1:
             raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
     if not config["guards"]:
@@ -216,7 +216,6 @@ def train(config: Config, workdir: str | Path) -> Path:
                     anchor_weight=float(config["anchor_weight"]),
                     learning_rate=float(config["learning_rate"]),
                     num_steps=int(config["num_steps"]),
-                    batch_size=int(config["batch_size"]),
                     ema_decay=None if float(config["ema_decay"]) < 0 else float(config["ema_decay"]),
                 )
                 for seed in range(len(keys)):

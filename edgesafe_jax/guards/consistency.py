@@ -6,25 +6,32 @@ Pinneri and Louizos, "Guarding the Meaning: Self-Supervised Training for Semanti
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from edgesafe_jax.adapters.lora import LoRA
 from edgesafe_jax.guards.heads import GatedHead, unsafe_log_odds
+from edgesafe_jax.guards.paraphrases import ParaphraseError, ParaphraseSet
+from edgesafe_jax.guards.scoring import LanguageModelGuard, label_scores
 from edgesafe_jax.guards.targets import Rule, set_target
 from edgesafe_jax.losses import consistency, consistency_anchor, masked_mean
-from edgesafe_jax.typing import Array, PRNGKey, PyTree
+from edgesafe_jax.models.decoder import Decoder
+from edgesafe_jax.models.generation import pad_tokens
+from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
 
 
 def consistency_objective(
     *, log_odds: Array, target: Array, reference: Array, where: Array, anchor_weight: float | Array
 ) -> Array:
-    """What consistency training minimises, over a batch of sets.
+    """What consistency training minimises, per set.
 
-    The mean over sets of `mean over members of consistency + anchor_weight * consistency_anchor of the original`.
+    The mean over members of `consistency`, plus `anchor_weight` times the `consistency_anchor` of the original.
 
     Args:
       log_odds: `[S, N]`, the guard's log-odds of the members; the original is the first one.
@@ -34,11 +41,11 @@ def consistency_objective(
       anchor_weight: weight of the anchor, 0 or more.
 
     Returns:
-      A scalar.
+      `[S]`, in nats.
     """
     pulled = masked_mean(consistency(logits=log_odds, target=target, where=where), where=where, axis=-1)
     held = consistency_anchor(logits=log_odds[:, 0], reference_logits=reference)
-    return jnp.mean(pulled + anchor_weight * held)
+    return pulled + anchor_weight * held
 
 
 @flax.struct.dataclass
@@ -78,23 +85,22 @@ def tune_heads(
     anchor_weight: float,
     learning_rate: float,
     num_steps: int,
-    batch_size: int,
     ema_decay: float | None = None,
 ) -> tuple[GatedHead, Array]:
     """Trains the linear maps of a head on frozen features towards set-level targets, once per key.
 
-    The standardisation and the calibration of the head stay. Each key draws its own sample of the sets, as many as
-    there are with replacement, and its own order: several keys show how much both matter.
+    Adam on the whole sample at once: frozen features are read by one matrix product for all keys. The standardisation
+    and the calibration of the head stay. Each key draws its own sample of the sets, as many as there are with
+    replacement: several keys show how much the choice of answers matters.
 
     Args:
       head: where training starts, and what the anchor holds on to.
       sets: features of the paraphrase sets.
-      keys: `[K]` random keys of the samples and orders.
+      keys: `[K]` random keys of the samples.
       rule: from members to target, see `edgesafe_jax.guards.targets`.
       anchor_weight: weight of the anchor.
       learning_rate: of Adam, decayed to zero along a cosine.
       num_steps: steps.
-      batch_size: sets per step.
       ema_decay: None takes the targets from the head at the start; a decay in [0, 1] from an exponential moving
         average of the trained one.
 
@@ -116,7 +122,6 @@ def tune_heads(
         jnp.float32(learning_rate),
         jnp.float32(0.0 if ema_decay is None else ema_decay),
         num_steps=num_steps,
-        batch_size=batch_size,
         # Fixed targets come in as an array, so that all rules share one compilation.
         rule=None if ema_decay is None else rule,
     )
@@ -125,7 +130,7 @@ def tune_heads(
 _log_odds = jax.jit(unsafe_log_odds)
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "batch_size", "rule"))
+@functools.partial(jax.jit, static_argnames=("num_steps", "rule"))
 def _tune(
     head: GatedHead,
     sets: SetFeatures,
@@ -137,35 +142,33 @@ def _tune(
     ema_decay: Array,
     *,
     num_steps: int,
-    batch_size: int,
     rule: Rule | None,
 ) -> tuple[GatedHead, Array]:
     num_sets = sets.where.shape[0]
     # Adam's direction; the decayed rate is multiplied on below, where it is an argument.
     optimizer = optax.scale_by_adam()
 
-    def objective(trained: PyTree, chosen: Array, target: Array) -> Array:
-        return consistency_objective(
-            log_odds=unsafe_log_odds(_with(head, trained), sets.features[chosen]),
-            target=target,
-            reference=reference[chosen],
-            where=sets.where[chosen],
-            anchor_weight=anchor_weight,
-        )
-
     def tune(key: PRNGKey) -> tuple[Any, Array]:
-        sample_key, order_key = jax.random.split(key)
-        sample = jax.random.randint(sample_key, (num_sets,), 0, num_sets)
+        sample = jax.random.randint(key, (num_sets,), 0, num_sets)
+        weight = jnp.bincount(sample, length=num_sets).astype(jnp.float32) / num_sets
+
+        def objective(trained: PyTree, target: Array) -> Array:
+            values = consistency_objective(
+                log_odds=unsafe_log_odds(_with(head, trained), sets.features),
+                target=target,
+                reference=reference,
+                where=sets.where,
+                anchor_weight=anchor_weight,
+            )
+            return jnp.sum(weight * values)
 
         def step(carry: Any, number: Array) -> tuple[Any, Array]:
             trained, average, state = carry
-            chosen = sample[jax.random.randint(jax.random.fold_in(order_key, number), (batch_size,), 0, num_sets)]
-            if rule is None:
-                target = fixed[chosen]
-            else:
-                members = jax.nn.sigmoid(unsafe_log_odds(_with(head, average), sets.features[chosen]))
-                target = set_target(members, rule=rule, where=sets.where[chosen])
-            value, gradient = jax.value_and_grad(objective)(trained, chosen, target)
+            target = fixed
+            if rule is not None:
+                members = jax.nn.sigmoid(unsafe_log_odds(_with(head, average), sets.features))
+                target = set_target(members, rule=rule, where=sets.where)
+            value, gradient = jax.value_and_grad(objective)(trained, target)
             rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * number.astype(jnp.float32) / num_steps))
             with jax.numpy_dtype_promotion("standard"):  # optax relies on it
                 direction, state = optimizer.update(gradient, state, trained)
@@ -181,3 +184,129 @@ def _tune(
     trained, values = jax.vmap(tune)(keys)
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (keys.shape[0], *leaf.shape)), head)
     return _with(copies, trained), values
+
+
+# Language-model guards ------------------------------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class SetTokens:
+    """Paraphrase sets as a language-model guard reads them.
+
+    Attributes:
+      tokens: `[S, N, T]` int32, each member with its prompt and template; the original is the first member.
+      exists: `[S, N, T]` bool, which tokens exist.
+      where: `[S, N]` bool, which members exist.
+      unsafe: ids of the unsafe labels' first tokens.
+      safe: ids of the safe ones'.
+    """
+
+    tokens: Array
+    exists: Array
+    where: Array
+    unsafe: Array
+    safe: Array
+
+    def take(self, rows: Array | np.ndarray) -> "SetTokens":
+        """The sets of some rows."""
+        return self.replace(  # type: ignore[attr-defined]
+            tokens=self.tokens[rows], exists=self.exists[rows], where=self.where[rows]
+        )
+
+
+def encode_sets(guard: LanguageModelGuard, sets: Sequence[ParaphraseSet]) -> SetTokens:
+    """Encodes paraphrase sets for a language-model guard.
+
+    Args:
+      guard: has template, labels and tokenizer.
+      sets: S sets.
+
+    Returns:
+      The tokens, padded to one length.
+
+    Raises:
+      ParaphraseError: no sets.
+      TemplateError: the guard's verdict is not at one place, see `LanguageModelGuard.encode`.
+    """
+    if not sets:
+        raise ParaphraseError("There are no paraphrase sets to train on.")
+    rows, unsafe, safe = guard.encode([s.prompt for s in sets for _ in s.texts], [t for s in sets for t in s.texts])
+    flat, flat_exists = pad_tokens(rows, pad_id=guard.model.tokenizer.pad_id)
+    most = max(len(s.texts) for s in sets)
+    tokens = np.full((len(sets), most, flat.shape[1]), guard.model.tokenizer.pad_id, np.int32)
+    exists = np.zeros(tokens.shape, bool)
+    exists[:, :, 0] = True  # a member that does not exist still has a last position
+    where = np.zeros(tokens.shape[:2], bool)
+    start = 0
+    for row, found in enumerate(sets):
+        count = len(found.texts)
+        tokens[row, :count], exists[row, :count] = flat[start : start + count], flat_exists[start : start + count]
+        where[row, :count] = True
+        start += count
+    return SetTokens(
+        jnp.asarray(tokens),
+        jnp.asarray(exists),
+        jnp.asarray(where),
+        jnp.asarray(unsafe, jnp.int32),
+        jnp.asarray(safe, jnp.int32),
+    )
+
+
+def set_log_odds(decoder: Decoder, params: Params, sets: SetTokens, lora: LoRA | None = None) -> Array:
+    """Log-odds of "unsafe" of all members, `[S, N]`, of a language-model guard with a LoRA or without; pure."""
+    batch = (-1, sets.tokens.shape[-1])
+    odds, _ = label_scores(
+        decoder,
+        params,
+        None,
+        sets.tokens.reshape(batch),
+        sets.exists.reshape(batch),
+        sets.unsafe,
+        sets.safe,
+        None if lora is None else lora.low_rank(),
+    )
+    return odds.reshape(sets.where.shape)
+
+
+def lora_objective(
+    lora: LoRA,
+    decoder: Decoder,
+    params: Params,
+    sets: SetTokens,
+    *,
+    target: Array,
+    reference: Array,
+    anchor_weight: float,
+) -> Array:
+    """Mean `consistency_objective` of a language-model guard as a function of its LoRA: differentiate it by the first.
+
+    Args:
+      lora: the trained numbers.
+      decoder: of the guard.
+      params: its frozen parameters.
+      sets: a batch.
+      target: `[S]`, the set-level P(unsafe), from `set_target` of the guard before training (or of a moving average).
+      reference: `[S]`, log-odds of the originals before training.
+      anchor_weight: weight of the anchor.
+
+    Returns:
+      A scalar.
+
+    Example:
+      Freeze the targets once, then take steps with any optimiser::
+
+        score = set_log_odds(decoder, params, sets)
+        target = set_target(jax.nn.sigmoid(score), rule="conservative_gap", where=sets.where)
+        loss, gradient = jax.value_and_grad(lora_objective)(
+            lora, decoder, params, sets, target=target, reference=score[:, 0], anchor_weight=0.3)
+        robust = LanguageModelGuard(merge_lora(model, lora), format)
+    """
+    return jnp.mean(
+        consistency_objective(
+            log_odds=set_log_odds(decoder, params, sets, lora),
+            target=target,
+            reference=reference,
+            where=sets.where,
+            anchor_weight=anchor_weight,
+        )
+    )

@@ -63,7 +63,15 @@ def unsafe_log_odds(head: GatedHead, features: Array) -> Array:
 
     Sums of log-probabilities instead of the logarithm of a mixture: the gradient reaches confident verdicts too.
     """
-    gate, general, own = (head_logits(part, features) for part in (head.gate, head.general, head.own))
+    # Standardisation folded into the weights: the features, which are many, are read once for all three.
+    parts = (head.gate, head.general, head.own)
+    weights = jnp.stack([part.scale * part.linear for part in parts], axis=-1)
+    shifts = [part.bias - part.mean @ (part.scale * part.linear) for part in parts]
+    scores = features @ weights
+    gate, general, own = (
+        part.slope * (scores[..., i] + shift) + part.offset
+        for i, (part, shift) in enumerate(zip(parts, shifts, strict=True))
+    )
 
     def log_mixture(sign: float) -> Array:
         return jnp.logaddexp(

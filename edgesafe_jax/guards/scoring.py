@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, GuardFormat, TemplateError, neutralise
+from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, Field, GuardFormat, TemplateError, neutralise
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Array, Params
+from edgesafe_jax.typing import Array, LowRank, Params
 
 LOW_MASS = 0.5
 """Captured mass below which, in the median over pairs, a guard's scores are warned about."""
@@ -41,8 +41,7 @@ class Verdicts:
         return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(self.log_odds, np.float64))
 
 
-@functools.partial(jax.jit, static_argnames=("decoder",))
-def _label_scores(
+def label_scores(
     decoder: Decoder,
     params: Params,
     shared: KeyValues | None,
@@ -50,10 +49,27 @@ def _label_scores(
     where: Array,
     unsafe: Array,
     safe: Array,
+    low_rank: LowRank | None = None,
 ) -> tuple[Array, Array]:
-    """Log-odds and captured mass at the last existing position, each `[B]` float32."""
+    """Reads the labels at the last existing position of each row; pure and differentiable.
+
+    Args:
+      decoder: the module.
+      params: its frozen parameters.
+      shared: what all rows begin with, or None.
+      tokens: `[B, T]` int32, the rest of each row.
+      where: `[B, T]` bool, which of them exist; padding is at the end.
+      unsafe: ids of the unsafe labels' first tokens.
+      safe: ids of the safe ones'.
+      low_rank: factors added to the decoder's matrices, or None.
+
+    Returns:
+      Log-odds of the summed label mass and the captured mass, each `[B]` float32.
+    """
     past = () if shared is None else (shared,)
-    output: DecoderOutput = decoder.apply({"params": params}, tokens, where=where, past=past)  # type: ignore[assignment]
+    output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
+        {"params": params}, tokens, where=where, past=past, low_rank=low_rank
+    )
     last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
     hidden = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)[:, 0]
     logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
@@ -63,6 +79,7 @@ def _label_scores(
     return positive - negative, captured
 
 
+_label_scores = jax.jit(label_scores, static_argnames=("decoder",))
 _encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
@@ -119,10 +136,7 @@ class LanguageModelGuard:
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
-        texts = [
-            (self._judged(x, self.max_prompt, keep_end=True), self._judged(y, self.max_response, keep_end=False))
-            for x, y in zip(prompts, responses, strict=True)
-        ]
+        texts = self._texts(prompts, responses)
         best = Verdicts(np.full(len(texts), -np.inf), np.zeros(len(texts)))
         for pieces in self.format.render(self.model.tokenizer):
             found = self._judge_policy(pieces, texts, on_batch)
@@ -138,6 +152,46 @@ class LanguageModelGuard:
                 stacklevel=2,
             )
         return best
+
+    def _texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[str, str]]:
+        return [
+            (self._judged(x, self.max_prompt, keep_end=True), self._judged(y, self.max_response, keep_end=False))
+            for x, y in zip(prompts, responses, strict=True)
+        ]
+
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[list[int]], list[int], list[int]]:
+        """Encodes pairs up to the place of the verdict, for training on them.
+
+        Args:
+          prompts: N user texts.
+          responses: N answers.
+
+        Returns:
+          N rows of token ids, and the first tokens of the unsafe and of the safe labels.
+
+        Raises:
+          TemplateError: the guard has several policies or fields, so that its verdict is not at one place; or as
+            `judge`.
+        """
+        if len(self.format.policies) != 1 or len(self.format.fields) != 1:
+            raise TemplateError(
+                f"This guard has {len(self.format.policies)} policies and {len(self.format.fields)} fields: expected "
+                "one of each. Train on one policy, dataclasses.replace(format, policies=format.policies[:1])."
+            )
+        ((head, middle, tail),) = self.format.render(self.model.tokenizer)
+        end = tail if tail.endswith(self.format.fields[0].prefix) else tail + self.format.fields[0].prefix
+        unsafe, safe = self._labels(self.format.fields[0], f"{head}{middle}{end}")
+        rows = [f"{head}{prompt}{middle}{response}{end}" for prompt, response in self._texts(prompts, responses)]
+        return [self.model.tokenizer.encode(row, control=True) for row in rows], unsafe, safe
+
+    def _labels(self, field: Field, before: str) -> tuple[list[int], list[int]]:
+        unsafe, safe = (label_ids(self.model, before, labels) for labels in (field.unsafe, field.safe))
+        if common := set(unsafe) & set(safe):
+            raise TemplateError(
+                f"The labels {field.unsafe} and {field.safe} share the first token {min(common)} in this "
+                "tokenizer: move what they have in common into the field's prefix."
+            )
+        return unsafe, safe
 
     def _judged(self, text: str, num_tokens: int, *, keep_end: bool) -> str:
         """A text as it stands in the prompt: without outer space, cut to length, control strings broken."""
@@ -161,13 +215,7 @@ class LanguageModelGuard:
         for number, field in enumerate(self.format.fields):
             forced = "" if number == 0 and tail.endswith(field.prefix) else field.prefix
             rows = [row + forced for row in rows]
-            before = f"{head}{middle}{tail}{forced}"
-            unsafe, safe = (label_ids(self.model, before, labels) for labels in (field.unsafe, field.safe))
-            if common := set(unsafe) & set(safe):
-                raise TemplateError(
-                    f"The labels {field.unsafe} and {field.safe} share the first token {min(common)} in this "
-                    "tokenizer: move what they have in common into the field's prefix."
-                )
+            unsafe, safe = self._labels(field, f"{head}{middle}{tail}{forced}")
             verdicts = self._score(rows, unsafe, safe, on_batch)
             chosen = np.where(verdicts.log_odds > 0, field.unsafe[0], field.safe[0])
             rows = [row + label for row, label in zip(rows, chosen, strict=True)]

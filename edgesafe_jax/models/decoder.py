@@ -12,14 +12,15 @@ model:
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from edgesafe_jax.typing import Adapter, Array, Params
+from edgesafe_jax.typing import Adapter, Array, LowRank, Params
 
 MASKED = -1e30
 """Attention score of a position that must not be seen; finite, so that an all-masked row stays finite."""
@@ -28,6 +29,9 @@ FLOAT32 = jnp.dtype(jnp.float32)
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
 """Activations of the gated feed-forward layer."""
+
+Factors: TypeAlias = Mapping[str, tuple[Array, Array]]
+"""Low-rank factors of the matrices of one module in one layer, by the name of the matrix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +268,7 @@ class Attention(nn.Module):
         sin: Array,
         masks: Sequence[Array],
         past: Sequence[tuple[Array, Array]],
+        low_rank: Factors,
     ) -> tuple[Array, tuple[Array, Array]]:
         """Mixes values; returns `[B, T, D]` and the new positions' keys and values, each `[B, K, T, E]`."""
         c = self.config
@@ -273,7 +278,7 @@ class Attention(nn.Module):
 
         def project(name: str, num_heads: int) -> Array:
             kernel = self.param(name, init, (c.embed_dim, num_heads * c.head_dim))
-            y = matmul(x, kernel, dtype=self.matmul_dtype)
+            y = _product(x, kernel, low_rank.get(name), dtype=self.matmul_dtype)
             if c.qkv_bias:
                 bias = self.param(f"{name}_bias", nn.initializers.zeros, (num_heads * c.head_dim,))
                 y = y + _expand(bias.astype(x.dtype), y.ndim)
@@ -303,7 +308,16 @@ class Attention(nn.Module):
 
         out = self.param("out", init, (c.num_heads * c.head_dim, c.embed_dim))
         mixed = jnp.asarray(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, c.num_heads * c.head_dim)
-        return matmul(mixed, out, dtype=self.matmul_dtype), (key, value)
+        return _product(mixed, out, low_rank.get("out"), dtype=self.matmul_dtype), (key, value)
+
+
+def _product(x: Array, kernel: Array, factors: tuple[Array, Array] | None, *, dtype: jnp.dtype) -> Array:
+    """Multiplies `[..., inputs]` by a matrix and, where there are factors, by their product too."""
+    y = matmul(x, kernel, dtype=dtype)
+    if factors is None:
+        return y
+    down, up = (factor.astype(x.dtype) for factor in factors)
+    return y + (x @ down) @ up
 
 
 def _softcap(x: Array, cap: float | None) -> Array:
@@ -338,15 +352,16 @@ class FeedForward(nn.Module):
     matmul_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, low_rank: Factors) -> Array:
         """Maps `[B, T, D]` to `[B, T, D]`, position by position."""
         c = self.config
         init = nn.initializers.lecun_normal()
         gate = self.param("gate", init, (c.embed_dim, c.mlp_dim))
         up = self.param("up", init, (c.embed_dim, c.mlp_dim))
         down = self.param("down", init, (c.mlp_dim, c.embed_dim))
-        product = functools.partial(matmul, dtype=self.matmul_dtype)
-        return product(ACTIVATIONS[c.activation](product(x, gate)) * product(x, up), down)
+        product = functools.partial(_product, dtype=self.matmul_dtype)
+        opened = ACTIVATIONS[c.activation](product(x, gate, low_rank.get("gate")))
+        return product(opened * product(x, up, low_rank.get("up")), down, low_rank.get("down"))
 
 
 class Block(nn.Module):
@@ -360,6 +375,7 @@ class Block(nn.Module):
         self,
         x: Array,
         past: tuple[tuple[Array, Array], ...],
+        low_rank: Mapping[str, Factors],
         cos: Array,
         sin: Array,
         masks: tuple[Array, ...],
@@ -367,10 +383,11 @@ class Block(nn.Module):
         """Returns the carry of the scan and what it stacks: keys and values, and the residual stream."""
         c = self.config
         attended, key_values = Attention(c, self.matmul_dtype, name="attention")(
-            RMSNorm(c.rms_eps, name="attention_norm")(x), cos, sin, masks, past
+            RMSNorm(c.rms_eps, name="attention_norm")(x), cos, sin, masks, past, low_rank.get("attention", {})
         )
         x = x + self._added(attended, "attention_post_norm")
-        fed = FeedForward(c, self.matmul_dtype, name="mlp")(RMSNorm(c.rms_eps, name="mlp_norm")(x))
+        normed = RMSNorm(c.rms_eps, name="mlp_norm")(x)
+        fed = FeedForward(c, self.matmul_dtype, name="mlp")(normed, low_rank.get("mlp", {}))
         x = x + self._added(fed, "mlp_post_norm")
         return x, (key_values, x)
 
@@ -413,7 +430,7 @@ class Decoder(nn.Module):
             Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=c.num_layers,
         )
@@ -453,6 +470,7 @@ class Decoder(nn.Module):
         positions: Array | None = None,
         mask: Array | None = None,
         past: Sequence[KeyValues] = (),
+        low_rank: LowRank | None = None,
     ) -> DecoderOutput:
         """Runs the decoder over new positions.
 
@@ -466,6 +484,8 @@ class Decoder(nn.Module):
             adapter; default: the number of existing positions before each one, after those of `past`.
           mask: `[B | 1, T, T]` bool, which new token sees which; default causal over `where`.
           past: blocks of keys and values that every new position sees, in the order of their positions.
+          low_rank: factors of what is added to the matrices of the layers, or None. Past blocks are as they were
+            computed: give the same factors there.
 
         Returns:
           Hidden states, keys and values. See `DecoderOutput`.
@@ -529,7 +549,7 @@ class Decoder(nn.Module):
         masks.append(mask)
         past_arrays = tuple((b.keys.astype(self.dtype), b.values.astype(self.dtype)) for b in past)
         x, ((keys, values), layer_hidden) = self.layers(
-            embeddings, past_arrays, cos, sin, tuple(masks)
+            embeddings, past_arrays, low_rank or {}, cos, sin, tuple(masks)
         )
         if num_virtual:
             where = jnp.pad(where, ((0, 0), (num_virtual, 0)), constant_values=True)

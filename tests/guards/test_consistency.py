@@ -5,9 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.guards.consistency import SetFeatures, consistency_objective, tune_heads
+from edgesafe_jax.adapters import init_lora, merge_lora
+from edgesafe_jax.guards.consistency import (
+    SetFeatures,
+    consistency_objective,
+    encode_sets,
+    lora_objective,
+    set_log_odds,
+    tune_heads,
+)
 from edgesafe_jax.guards.heads import GatedHead, fit_head, unsafe_log_odds, unsafe_probability
-from edgesafe_jax.guards.robustness import SetScores, robustness
+from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseError, ParaphraseSet
+from edgesafe_jax.guards.registry import FORMATS, Field, GuardFormat, TemplateError
+from edgesafe_jax.guards.robustness import SetScores, robustness, score_sets
+from edgesafe_jax.guards.scoring import LanguageModelGuard
 from edgesafe_jax.guards.targets import RULES, set_target
 from edgesafe_jax.losses import consistency, consistency_anchor
 
@@ -16,7 +27,6 @@ OPTIONS = {
     "anchor_weight": 0.3,
     "learning_rate": 0.1,
     "num_steps": 60,
-    "batch_size": 16,
 }
 KEYS = jax.random.split(jax.random.key(0), 2)
 
@@ -57,15 +67,15 @@ def test_log_odds_are_those_of_the_mixture_and_finite_where_it_saturates():
     assert np.any(np.asarray(gradient) != 0)
 
 
-def test_objective_is_the_mean_over_sets_of_both_terms():
+def test_objective_is_both_terms_per_set():
     log_odds = jnp.array([[1.0, -1.0, 5.0], [0.5, 0.2, -3.0]])
     where = jnp.array([[True, True, False], [True, True, True]])
     target, reference = jnp.array([0.4, 0.9]), jnp.array([0.0, 1.0])
     value = consistency_objective(log_odds=log_odds, target=target, reference=reference, where=where, anchor_weight=0.5)
     pulled = consistency(logits=log_odds, target=target)
     held = consistency_anchor(logits=log_odds[:, 0], reference_logits=reference)
-    expected = np.mean([np.mean(pulled[0, :2]) + 0.5 * held[0], np.mean(pulled[1]) + 0.5 * held[1]])
-    assert float(value) == pytest.approx(expected, rel=1e-5)
+    expected = [np.mean(pulled[0, :2]) + 0.5 * held[0], np.mean(pulled[1]) + 0.5 * held[1]]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +115,8 @@ def test_the_objective_over_all_sets_falls(tuned):
     def objective(trained):
         log_odds = unsafe_log_odds(trained, sets.features)
         fixed = {"target": target, "reference": before[:, 0], "where": sets.where}
-        return float(consistency_objective(log_odds=log_odds, **fixed, anchor_weight=OPTIONS["anchor_weight"]))
+        values = consistency_objective(log_odds=log_odds, **fixed, anchor_weight=OPTIONS["anchor_weight"])
+        return float(jnp.mean(values))
 
     assert objective(jax.tree.map(lambda leaf: leaf[0], tuned[0])) < objective(head)
 
@@ -142,3 +153,51 @@ def test_targets_from_a_moving_average_that_never_moves_are_the_fixed_ones(tuned
     np.testing.assert_allclose(heads.general.linear, tuned[0].general.linear, atol=1e-3)
     moving, _ = tune_heads(head, sets, KEYS, **OPTIONS, ema_decay=0.9)
     assert not np.allclose(moving.general.linear, tuned[0].general.linear, atol=1e-3)
+
+
+# Language-model guards ------------------------------------------------------------------------------------------------
+
+FORMAT = GuardFormat(fields=(Field("", unsafe=("h",), safe=("t",)),), message="Q {prompt} A {response} bad?")
+TEXTS = [
+    ParaphraseSet("hello", "the user", (Paraphrase("a user", "u", "u"), Paraphrase("in the user", "u", "u"))),
+    ParaphraseSet("in", "hello the", (Paraphrase("hello a", "u", "u"),)),
+]
+
+
+@pytest.mark.filterwarnings("ignore::edgesafe_jax.guards.scoring.LowMassWarning")
+def test_lora_training_of_a_language_model_guard(tiny_model):
+    guard = LanguageModelGuard(tiny_model, FORMAT)
+    sets = encode_sets(guard, TEXTS)
+    decoder, params = tiny_model.decoder, tiny_model.params
+    score = jax.jit(set_log_odds, static_argnums=0)(decoder, params, sets)
+    alone = guard.judge(["hello"] * 3 + ["in"] * 2, [t for s in TEXTS for t in s.texts]).log_odds
+    np.testing.assert_allclose(np.asarray(score)[np.asarray(sets.where)], alone, atol=1e-4)
+    np.testing.assert_array_equal(sets.where, [[True, True, True], [True, True, False]])
+    target = set_target(jax.nn.sigmoid(score), rule="conservative_gap", where=sets.where)
+    lora = init_lora(tiny_model.config, jax.random.key(0), rank=2)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def step(lora, decoder, params, sets):
+        value, gradient = jax.value_and_grad(lora_objective)(
+            lora, decoder, params, sets, target=target, reference=score[:, 0], anchor_weight=0.1
+        )
+        return jax.tree.map(lambda leaf, slope: leaf - 0.5 * slope, lora, gradient), value
+
+    values = []
+    for _ in range(30):
+        lora, value = step(lora, decoder, params, sets)
+        values.append(float(value))
+    assert values[-1] < values[0]
+    before = robustness(score_sets(guard, TEXTS))
+    after = robustness(score_sets(LanguageModelGuard(merge_lora(tiny_model, lora), FORMAT), TEXTS))
+    assert after["std"] < before["std"]
+    assert sets.take(np.array([1])).tokens.shape[0] == 1
+
+
+def test_guards_whose_verdict_is_not_at_one_place_and_no_sets(tiny_model):
+    with pytest.raises(TemplateError, match="4 policies and 1 fields"):
+        encode_sets(LanguageModelGuard(tiny_model, FORMATS["shieldgemma"]), TEXTS)
+    with pytest.raises(TemplateError, match="1 policies and 3 fields"):
+        encode_sets(LanguageModelGuard(tiny_model, FORMATS["wildguard"]), TEXTS)
+    with pytest.raises(ParaphraseError, match="no paraphrase sets"):
+        encode_sets(LanguageModelGuard(tiny_model, FORMAT), [])

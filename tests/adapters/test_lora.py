@@ -1,0 +1,129 @@
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from edgesafe_jax.adapters import AdapterError, LoRA, init_lora, load_lora, merge_lora, save_lora
+from edgesafe_jax.adapters.lora import TARGETS, merge_params
+from edgesafe_jax.models.generation import generate
+from tests.tiny import make_tiny_model
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 250, (2, 9)), jnp.int32)
+
+
+def random_lora(model, targets=TARGETS, rank=3):
+    """A LoRA whose B is random too, so that it changes something."""
+    start = init_lora(model.config, jax.random.key(0), rank=rank, alpha=2.0, targets=targets)
+    rng = np.random.default_rng(1)
+    return start.replace(
+        up={name: jnp.asarray(rng.normal(size=b.shape) * 0.3, jnp.float32) for name, b in start.up.items()}
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_of(decoder, params, lora):
+    factors = None if lora is None else lora.low_rank()
+    return decoder.apply({"params": params}, TOKENS, low_rank=factors).hidden
+
+
+def test_it_starts_at_the_base_model(tiny_model):
+    start = init_lora(tiny_model.config, jax.random.key(0), rank=2, targets=TARGETS)
+    base = hidden_of(tiny_model.decoder, tiny_model.params, None)
+    np.testing.assert_array_equal(hidden_of(tiny_model.decoder, tiny_model.params, start), base)
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True, "tie_embeddings": False}])
+def test_merged_equals_attached(changes):
+    model = make_tiny_model(**changes)
+    lora = random_lora(model)
+    attached = hidden_of(model.decoder, model.params, lora)
+    merged = hidden_of(model.decoder, merge_params(model.params, lora), None)
+    np.testing.assert_allclose(attached, merged, atol=2e-5)
+    assert float(jnp.max(jnp.abs(attached - hidden_of(model.decoder, model.params, None)))) > 1e-2
+
+
+def test_each_target_alone_matters_and_is_merged(tiny_model):
+    base = np.asarray(hidden_of(tiny_model.decoder, tiny_model.params, None))
+    whole = random_lora(tiny_model)
+    for target in TARGETS:
+        only = {name: b if name == target else jnp.zeros_like(b) for name, b in whole.up.items()}
+        lora = whole.replace(up=only)
+        attached = np.asarray(hidden_of(tiny_model.decoder, tiny_model.params, lora))
+        merged = hidden_of(tiny_model.decoder, merge_params(tiny_model.params, lora), None)
+        assert np.max(np.abs(attached - base)) > 1e-4, target
+        np.testing.assert_allclose(attached, merged, atol=2e-5)
+
+
+def test_gradients_reach_both_factors_and_only_them(tiny_model):
+    lora = random_lora(tiny_model)
+    gradient = jax.jit(jax.grad(lambda lora: jnp.sum(hidden_of(tiny_model.decoder, tiny_model.params, lora) ** 2)))(
+        lora
+    )
+    for leaf in jax.tree.leaves(gradient):
+        assert np.any(np.asarray(leaf) != 0)
+    assert isinstance(gradient, LoRA)
+
+
+def test_a_merged_model_generates_and_is_another_model(tiny_model):
+    lora = random_lora(tiny_model)
+    merged = merge_lora(tiny_model, lora)
+    assert merged.hash != tiny_model.hash
+    assert merge_lora(tiny_model, lora).hash == merged.hash
+    assert merge_lora(tiny_model, lora.replace(scale=1.0)).hash != merged.hash
+    texts = generate(merged, ["hello"], max_tokens=4).tokens
+    assert texts != generate(tiny_model, ["hello"], max_tokens=4).tokens
+
+
+def test_the_scale_is_alpha_over_rank(tiny_model):
+    assert init_lora(tiny_model.config, jax.random.key(0), rank=2).scale == 1.0
+    assert init_lora(tiny_model.config, jax.random.key(0), rank=2, alpha=8.0).scale == 4.0
+
+
+def test_it_comes_back_from_disk(tmp_path, tiny_model):
+    lora = random_lora(tiny_model, targets=("attention/query", "mlp/down"))
+    save_lora(tmp_path / "a.safetensors", lora, tiny_model, training={"steps": 3})
+    found = load_lora(tmp_path / "a.safetensors", tiny_model)
+    assert jax.tree.structure(found) == jax.tree.structure(lora)
+    jax.tree.map(np.testing.assert_array_equal, found, lora)
+    assert json.loads((tmp_path / "a.json").read_text())["training"] == {"steps": 3}
+
+
+def test_bad_files(tmp_path, tiny_model):
+    lora = random_lora(tiny_model)
+    file = tmp_path / "a.safetensors"
+    with pytest.raises(AdapterError, match=r"needs a\.json beside it"):
+        load_lora(file, tiny_model)
+    save_lora(file, lora, tiny_model)
+    with pytest.raises(AdapterError, match="trained on the base model with hash"):
+        load_lora(file, dataclasses.replace(tiny_model, hash="f" * 64))
+    arrays = safetensors.numpy.load_file(file)
+    del arrays["mlp/up/up"]
+    safetensors.numpy.save_file(arrays, file)
+    with pytest.raises(AdapterError, match="a down and an up for each matrix"):
+        load_lora(file, tiny_model)
+    about = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps({**about, "kind": "soft_prompt"}))
+    with pytest.raises(AdapterError, match="is a 'soft_prompt'; expected a 'lora'"):
+        load_lora(file, tiny_model)
+    broken = lora.replace(up={name: b * jnp.nan for name, b in lora.up.items()})
+    with pytest.raises(AdapterError, match="not finite"):
+        save_lora(file, broken, tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank=0: expected 1 to 16"),
+        ({"rank": 17}, "rank=17: expected 1 to 16"),
+        ({"rank": 1, "targets": ()}, r"targets=\[\]"),
+        ({"rank": 1, "targets": ("attention/norm",)}, "expected some of attention/query"),
+    ],
+)
+def test_bad_options(tiny_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        init_lora(tiny_model.config, jax.random.key(0), **options)
