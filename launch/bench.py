@@ -1,4 +1,4 @@
-r"""Benchmarks: `python -m launch.bench --suite=align [--workdir=DIR]`.
+r"""Benchmarks: `python -m launch.bench --suite=align|offline_rl [--workdir=DIR]`.
 
 Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured
 in the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
@@ -15,11 +15,12 @@ from absl import app, flags
 
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
-from launch import bench_align, bench_guards, bench_planner, errors
+from launch import bench_align, bench_guards, bench_offline_rl, bench_planner, errors
 
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "align": bench_align.run,
     "guards": bench_guards.run,
+    "offline_rl": bench_offline_rl.run,
     "planner": bench_planner.run,
 }
 """What `--suite` may name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""

@@ -28,8 +28,8 @@ FAR_CORNER: Box = ((0.8, 0.8), (2.0, 2.0))
 LEFT: Box = ((-2.0, -2.0), (-0.2, 2.0))
 RIGHT: Box = ((0.2, -2.0), (2.0, 2.0))
 _TIME_STEP = 0.1
-_GAIN = 3.0
-_DRAG = 2.0
+_GAIN = 1.0
+_DRAG = 1.0
 _SKIN = 1e-3
 _CONTACT = 0.25
 

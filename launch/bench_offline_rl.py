@@ -1,0 +1,128 @@
+"""One update of TD3+BC: networks of two hidden layers of 256, batches of 256 from a data set of 17 + 6 dimensions.
+
+An update is one gradient step of both critics on one batch, with one step of the actor and of the slow copies for every
+two of them; drawing the batch counts. Updates per CPU-second divide by the processor time of all threads, so that a
+library that uses more of them gains nothing. The peer is d3rlpy's `TD3PlusBC.update`, on the same data, where it is
+installed.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from edgesafe_jax.offline_rl import (
+    OfflineDataset,
+    Sampling,
+    make_dataset,
+    make_sampler,
+    make_sampler_data,
+    make_td3_bc,
+    make_trainer,
+)
+
+NUM_ROWS, STATE, ACTION, EPISODE, BATCH, HIDDEN = 20_000, 17, 6, 200, 256, (256, 256)
+NUM_UPDATES, NUM_RUNS = 500, 5
+
+
+def _dataset() -> OfflineDataset:
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(NUM_ROWS, STATE))
+    return make_dataset(
+        states=states,
+        actions=rng.uniform(-1, 1, (NUM_ROWS, ACTION)),
+        rewards=rng.normal(size=NUM_ROWS),
+        next_states=np.roll(states, -1, axis=0),
+        ends=np.arange(NUM_ROWS) % EPISODE == EPISODE - 1,
+    )
+
+
+def _ours(dataset: OfflineDataset, *, num_seeds: int) -> Callable[[int], None]:
+    sampler = make_sampler(Sampling(achieved=lambda state: state[:0], reward_fn=lambda state, goal: state[0]))
+    trainer = make_trainer(make_td3_bc(hidden=HIDDEN), sampler, num_updates=NUM_UPDATES, batch_size=BATCH)
+    data = make_sampler_data(dataset)
+    keys = jax.random.split(jax.random.key(0), num_seeds)
+    if num_seeds == 1:
+        agents, keys = trainer.init(keys[0], data), keys[0]
+        run = jax.jit(trainer.run)
+    else:
+        agents = jax.vmap(trainer.init, in_axes=(0, None))(keys, data)
+        run = jax.jit(jax.vmap(trainer.run, in_axes=(0, None, 0)))
+
+    def measured(_: int) -> None:
+        jax.block_until_ready(run(agents, data, keys))
+
+    return measured
+
+
+def _d3rlpy_peer(dataset: OfflineDataset) -> Callable[[int], None] | None:
+    """The same networks and batches in d3rlpy, or None where it is not installed."""
+    try:
+        import d3rlpy  # pyright: ignore[reportMissingImports]  # the peer only
+    except ImportError:
+        return None
+    d3rlpy.logging.set_log_context(epoch=0)
+    size = NUM_ROWS // EPISODE
+    replay = d3rlpy.dataset.MDPDataset(
+        observations=np.asarray(dataset.states),
+        actions=np.asarray(dataset.actions),
+        rewards=np.asarray(dataset.rewards)[:, None],
+        terminals=np.zeros(NUM_ROWS, np.float32),
+        timeouts=np.asarray(dataset.ends, np.float32),
+    )
+    assert replay.size() == size
+    encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=list(HIDDEN))
+    algorithm = d3rlpy.algos.TD3PlusBCConfig(
+        batch_size=BATCH, actor_encoder_factory=encoder, critic_encoder_factory=encoder
+    ).create(device="cpu")
+    algorithm.build_with_dataset(replay)
+
+    def measured(num_updates: int) -> None:
+        for _ in range(num_updates):
+            algorithm.update(replay.sample_transition_batch(BATCH))
+
+    return measured
+
+
+def run() -> dict[str, Any]:
+    """Measures the candidates in turn; returns rows of a table and flat numbers."""
+    dataset = _dataset()
+    candidates = {
+        "edgesafe_jax": (_ours(dataset, num_seeds=1), NUM_UPDATES, 1),
+        "edgesafe_jax, 8 seeds at once": (_ours(dataset, num_seeds=8), NUM_UPDATES, 8),
+        "d3rlpy": (_d3rlpy_peer(dataset), NUM_UPDATES // 5, 1),
+    }
+    first: dict[str, float] = {}
+    rates: dict[str, list[tuple[float, float]]] = {}
+    present = {name: (step, count, seeds) for name, (step, count, seeds) in candidates.items() if step is not None}
+    for name, (step, count, _) in present.items():
+        begun = time.perf_counter()
+        step(count)
+        first[name] = time.perf_counter() - begun
+    for _ in range(NUM_RUNS):
+        for name, (step, count, seeds) in present.items():
+            begun, cpu = time.perf_counter(), time.process_time()
+            step(count)
+            wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
+            rates.setdefault(name, []).append((count * seeds / cpu, count * seeds / wall))
+    ours = np.array(rates["edgesafe_jax"])[:, 0]
+    rows, values = [], {}
+    for name, measured in rates.items():
+        per_cpu, per_wall = np.array(measured).T
+        ratio = float(np.median(ours / per_cpu))
+        rows.append(
+            {
+                "update": name,
+                "first call (s)": first[name],
+                "per CPU-second": float(np.median(per_cpu)),
+                "min": float(per_cpu.min()),
+                "max": float(per_cpu.max()),
+                "per second": float(np.median(per_wall)),
+                "edgesafe_jax / this": ratio,
+            }
+        )
+        key = name.replace(" ", "_").replace(",", "")
+        values |= {f"{key}/updates_per_cpu_second": float(np.median(per_cpu)), f"{key}/ratio": ratio}
+    return {"rows": rows, "values": values}

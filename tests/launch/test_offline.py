@@ -1,0 +1,81 @@
+"""Symmetry tests and offline policies from the command line: what they leave, and what they refuse."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from edgesafe_jax.offline_rl import make_dataset, tasks
+from edgesafe_jax.offline_rl.formats import write_ogbench
+from launch import offline, train
+from tests.launch import cli
+
+# ml_collections reads config files by it.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+RL = "--config=configs/offline_rl.py:runlocal"
+TESTS = "--config=configs/dynamics_equivariance.py:runlocal"
+
+
+def test_policies_are_trained_reported_and_resumed(monkeypatch, capsys, tmp_path):
+    # The data come from a file, so that reading is part of it.
+    data = tasks.generate(tasks.make_point_mass(), jax.random.key(0), num_episodes=120)
+    path = write_ogbench(tmp_path / "data.npz", data)
+    arguments = (RL, f"--workdir={tmp_path}/run", f"--config.data.path={path}", "--config.methods=('her_learned',)")
+    cli.run(monkeypatch, train, *arguments)
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    for stratum in ("in_distribution", "far_goals", "far_corner", "whole_arena"):
+        name = f"offline_rl/her_learned/{stratum}"
+        assert 0 <= summary[f"{name}_low"] <= summary[name] <= summary[f"{name}_high"] <= 1
+    assert summary["offline_rl/symmetry/coverage_after"] >= 0
+    lines = (run / "methods" / "her_learned" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert (run / "report.html").read_text().count("data:image/png") >= 3
+    assert "her_learned" in capsys.readouterr().out
+    cli.run(monkeypatch, train, *arguments)  # nothing is left to train
+    assert json.loads((run / "summary.json").read_text()) == summary
+
+
+def test_symmetries_are_tested_and_reported(monkeypatch, tmp_path):
+    cli.run(monkeypatch, train, TESTS, f"--workdir={tmp_path}/run", "--config.cases=('velocity_shift',)")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    shares = [summary[f"dynamics/velocity_shift/{v}"] for v in ("verified", "extrapolated", "rejected", "inconclusive")]
+    assert sum(shares) == pytest.approx(1)
+    assert "dynamics/velocity_shift/scale_4/false acceptance" in summary
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_what_means_nothing_is_refused(monkeypatch, capsys, tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.methods=('magic',)")
+    assert "config.methods='magic'" in message
+    assert "her_learned" in message
+    message = cli.refused(monkeypatch, capsys, train, TESTS, workdir, "--config.cases=('magic',)")
+    assert "config.cases='magic'" in message
+    message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.updates_per_step=3")
+    assert "num_updates=8: expected a multiple of config.updates_per_step, 3" in message
+
+
+def test_data_of_another_world_are_refused(monkeypatch, capsys, tmp_path):
+    states = np.zeros((4, 4))
+    ends = np.array([0, 0, 0, 1])
+    goals = np.zeros((4, 3))
+    data = make_dataset(
+        states=states, actions=np.zeros((4, 2)), rewards=np.zeros(4), next_states=states, ends=ends, goals=goals
+    )
+    path = write_ogbench(tmp_path / "data.npz", data)
+    message = cli.refused(monkeypatch, capsys, train, RL, f"--workdir={tmp_path}/run", f"--config.data.path={path}")
+    assert "goals of" in message
+    assert "have 3 dimensions, config.world='point_mass' has 2" in message
+
+
+def test_every_named_learner_and_case_can_be_made():
+    for make in offline.LEARNERS.values():
+        assert make(hidden=(4,)).batches_per_call >= 1
+    for case in offline.CASES.values():
+        task = case.task()
+        group = task.group if case.make_group is None else case.make_group(task)
+        assert group.sizes == task.sizes
+        assert task.sizes.state in offline.TOLERANCES
