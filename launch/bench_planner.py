@@ -226,8 +226,9 @@ def run() -> dict[str, Any]:
     rows += more
     values |= numbers
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    axes = {"xlabel": "problems in one call", "ylabel": "plans per second"}
-    figure = curves({task.name: points}, **axes, log_x=True, log_y=True)
+    figure = curves(
+        {task.name: points}, xlabel="problems in one call", ylabel="plans per second", log_x=True, log_y=True
+    )
     return {
         "rows": [{name: row.get(name) for name in columns} for row in rows],
         "values": values,
