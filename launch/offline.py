@@ -140,9 +140,6 @@ CASES: dict[str, Case] = {
 }
 """What `config.cases` may name."""
 
-TOLERANCES = {4: (0.05, 0.05, 0.25, 0.25), 6: (0.05, 0.05, 0.25, 0.25, 0.05, 0.05)}
-"""By size of the state: positions 0.05, velocities 0.25; a step moves a point by up to 0.15."""
-
 
 def draw_elements(world: World, case: Case, group: dynamics.GroupAction, data: dynamics.Transitions, seed: int) -> Any:
     """One element a transition: a translation to where another transition is, or beyond an unseen wall."""
@@ -174,7 +171,7 @@ def train_dynamics(config: Config, workdir: str | Path) -> Path:
         data = world.parts["calibration"]
         elements = draw_elements(world, case, group, data, seed=number)
         true_step = tasks.make_point_mass(walls=case.unseen).step if case.unseen else task.step
-        tolerance = np.array(TOLERANCES[task.sizes.state])
+        tolerance = np.array(task.tolerance)
         for scale in config["scales"]:
             result = dynamics.equivalence_test(
                 world.ensemble, world.calibration, world.support, group, elements, data, tolerance=scale * tolerance
@@ -276,7 +273,7 @@ def _oracle(inputs: Inputs) -> SamplerData:
         world.task.group,
         bank.elements,
         world.dataset.transitions(),
-        tolerance=inputs.config["tolerance"],
+        tolerance=world.task.tolerance,
     )
     return _data(inputs, bank.replace(accepted=bank.accepted & ~jnp.asarray(wrong)))
 
@@ -344,7 +341,7 @@ def learn_bank(config: Config, world: World) -> dynamics.TransformBank:
         few,
         task.group,
         data,
-        tolerance=config["tolerance"],
+        tolerance=task.tolerance,
         key=jax.random.key(2),
         domain=domain,
         max_violation=float(settings["max_violation"]),
@@ -356,7 +353,7 @@ def learn_bank(config: Config, world: World) -> dynamics.TransformBank:
         world.support,
         distribution,
         data,
-        tolerance=config["tolerance"],
+        tolerance=task.tolerance,
         key=jax.random.key(3),
         domain=domain,
         num_elements=int(settings["num_elements"]),
@@ -478,7 +475,7 @@ def _report(
     )
     print(reporting.make_table(rows, digits=3).to_text())
     for bank in banks.values():
-        values |= _symmetry_figures(config, section, world, bank)
+        values |= _symmetry_figures(section, world, bank)
     widest = max(task.strata, key=lambda s: float(np.asarray(results[next(iter(results))][s].goal_distance).max()))
     distance = np.asarray(results[next(iter(results))][widest].goal_distance)[0]
     edges = np.linspace(0, distance.max() + 1e-6, 6)
@@ -498,13 +495,11 @@ def _report(
     return report
 
 
-def _symmetry_figures(
-    config: Config, section: reporting.Section, world: World, bank: dynamics.TransformBank
-) -> dict[str, float]:
+def _symmetry_figures(section: reporting.Section, world: World, bank: dynamics.TransformBank) -> dict[str, float]:
     """Adds what the learned translations do, and returns their numbers."""
     task, data = world.task, world.dataset.transitions()
     accepted, verdicts = np.asarray(bank.accepted), np.asarray(bank.verdicts)
-    wrong = baselines.is_wrong(task.step, task.group, bank.elements, data, tolerance=config["tolerance"])
+    wrong = baselines.is_wrong(task.step, task.group, bank.elements, data, tolerance=task.tolerance)
     first = [indices[0] for indices in task.group.state_axes]
     places = np.asarray(data.states)[:, None, first] + np.asarray(bank.elements)
     low, high = task.domain

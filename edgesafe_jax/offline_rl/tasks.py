@@ -78,6 +78,8 @@ class Task:
       group: the joint translation of all that moves and of the goal.
       data: stratum of the data.
       strata: where policies are evaluated.
+      tolerance: differences of a next state that do not matter, for each dimension in its units; a step moves a point
+        by up to 0.1.
       domain: box of positions in which the user declares the dynamics to be the same everywhere.
       walls: what stands in the way.
       horizon: steps of an episode.
@@ -93,6 +95,7 @@ class Task:
     group: Translation
     data: Stratum
     strata: Mapping[str, Stratum]
+    tolerance: tuple[float, ...]
     domain: Box = ARENA
     walls: tuple[Wall, ...] = ()
     horizon: int = 50
@@ -150,6 +153,7 @@ def make_point_mass(
         group=_translation(Sizes(4, 2, 2), state_axes=((0,), (1,))),
         data=data or Stratum(CORNER, CORNER),
         strata=strata,
+        tolerance=(0.05, 0.05, 0.25, 0.25),
         walls=walls,
     )
 
@@ -216,6 +220,7 @@ def make_pusher() -> Task:
         group=_translation(sizes, state_axes=((0, 4), (1, 5))),
         data=Stratum(inner, inner),
         strata={"in distribution": Stratum(inner, inner), "far corner": Stratum(far, far)},
+        tolerance=(0.05, 0.05, 0.25, 0.25, 0.05, 0.05),
     )
 
 
@@ -236,7 +241,7 @@ def generate(task: Task, key: PRNGKey, *, num_episodes: int, stratum: Stratum | 
     def episode(key: PRNGKey) -> tuple[Array, ...]:
         key_start, key_goal, key_steps = jax.random.split(key, 3)
         state = sample_start(task, key_start, stratum)
-        goal = sample_goal(task, key_goal, stratum)
+        goal = sample_goal(key_goal, stratum)
 
         def act(state: Array, key: PRNGKey) -> tuple[Array, tuple[Array, ...]]:
             action = task.behaviour(key, state, goal)
@@ -259,9 +264,8 @@ def sample_start(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
     return task.start(key_rest, _uniform(key_place, stratum.starts))
 
 
-def sample_goal(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
+def sample_goal(key: PRNGKey, stratum: Stratum) -> Array:
     """Draws a goal `[G]` of a stratum."""
-    del task
     return _uniform(key, stratum.goals)
 
 
