@@ -7,6 +7,23 @@ Human-scored answers are paraphrased (`data.sources`); the heads of the packaged
 towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and one style of paraphrase are never
 trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured too.
 `:quickstart` is what `launch.quickstart --only guards` runs, `:runlocal` a check of the machinery.
+Measured with these two commands on answers to held-out objectives (before -> after, mean over five seeds):
+
+    hidden_states             std            label flips    unsafe->safe   safe->unsafe   accuracy       ECE
+    seen ways, 173 sets       .072 -> .032   .306 -> .097   .386 -> .093   .252 -> .100   .755 -> .782   .097 -> .085
+    unseen style, 152 sets    .038 -> .031   .132 -> .076   .203 -> .113   .072 -> .041   .743 -> .768   .127 -> .117
+    unseen source, 71 sets    .060 -> .060   .141 -> .175   .240 -> .272   .087 -> .108   .669 -> .707   .217 -> .181
+
+    encoder
+    seen ways, 173 sets       .028 -> .023   .197 -> .127   .111 -> .104   .289 -> .155   .556 -> .555   .126 -> .124
+    unseen style and source   .033 -> .030   .154 -> .128   .112 -> .119   .205 -> .141   .560 -> .556   .128 -> .126
+
+Rewriting by the language model, the unseen source, does not become steadier: only 71 sets have one that passes the
+filter, and a head on frozen features cannot undo what changes the words themselves. The encoder guard is weak on these
+excerpts (AUROC .58). Among the rules, "min" loses safety (unsafe->safe flips .376, missed .476 on seen ways), mean and
+median miss more unsafe members (.291, .286) than `conservative_gap` (.272), and "max" and "quantile" miss fewer (.215,
+.260) but flip more safe answers (.283, .135). `conservative_gap` lowers flips in both directions and misses on held-out
+paraphrases; `skew_quantile` and `conservative_gap_logit` do so as well, within the seeds' spread.
 `--config.data.teacher_sets=FILE.jsonl` and `--config.data.held_out_sets=FILE.jsonl` bring in a user's own sets.
 """
 
