@@ -1,9 +1,9 @@
-r"""From nothing to a report: distils SmolLM2 and its guard into a soft prompt and measures it.
+r"""From nothing to a report: a soft prompt distilled from SmolLM2 and its guard, steadier guards, a planner.
 
     python -m launch.quickstart [--workdir DIR] [--only SECTION[,SECTION]] [--checkpoint DIR]
 
 Weights and data are fetched on the first run. An interrupted run continues with the same command; a finished one is
-measured again. With `--checkpoint` nothing is trained: the adapter of another work directory is measured.
+measured again. The section `offline_rl` runs only when it is named. With `--checkpoint` nothing is trained: the adapter of another work directory is measured.
 """
 
 import time
@@ -19,7 +19,7 @@ from launch import alignment, consistency, errors, offline, planning, startup
 def define_flags() -> None:
     """Defines the command line; not on import, so that several launchers can be imported together."""
     flags.DEFINE_string("workdir", "workdirs/quickstart", "Where everything about the run is written.")
-    flags.DEFINE_list("only", None, "Sections to run; default all.")
+    flags.DEFINE_list("only", None, "Sections to run; default all but those of ON_REQUEST.")
     flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run to measure instead.")
 
 
@@ -50,6 +50,9 @@ SECTIONS: dict[str, Callable[[Path], None]] = {
 }
 """What `--only` may name."""
 
+ON_REQUEST = ("offline_rl",)
+"""Sections that run only when they are named."""
+
 
 def main(argv: list[str]) -> None:
     """Runs the sections."""
@@ -57,7 +60,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
-        chosen = [(name, errors.lookup(SECTIONS, name, "--only")) for name in flags.FLAGS.only or SECTIONS]
+        names = flags.FLAGS.only or [name for name in SECTIONS if name not in ON_REQUEST]
+        chosen = [(name, errors.lookup(SECTIONS, name, "--only")) for name in names]
         workdir = Path(flags.FLAGS.workdir)
         for name, section in chosen:
             started = time.monotonic()
