@@ -3,7 +3,8 @@ r"""From nothing to a report: a soft prompt distilled from SmolLM2 and its guard
     python -m launch.quickstart [--workdir DIR] [--only SECTION[,SECTION]] [--checkpoint DIR]
 
 Weights and data are fetched on the first run. An interrupted run continues with the same command; a finished one is
-measured again. The section `offline_rl` runs only when it is named. With `--checkpoint` nothing is trained: the adapter of another work directory is measured.
+measured again. The section `offline_rl` runs only when it is named. With `--checkpoint` no soft prompt is trained: that
+of another work directory is measured.
 """
 
 import time
