@@ -78,8 +78,8 @@ def linear_divergence(
       >>> (tv,) = linear_divergence(
       ...     (total_variation,), student_hidden=jnp.zeros((3, 4)), teacher_hidden=jnp.zeros((3, 4)),
       ...     head=head, certain_prob=jnp.array([0.0, 0.5, 1.0]), certain_tokens=jnp.zeros(3, int))
-      >>> print(jnp.round(tv, 3))
-      [0.    0.375 0.75 ]
+      >>> print(*(f"{value:.3f}" for value in tv))
+      0.000 0.375 0.750
     """
     student, mask = _check(student_hidden, "student_hidden", where, chunk_size)
     teacher = check_floating(teacher_hidden, "teacher_hidden")

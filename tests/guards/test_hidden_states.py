@@ -81,9 +81,9 @@ def test_only_the_layers_that_are_needed_matter(tiny_model, features, monkeypatc
     depths = []
     original = hidden_states._pooled
 
-    def pooled(config, *args, **kwargs):
-        depths.append(config.num_layers)
-        return original(config, *args, **kwargs)
+    def pooled(decoder, *args, **kwargs):
+        depths.append(decoder.config.num_layers)
+        return original(decoder, *args, **kwargs)
 
     monkeypatch.setattr(hidden_states, "_pooled", pooled)
     first = pair_features(tiny_model, PROMPTS, RESPONSES, layers=[1], batch_size=8)
