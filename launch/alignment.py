@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
+from jax.sharding import Mesh
 
 from edgesafe_jax import adapters, assets, corpora, losses, metrics
 from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_hidden_state_guard
@@ -293,9 +294,9 @@ def _objective(config: Config) -> list[distillation.Term]:
 
 
 def make_step(
-    config: Config, model: LanguageModel
+    config: Config, model: LanguageModel, mesh: Mesh
 ) -> tuple[Callable[[TrainState, distillation.TeacherBatch], tuple[TrainState, dict[str, Array]]], TrainState]:
-    """Makes the jitted step and the state before the first one.
+    """Makes the jitted step and the state before the first one, both on all devices of the mesh.
 
     The state's parameters are the adapter and the running mean of it over the last part of the run.
     """
@@ -319,7 +320,6 @@ def make_step(
 
     initial = init_state(start, optimizer, key=seed)
     initial = initial.replace(params={"adapter": initial.params, "mean": jax.tree.map(jnp.copy, initial.params)})
-    mesh = make_data_mesh()
     return functools.partial(step, replicate(model.params, mesh)), replicate(initial, mesh)
 
 
@@ -350,8 +350,8 @@ def train(config: Config, workdir: str | Path) -> Path:
         groups=teacher.groups,
         shares={name: float(config["data"]["shares"][name]) for name in teacher.groups},
     )
-    step, state = make_step(config, model)
     mesh = make_data_mesh()
+    step, state = make_step(config, model, mesh)
 
     def batches(number: int) -> distillation.TeacherBatch:
         return shard_batch(teacher.data.batch(order(number), pad_id=model.tokenizer.pad_id), mesh)
