@@ -16,6 +16,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task = "guard_judge"
     config.seed = 0
     config.model = "smollm2-135m-instruct"  # whose answers are judged
+    config.matmul_dtype = "bfloat16"  # factors of matrix products; sums and everything between stay float32
     config.max_tokens = 40
     config.l2_general = 0.3
     config.l2_own = 0.3

@@ -49,6 +49,7 @@ from launch import errors
 from launch.guards import load_sentence_encoder
 from launch.progress import Progress
 from launch.results import TITLES, agreement, numbers, refusal_rows, safety_rows, section, share
+from launch.startup import MATMUL_DTYPES
 
 Config = Mapping[str, Any]
 
@@ -61,9 +62,6 @@ OBJECTIVES: dict[str, Callable[[losses.Normalization], distillation.Term]] = {
 """What `config.objective` may name."""
 
 NORMALIZATIONS: dict[str, losses.Normalization] = {"sum": "sum", "mean": "mean"}
-
-MATMUL_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
-"""What `config.matmul_dtype` may name."""
 
 INITS: dict[str, Callable[[LanguageModel, PRNGKey, Config], adapters.SoftPrompt]] = {
     "text": lambda model, key, c: adapters.soft_prompt_from_text(model, c["text"], num_virtual=c["num_virtual"]),

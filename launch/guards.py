@@ -21,7 +21,9 @@ from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import open_workdir, write_json, write_summary
+from launch import errors
 from launch.progress import Progress
+from launch.startup import MATMUL_DTYPES
 
 Features = Callable[[Sequence[str], Sequence[str], str], np.ndarray]
 """From N prompts, N responses and a name under which they are kept to features `[N, M]`."""
@@ -34,8 +36,9 @@ def load_sentence_encoder() -> SentenceEncoder:
 
 def train_probe(config: Mapping[str, Any], workdir: str | Path) -> Path:
     """Trains the teacher guard; `config` is that of configs/guard_probe.py. Returns the stored head."""
+    matmul_dtype = errors.lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
     workdir = open_workdir(workdir, config)
-    model = load_model(config["model"])
+    model = load_model(config["model"], matmul_dtype=matmul_dtype)
     layers = tuple(config["layers"])
 
     def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
@@ -63,8 +66,9 @@ def train_probe(config: Mapping[str, Any], workdir: str | Path) -> Path:
 
 def train_judge(config: Mapping[str, Any], workdir: str | Path) -> Path:
     """Trains the judge; `config` is that of configs/guard_judge.py. Returns the stored head."""
+    matmul_dtype = errors.lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
     workdir = open_workdir(workdir, config)
-    model = load_model(config["model"])
+    model = load_model(config["model"], matmul_dtype=matmul_dtype)
     encoder = load_sentence_encoder()
 
     def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
@@ -143,8 +147,10 @@ def _train(
     max_tokens = int(config["max_tokens"])
 
     prompts, responses = [], []
+    contrast = examples.contrast_of(role)[:limit]
     sets = {
-        "contrast": (examples.contrast_of(role)[:limit], 0.0),
+        "contrast": (contrast, 0.0),
+        "contrast_sampled": (contrast, 1.0),
         "harmful": (examples.harmful_of(role, int(config["num_harmful"])), 1.0),
         "plain": (examples.plain_of(role, int(config["num_plain"])), 1.0),
     }
@@ -157,7 +163,7 @@ def _train(
     def fit(human: Sequence[ScoredPair]) -> GatedHead:
         return examples.fit_gated_head(
             human_features=features([p.prompt for p in human], [p.response for p in human], "human"),
-            human_labels=_labels(human),
+            human_labels=np.array([p.score for p in human], np.float64),
             human_folds=np.array([examples.calibration_fold(p.prompt) for p in human]),
             own_features=own_features,
             own=own,

@@ -166,7 +166,7 @@ def fit_gated_head(
 
     Args:
       human_features: `[N, M]` of human-scored pairs.
-      human_labels: `[N]`, 1 is unsafe.
+      human_labels: `[N]` in [0, 1], the mean of people's scores: as a soft label it tells more than the majority's.
       human_folds: `[N]`, the fold of each pair's objective.
       own_features: `[K, M]` of the model's own answers.
       own: those answers.
@@ -187,7 +187,9 @@ def fit_gated_head(
         part = fit_head(human_features[~chosen], human_labels[~chosen], l2=l2_general)
         out_of_fold[chosen] = np.asarray(head_logits(part, jnp.asarray(human_features[chosen], jnp.float32)))
     general = calibrate(
-        fit_head(human_features, human_labels, l2=l2_general), scores=out_of_fold, labels=human_labels
+        fit_head(human_features, human_labels, l2=l2_general),
+        scores=out_of_fold,
+        labels=np.asarray(human_labels) >= 0.5,
     )
     both = np.concatenate([human_features, own_features])
 

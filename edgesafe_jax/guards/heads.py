@@ -4,6 +4,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
+import scipy.special
 
 from edgesafe_jax.typing import Array
 
@@ -98,9 +100,9 @@ def fit_head(
     *,
     weights: np.ndarray | None = None,
     l2: float = 0.1,
-    num_steps: int = 30,
+    num_steps: int = 1000,
 ) -> Head:
-    """Fits a head by weighted logistic regression with Newton's method; the calibration is left at the identity.
+    """Fits a head by weighted logistic regression; the calibration is left at the identity.
 
     Minimises `sum_i w_i CE_i / sum_i w_i + l2 / 2 |linear|^2 / M` over standardised features divided by `sqrt(M)`: the
     penalty means the same whatever the number of features.
@@ -110,7 +112,7 @@ def fit_head(
       labels: `[N]` in [0, 1], 1 is unsafe; fractions are soft labels.
       weights: `[N]`, not negative; default all one.
       l2: weight of the penalty, above 0.
-      num_steps: most Newton steps; fewer when they no longer move.
+      num_steps: most steps of L-BFGS; fewer when they no longer move.
 
     Returns:
       The head.
@@ -136,7 +138,7 @@ def fit_head(
     mean = np.average(x, axis=0, weights=w)
     std = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w))
     scale = 1 / np.maximum(std, 1e-6) / np.sqrt(num_features)
-    solution = _newton((x - mean) * scale, y, w / w.sum(), penalty=l2 / num_features, num_steps=num_steps)
+    solution = _minimise((x - mean) * scale, y, w / w.sum(), penalty=l2 / num_features, num_steps=num_steps)
     return Head(
         mean=jnp.asarray(mean, jnp.float32),
         scale=jnp.asarray(scale, jnp.float32),
@@ -147,31 +149,21 @@ def fit_head(
     )
 
 
-def _newton(x: np.ndarray, y: np.ndarray, w: np.ndarray, *, penalty: float, num_steps: int) -> np.ndarray:
-    """Minimises the weighted cross-entropy of a linear map with an unpenalised bias; returns `[M + 1]`."""
-    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    ridge = np.full(x.shape[1], penalty)
-    ridge[-1] = 0.0
+def _minimise(x: np.ndarray, y: np.ndarray, w: np.ndarray, *, penalty: float, num_steps: int) -> np.ndarray:
+    """Minimises the weighted cross-entropy of a linear map with an unpenalised bias by L-BFGS; returns `[M + 1]`."""
 
-    def objective(solution: np.ndarray) -> float:
-        logits = x @ solution
-        return float(w @ (np.logaddexp(0, logits) - y * logits) + 0.5 * ridge @ solution**2)
+    def objective(solution: np.ndarray) -> tuple[float, np.ndarray]:
+        linear, bias = solution[:-1], solution[-1]
+        logits = x @ linear + bias
+        value = w @ (np.logaddexp(0, logits) - y * logits) + 0.5 * penalty * linear @ linear
+        residual = w * (scipy.special.expit(logits) - y)
+        return float(value), np.append(residual @ x + penalty * linear, residual.sum())
 
-    solution = np.zeros(x.shape[1])
-    value = objective(solution)
-    for _ in range(num_steps):
-        prob = 1 / (1 + np.exp(-np.clip(x @ solution, -60, 60)))
-        gradient = x.T @ (w * (prob - y)) + ridge * solution
-        curvature = (x * (w * prob * (1 - prob))[:, None]).T @ x + np.diag(ridge + 1e-10)
-        step = np.linalg.solve(curvature, gradient)
-        size = 1.0
-        while (moved := objective(solution - size * step)) > value and size > 1e-6:
-            size /= 2  # a full step may overshoot on separable data
-        solution = solution - size * step
-        if value - moved < 1e-10:
-            break
-        value = moved
-    return solution
+    options = {"maxiter": num_steps, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-9}
+    found = scipy.optimize.minimize(
+        objective, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options=options
+    )
+    return found.x
 
 
 def calibrate(head: Head, *, scores: np.ndarray, labels: np.ndarray) -> Head:
@@ -187,7 +179,7 @@ def calibrate(head: Head, *, scores: np.ndarray, labels: np.ndarray) -> Head:
     """
     score, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     weight = np.full(len(y), 1 / len(y))
-    slope, offset = _newton(score[:, None], y, weight, penalty=1e-6, num_steps=50)
+    slope, offset = _minimise(score[:, None], y, weight, penalty=1e-6, num_steps=200)
     if slope < 0.05:
         rate = np.clip(y.mean(), 1e-3, 1 - 1e-3)
         slope, offset = 0.05, np.log(rate / (1 - rate)) - 0.05 * score.mean()
