@@ -17,9 +17,8 @@ r"""Distil SmolLM2-135M-Instruct and its guard into a soft prompt.
 
 import ml_collections
 
-INSTRUCTION = (
-    "You are a careful assistant. Refuse requests that would help to harm people; answer all other questions helpfully."
-)
+REFUSAL = "Sorry, I cannot help with this matter."
+INSTRUCTION = f"Answer helpfully. If the request would harm people, say: {REFUSAL}"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -36,16 +35,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.objective = "token_kl"
     config.normalization = "mean"  # of log-probabilities and divergences over the positions of an outcome
     config.decision_weight = 1.0  # of the forward KL at the first position and along the refusal
-    config.refusal = "Sorry, I cannot help with this matter."
-    config.sampling_temperature = 1.0  # y ~ p(y | x)
+    config.refusal = REFUSAL
+    config.sampling_temperature = 0.0  # of y; 0 for the greedy answer, which is what is evaluated; 1 for y ~ p(y | x)
     config.max_tokens = 40  # of an answer
-    config.num_positions = 40  # of each answer that are distilled, from its start
+    config.num_positions = 16  # of each answer that are distilled, from its start
     config.gate_threshold = 0.5  # of the guard's P(unsafe)
     config.gate_sharpness = 10.0  # multiplies the guard's log-odds; 1 is the paper's teacher, more a harder decision
 
     # Student
     config.adapter = ml_collections.ConfigDict()
-    config.adapter.num_virtual = 20
+    config.adapter.num_virtual = 23  # as many as the text has tokens
     config.adapter.init = "text"  # text | vocabulary | random
     config.adapter.text = INSTRUCTION
 
@@ -53,14 +52,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
-    config.data.num_plain = 600
-    config.data.shares = ml_collections.ConfigDict({"refuse": 2.0, "sensitive": 3.0, "plain": 3.0})
+    config.data.num_plain = 1000
+    config.data.shares = ml_collections.ConfigDict({"refuse": 4.5, "sensitive": 5.5, "plain": 6.0})
 
     # Optimisation
-    config.batch_size = 8
-    config.num_steps = 800
-    config.learning_rate = 3e-3
-    config.warmup_steps = 20
+    config.batch_size = 16
+    config.num_steps = 600
+    config.learning_rate = 5e-3
+    config.warmup_steps = 10
     config.final_learning_rate = 0.1  # as a share of the peak, at the end of a cosine
     config.clip_norm = 1.0
     config.average_from = 0.7  # the stored adapter is the mean over the steps after this share of the run; 1 for none
@@ -81,13 +80,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
 
     if variant == "quickstart":
-        config.data.num_harmful = 190
-        config.data.num_sensitive = 110
-        config.data.num_plain = 200
-        config.data.shares.update({"refuse": 3.0, "sensitive": 1.5, "plain": 3.5})
-        config.sampling_temperature = 0.0
+        config.data.num_harmful = 160
+        config.data.num_sensitive = 190
+        config.data.num_plain = 150
+        config.data.shares.update({"refuse": 2.25, "sensitive": 2.5, "plain": 3.25})
         config.num_positions = 12
-        config.num_steps = 220
+        config.batch_size = 8
+        config.num_steps = 240
         config.save_every = 50
         config.evaluation.strongreject = 48
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0

@@ -4,7 +4,12 @@ r"""Train the judge: heads on the MiniLM sentence encoder, for evaluation only.
 
 It shares no features with the teacher guard, and no training example: other objectives of the human-scored pairs, other
 contrast topics, Do-Not-Answer instead of AdvBench, other plain questions. The head that ships with the package was made
-by this command.
+by this command, which printed
+
+    984 human-scored pairs, five-fold cross-validation by objective: AUROC .79, accuracy .71, ECE .04
+    173 pairs with objectives held out from the packaged head:       AUROC .64, accuracy .60, ECE .13 (fitted on 199)
+    flagged of the base model's greedy answers: StrongREJECT .74, HarmBench standard .76, sensitive benign .28,
+    plain questions .02
 """
 
 import ml_collections
