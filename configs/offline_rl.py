@@ -17,6 +17,7 @@ the test has too few calibration episodes for its level. `methods` are compared:
     her                     hindsight goals
     translation             untested translations of state and goal over the whole domain
     her_translation         the same after hindsight relabelling
+    her_state_only          the same with the goal left where it was: a false augmentation
     her_learned             hindsight goals, then learned and tested translations
     her_oracle              hindsight goals, then the translations that the true simulator allows
     her_model               hindsight goals on data and rollouts of the model
@@ -54,7 +55,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.symmetry.declare_domain = True  # whether the arena is declared to be the same beyond the data
     config.symmetry.max_violation = 0.1
     config.symmetry.num_steps = 1500
-    config.symmetry.num_elements = 64  # of each transition
+    config.symmetry.num_elements = 32  # of each transition
 
     # Policies
     config.methods = (
@@ -63,6 +64,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "her",
         "translation",
         "her_translation",
+        "her_state_only",
         "her_learned",
         "her_oracle",
         "her_model",
@@ -76,6 +78,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.learner.hidden = (64, 64)
     config.learner.learning_rate = 1e-3
     config.learner.discount = 0.95
+    config.normalize = False  # observations; the positions are of order one as they are
     config.batch_size = 256
     config.num_updates = 8000
     config.updates_per_step = 1000  # between two lines of metrics, in one scan
@@ -89,7 +92,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     elif variant == "quickstart":
         config.model.num_epochs = 60
         config.symmetry.num_steps = 600
-        config.symmetry.num_elements = 32
+        config.symmetry.num_elements = 16
         config.methods = ("none", "her", "her_learned")
         config.num_updates = 6000
         config.num_seeds = 2
