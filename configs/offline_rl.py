@@ -9,8 +9,7 @@ arena with a wall:
 
 `--config.world=point_mass|point_mass_walls|pusher` chooses the task, `--config.learner.name=td3_bc|iql|awr|bc` the
 algorithm; `--config.data.path` reads a Minari directory or an OGBench .npz file instead of generating data (with states
-and goals of the chosen world). The pusher has six dimensions of state and needs `--config.data.num_episodes=300`, or
-the test has too few calibration episodes for its level. `methods` are compared:
+and goals of the chosen world). `methods` are compared:
 
     none                    the data as they are
     s4rl                    noise on the states
@@ -89,6 +88,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.world = "point_mass_walls"
         config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
         config.symmetry.declare_domain = False
+        config.data.num_episodes = 400
+        config.alpha = 0.01  # near a wall a wrong translation costs more
     elif variant == "quickstart":
         config.model.num_epochs = 60
         config.symmetry.num_steps = 600

@@ -248,7 +248,7 @@ def make_reacher() -> Task:
         warnings.simplefilter("ignore")  # brax and what it imports say that they are no longer developed
         from brax import envs
 
-        env: Any = envs.get_environment("reacher", backend="generalized")
+        env: Any = envs.get_environment("reacher", backend="spring")
     upper, lower = 0.1, 0.11  # lengths of the links, m
 
     def tip(joints: Array) -> Array:
@@ -289,7 +289,7 @@ def make_reacher() -> Task:
         group=_translation(sizes, state_axes=((0,), (1,))),
         data=Stratum(front, front),
         strata={"in distribution": Stratum(front, front)},
-        tolerance=(0.005, 0.005, 0.05, 0.05),
+        tolerance=(0.002, 0.002, 0.02, 0.02),
         domain=((-0.21, -0.21), (0.21, 0.21)),
         horizon=20,
         radius=0.02,
