@@ -21,6 +21,28 @@ and goals of the chosen world). `methods` are compared:
     her_oracle              hindsight goals, then the translations that the true simulator allows
     her_model               hindsight goals on data and rollouts of the model
     full_coverage           data from the whole domain
+
+The open point mass: data of uniform random actions from starts in one corner of the arena, the reward minus the
+distance to a goal in that corner, observations in the units of the arena. Success, interquartile mean over 10 seeds and
+95 % bootstrap intervals over seeds, by the first command with `--config.methods="('her_learned','her','none')"`, about
+four minutes of one core:
+
+    method        in distribution     far goals           far corner          whole arena
+    her_learned   1.000 [1.00, 1.00]  1.000 [1.00, 1.00]  1.000 [1.00, 1.00]  1.000 [1.00, 1.00]
+    her           1.000 [1.00, 1.00]  0.000 [0.00, 0.00]  0.000 [0.00, 0.00]  0.518 [0.48, 0.58]
+    none          0.997 [0.97, 1.00]  0.000 [0.00, 0.00]  0.000 [0.00, 0.01]  0.150 [0.13, 0.17]
+
+Of the learned and tested translations .884 were accepted (.20 verified in the support of the data, the others by the
+declared domain), and .011 of those were wrong in the true world: at its bounds, where else it is the same everywhere.
+They raise the share of cells visited from .27 to 1. Without the declaration (`--config.symmetry.declare_domain=False`)
+nothing beyond the data is accepted, and no such gain is to be expected.
+
+How hard it is to leave the data depends on what the networks see. With normalised observations
+(`--config.normalize=True`) the policy of hindsight goals alone reaches everything in this world (1.0 in all strata, a
+probe of two seeds), and so it did in a slower one with data of a controller that goes to its goals. The setting above
+was chosen, in such probes, as one in which hindsight goals do not suffice; learning rate and discount were chosen on
+this task too. So the numbers show what tested translations add where a policy does not extrapolate by itself, not that
+it never does.
 """
 
 import ml_collections

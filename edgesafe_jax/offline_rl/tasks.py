@@ -275,8 +275,8 @@ def make_reacher() -> Task:
 
     def behaviour(key: PRNGKey, state: Array, goal: Array) -> Array:
         elbow = joints_at(state[:2])[1]
-        spring = jnp.stack([jnp.zeros(()), 0.05 * (1.6 - elbow)])
-        return jnp.clip(spring + 0.1 * jax.random.normal(key, (2,)), -1.0, 1.0)
+        spring = jnp.stack([jnp.zeros(()), 0.3 * (1.6 - elbow)])
+        return jnp.clip(spring + 0.5 * jax.random.normal(key, (2,)), -1.0, 1.0)
 
     sizes, front = Sizes(4, 2, 2), ((0.08, -0.08), (0.16, 0.08))
     return Task(
