@@ -167,7 +167,7 @@ def test_model_rollouts_are_the_models(data):
 def test_the_reacher_can_be_turned_but_not_moved():
     task = make_reacher()
     step = jax.jit(task.step)
-    state, action = jnp.array([0.12, 0.03, 0.1, -0.2]), jnp.array([0.1, -0.05])
+    state, action = jnp.array([0.12, 0.03, 0.1, -0.2]), jnp.array([1.0, -0.5])
     after = step(state, action)
     turn = PlanarRotation(task.sizes, state_pairs=((0, 1), (2, 3)), action_pairs=(), goal_pairs=((0, 1),))
     angle = jnp.array(0.7)
