@@ -5,6 +5,11 @@ r"""Test transformations on learned models: true symmetries, false ones, too poo
 Every case generates data, fits a model and tests one transformation, sample by sample; because the simulators are
 known, so is what the test should have said. The report has the verdicts, power and false acceptance against the
 tolerance, and maps of where the symmetry breaks. `:runlocal` is a check of the machinery.
+
+Measured on episodes that neither fit nor calibration saw, by the command with `--config.cases="('walls',)"` (one seed):
+with a wall in the data .175 of the translations to where other data lie would be wrong. The test verifies .513 of all,
+and .0048 of those are wrong (.0017 to .0048 at a quarter to four times the tolerance). Moved inputs meet the wall more
+often than the calibration inputs, for whose law alone `alpha` bounds P(verified and wrong): hence the small level.
 """
 
 import ml_collections
@@ -26,12 +31,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "underfitted",
         "pusher_joint",
         "pusher_object_alone",
+        "reacher",
     )
-    config.alpha = 0.05  # over all dimensions of the state
+    config.alpha = 0.005  # over all dimensions of the state; needs 1 / alpha - 1 calibration episodes
     config.scales = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the tolerance, for the curve
     config.data = ml_collections.ConfigDict()
-    config.data.num_episodes = 300
-    config.data.shares = ml_collections.ConfigDict({"training": 0.5, "validation": 0.1, "calibration": 0.4})
+    config.data.num_episodes = 600
+    config.data.shares = ml_collections.ConfigDict(
+        {"training": 0.35, "validation": 0.05, "calibration": 0.45, "fresh": 0.15}  # the test is measured on the last
+    )
     config.model = ml_collections.ConfigDict()
     config.model.hidden = (128, 128)
     config.model.num_epochs = 100

@@ -9,18 +9,40 @@ arena with a wall:
 
 `--config.world=point_mass|point_mass_walls|pusher` chooses the task, `--config.learner.name=td3_bc|iql|awr|bc` the
 algorithm; `--config.data.path` reads a Minari directory or an OGBench .npz file instead of generating data (with states
-and goals of the chosen world). The pusher has six dimensions of state and needs `--config.data.num_episodes=300`, or
-the test has too few calibration episodes for its level. `methods` are compared:
+and goals of the chosen world). `methods` are compared:
 
     none                    the data as they are
     s4rl                    noise on the states
     her                     hindsight goals
     translation             untested translations of state and goal over the whole domain
     her_translation         the same after hindsight relabelling
+    her_state_only          the same with the goal left where it was: a false augmentation
     her_learned             hindsight goals, then learned and tested translations
     her_oracle              hindsight goals, then the translations that the true simulator allows
     her_model               hindsight goals on data and rollouts of the model
     full_coverage           data from the whole domain
+
+The open point mass: data of uniform random actions from starts in one corner of the arena, the reward minus the
+distance to a goal in that corner, observations in the units of the arena. Success, interquartile mean over 10 seeds and
+95 % bootstrap intervals over seeds, by the first command with `--config.methods="('her_learned','her','none')"`, about
+four minutes of one core:
+
+    method        in distribution     far goals           far corner          whole arena
+    her_learned   1.000 [1.00, 1.00]  1.000 [1.00, 1.00]  1.000 [1.00, 1.00]  1.000 [1.00, 1.00]
+    her           1.000 [1.00, 1.00]  0.000 [0.00, 0.00]  0.000 [0.00, 0.00]  0.518 [0.48, 0.58]
+    none          0.997 [0.97, 1.00]  0.000 [0.00, 0.00]  0.000 [0.00, 0.01]  0.150 [0.13, 0.17]
+
+Of the learned and tested translations .884 were accepted (.20 verified in the support of the data, the others by the
+declared domain), and .011 of those were wrong in the true world: at its bounds, where else it is the same everywhere.
+They raise the share of cells visited from .27 to 1. Without the declaration (`--config.symmetry.declare_domain=False`)
+nothing beyond the data is accepted, and no such gain is to be expected.
+
+How hard it is to leave the data depends on what the networks see. With normalised observations
+(`--config.normalize=True`) the policy of hindsight goals alone reaches everything in this world (1.0 in all strata, a
+probe of two seeds), and so it did in a slower one with data of a controller that goes to its goals. The setting above
+was chosen, in such probes, as one in which hindsight goals do not suffice; learning rate and discount were chosen on
+this task too. So the numbers show what tested translations add where a policy does not extrapolate by itself, not that
+it never does.
 """
 
 import ml_collections
@@ -54,7 +76,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.symmetry.declare_domain = True  # whether the arena is declared to be the same beyond the data
     config.symmetry.max_violation = 0.1
     config.symmetry.num_steps = 1500
-    config.symmetry.num_elements = 64  # of each transition
+    config.symmetry.num_elements = 32  # of each transition
 
     # Policies
     config.methods = (
@@ -63,6 +85,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "her",
         "translation",
         "her_translation",
+        "her_state_only",
         "her_learned",
         "her_oracle",
         "her_model",
@@ -76,6 +99,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.learner.hidden = (64, 64)
     config.learner.learning_rate = 1e-3
     config.learner.discount = 0.95
+    config.normalize = False  # observations; the positions are of order one as they are
     config.batch_size = 256
     config.num_updates = 8000
     config.updates_per_step = 1000  # between two lines of metrics, in one scan
@@ -86,10 +110,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.world = "point_mass_walls"
         config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
         config.symmetry.declare_domain = False
+        config.data.num_episodes = 400
+        config.alpha = 0.01  # near a wall a wrong translation costs more
     elif variant == "quickstart":
         config.model.num_epochs = 60
         config.symmetry.num_steps = 600
-        config.symmetry.num_elements = 32
+        config.symmetry.num_elements = 16
         config.methods = ("none", "her", "her_learned")
         config.num_updates = 6000
         config.num_seeds = 2

@@ -26,6 +26,7 @@ from edgesafe_jax.dynamics.equivariance import (
     residuals,
     segment_residuals,
     summarize,
+    trust_threshold,
     verdict_map,
 )
 from edgesafe_jax.dynamics.groups import (
@@ -93,6 +94,7 @@ __all__ = [
     "segment_residuals",
     "split_episodes",
     "summarize",
+    "trust_threshold",
     "variance_calibration",
     "verdict_map",
 ]

@@ -5,31 +5,43 @@ r"""Is a transformation a symmetry of the world? An equivalence test on a learne
 in every dimension and in its physical units? The burden of proof is on the symmetry, so this is a test of equivalence:
 that no difference was found is not evidence that there is none.
 
-**The statistic.** The residual is anchored to the *observed* next state, so that the model's error at s does not enter:
+**The statistic.** The residual is anchored to the *observed* next state, so that the model's error at s does not enter.
+Half of each tolerance is for the model, half for the symmetry:
 
-.. math:: r_j = \hat f(g s, g a)_j - (g s')_j, \qquad
-          |r_j| + c_j\, \sigma_j(g s, g a) < \tau_j \ \ \forall j \;\Rightarrow\; \text{verified}
+.. math:: r = \hat f(g s, g a) - g s', \qquad u = \max_j \sigma_j(g s, g a) / \tau_j, \qquad
+          u < \lambda \;\text{and}\; |r_j| < \tau_j / 2 \ \ \forall j \;\Rightarrow\; \text{verified}
 
-`sigma` is the ensemble's spread. `c_j` is a split-conformal quantile of |s'_j - f_j| / sigma_j over calibration
-episodes that had no part in the fit, each episode weighing the same whatever its length, with the finite-sample
-correction of one further episode at infinity, at level 1 - alpha / S (Bonferroni over the S dimensions).
+`sigma` is the ensemble's spread and u the error that it expects, in tolerances. `lambda` says up to which expected
+error the model is trusted to be right within half of the tolerance. It is chosen by conformal risk control on
+calibration episodes that had no part in the fit: with K episodes of n_k transitions, S' the observed next state,
+
+.. math:: L_k(\lambda) = \frac1{n_k} \sum_i
+              \mathbf 1\{u_{ki} < \lambda,\ \exists j: |S'_j - \hat f_j| > \tau_j / 2\}, \qquad
+          \lambda = \sup\Bigl\{\lambda : \frac{1 + \sum_k L_k(\lambda)}{K + 1} \le \alpha\Bigr\} .
+
+One number is calibrated, for all dimensions at once, so no correction for their number is due. Where the spread
+foresees an error (next to a wall) the model is not trusted and nothing is claimed; a margin c * sigma with one c for
+all places has instead to be as wide everywhere as the worst surprise anywhere demands.
 
 **What is guaranteed.** Let episodes be exchangeable: the calibration episodes and the one from which a transition
-(S, A, S') is drawn at random. Then, for any sample size, model and distribution,
+(S, A, S') is drawn at random. L_k lies in [0, 1] and grows with lambda, so for any sample size, model and distribution
 
-.. math:: P\bigl( |S'_j - \hat f(S, A)_j| \le c_j \sigma_j(S, A) \ \ \forall j \bigr) \ge 1 - \alpha .
+.. math:: P\bigl( u(S, A) < \lambda \ \text{and}\ \exists j: |S'_j - \hat f(S, A)_j| > \tau_j / 2 \bigr) \le \alpha .
 
-For transformed inputs whose law is that of the calibration inputs, therefore, P(verified and wrong) <= alpha, where
-wrong means that g.s' is further than the tolerance from the next state that the world draws at (g.s, g.a).
+A sample that is verified although g.s' is further than the tolerance from the next state that the world draws at
+(g.s, g.a) needs this event at (g.s, g.a): the model has to be wrong by more than half of the tolerance, and trusted.
+For transformed inputs whose law is that of the calibration inputs, therefore, P(verified and wrong) <= alpha, and
+likewise P(rejected and right) <= alpha.
 
 **What is not.** (1) A transformed input follows another law than the data. Within the support (`fit_support`) the
 guarantee is an approximation; outside it nothing is claimed and the verdict is `EXTRAPOLATED`, whatever the residual.
-(2) The bound is marginal: not conditional on a place, and not on being verified: P(wrong | verified) is at most
-alpha / P(verified). (3) Transitions of one episode are dependent: intervals for shares are over episodes. (4) It is
-per sample; verdicts of many samples are not jointly covered.
+(2) The bound is marginal: over the draw of the calibration episodes too, not conditional on a place, and not on being
+verified: P(wrong | verified) is at most alpha / P(verified). (3) Transitions of one episode are dependent: intervals
+for shares are over episodes. (4) It is per sample; verdicts of many samples are not jointly covered.
 
 Reference:
-  Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005 (split conformal).
+  Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal Risk Control", 2022, equation 4 and theorem 1.
+  Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005 (split conformal; the support).
   Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023 (episodes as groups).
   Schuirmann, "A comparison of the two one-sided tests procedure", 1987 (equivalence).
 """
@@ -57,13 +69,13 @@ class Verdict(enum.IntEnum):
     """What the test says of one sample."""
 
     VERIFIED = 0
-    """The upper bound of the difference is below the tolerance in every dimension."""
+    """The model is trusted there, and the difference is below half of the tolerance in every dimension."""
     EXTRAPOLATED = 1
     """The transformed input lies outside the support of the data: no test of the data can tell."""
     REJECTED = 2
-    """The lower bound of the difference is above the tolerance in some dimension."""
+    """The model is trusted there, and the difference is above one and a half tolerances in some dimension."""
     INCONCLUSIVE = 3
-    """Neither: the model is too poor there, as wherever c * sigma >= tolerance, or the difference is close to it."""
+    """Neither: the model is too poor there to be trusted, or the difference is about the tolerance."""
 
 
 class CalibrationError(ValueError):
@@ -115,53 +127,87 @@ def segment_residuals(
 
 
 class Calibration(struct.PyTreeNode):
-    """How many spreads a residual may be away.
+    """Where the model is trusted to be right within half of the tolerance.
 
     Attributes:
-      factors: `[S]`, c.
-      alpha: the level over all dimensions.
+      tolerance: `[S]` differences that do not matter, in the units of the state.
+      threshold: lambda, the expected error in tolerances below which the model is trusted.
+      alpha: bound on the share of trusted predictions that are wrong by more than half of a tolerance.
       num_episodes: calibration episodes.
     """
 
-    factors: Array
+    tolerance: Array
+    threshold: Array
     alpha: float = struct.field(pytree_node=False)
     num_episodes: int = struct.field(pytree_node=False)
 
+    def expected_error(self, spread: Array) -> Array:
+        """Returns u, the largest spread `[..., S]` in tolerances, `[...]`."""
+        return jnp.max(spread / jnp.broadcast_to(self.tolerance, spread.shape), axis=-1)
 
-def calibrate(ensemble: Ensemble, data: Transitions, *, alpha: float = 0.05) -> Calibration:
-    r"""Finds c by split conformal prediction with episodes as the exchangeable unit.
 
-    With K episodes of n_k transitions and scores :math:`R_{ki} = |s' - \hat f| / \sigma`,
-
-    .. math:: c = Q_{1 - \alpha/S}\Bigl( \sum_k \sum_i \tfrac{1}{(K+1)\, n_k} \delta_{R_{ki}}
-              + \tfrac{1}{K+1} \delta_\infty \Bigr) .
+def calibrate(
+    ensemble: Ensemble, data: Transitions, *, tolerance: Sequence[float] | np.ndarray, alpha: float = 0.05
+) -> Calibration:
+    """Finds where the model may be trusted, by conformal risk control with episodes as the exchangeable unit.
 
     Args:
       ensemble: the model.
       data: transitions of calibration episodes, which had no part in the fit, its early stopping included.
-      alpha: the level over all S dimensions together.
+      tolerance: `[S]` differences of a next state that do not matter, above 0, in the units of the state.
+      alpha: the level, over all dimensions together.
 
     Returns:
-      The calibration.
+      The calibration. Its threshold is at most the largest expected error of the data: of larger ones nothing is known.
 
     Raises:
-      CalibrationError: if `alpha` is not inside (0, 1), or there are fewer episodes than S / alpha - 1, so that c would
-        be infinite.
+      CalibrationError: if `alpha` is not inside (0, 1), or there are fewer episodes than 1 / alpha - 1, so that nothing
+        could be trusted.
+      ValueError: if `tolerance` has another length or an entry that is not above 0.
     """
+    limits = check_tolerance(tolerance, data.states.shape[1])
     if not 0 < alpha < 1:
         raise CalibrationError(f"alpha={alpha}: expected a number inside (0, 1)")
-    prediction = predict_many(ensemble, data.states, data.actions)
-    scores = np.abs(np.asarray(data.next_states) - np.asarray(prediction.mean)) / np.asarray(prediction.spread)
-    level = alpha / scores.shape[1]
     episodes = np.asarray(data.episodes)
     num = len(np.unique(episodes))
-    if 1 / (num + 1) > level:
+    if num < _fewest_episodes(alpha):
         raise CalibrationError(
-            f"{num} calibration episodes with alpha={alpha} over {scores.shape[1]} dimensions: expected at least "
-            f"{math.ceil(1 / level) - 1} (S / alpha - 1); take more episodes or a larger alpha"
+            f"{num} calibration episodes with alpha={alpha}: expected at least {_fewest_episodes(alpha)} "
+            "(1 / alpha - 1); take more episodes or a larger alpha"
         )
-    factors = [episode_quantile(scores[:, j], episodes, level) for j in range(scores.shape[1])]
-    return Calibration(factors=jnp.asarray(factors, jnp.float32), alpha=alpha, num_episodes=num)
+    prediction = predict_many(ensemble, data.states, data.actions)
+    wrong = np.any(np.abs(np.asarray(data.next_states) - np.asarray(prediction.mean)) > limits / 2, axis=1)
+    scores = np.max(np.asarray(prediction.spread) / limits, axis=1)
+    return Calibration(
+        tolerance=jnp.asarray(limits),
+        threshold=jnp.float32(trust_threshold(scores, wrong, episodes, alpha)),
+        alpha=alpha,
+        num_episodes=num,
+    )
+
+
+def trust_threshold(scores: np.ndarray, wrong: np.ndarray, episodes: np.ndarray, alpha: float) -> float:
+    """The largest threshold for which scores strictly below it are wrong at most as often as `alpha` allows.
+
+    Args:
+      scores: `[N]` expected errors.
+      wrong: `[N]` booleans.
+      episodes: `[N]` the episode of each; all K episodes weigh the same, and one more counts as wholly wrong.
+      alpha: the level.
+
+    Returns:
+      The supremum of `lambda` in the formula above, or the largest score if that is smaller.
+
+    Example:
+      >>> scores = np.arange(1.0, 20.0)     # of 19 episodes; with one more, one of 20 may be wrong in a tenth of them
+      >>> trust_threshold(scores, scores > 10, np.arange(19), 0.1)
+      12.0
+    """
+    _, inverse, counts = np.unique(episodes, return_inverse=True, return_counts=True)
+    losses = wrong / ((len(counts) + 1.0) * counts[inverse])
+    order = np.argsort(scores, kind="stable")
+    exceeded = 1 / (len(counts) + 1) + np.cumsum(losses[order]) > alpha + 1e-9
+    return float(scores[order[np.argmax(exceeded)]] if exceeded.any() else scores.max())
 
 
 def episode_quantile(scores: np.ndarray, episodes: np.ndarray, alpha: float) -> float:
@@ -185,6 +231,11 @@ def episode_quantile(scores: np.ndarray, episodes: np.ndarray, alpha: float) -> 
     order = np.argsort(scores, kind="stable")
     reached = np.cumsum(weights[order]) >= 1 - alpha - 1e-9
     return float(scores[order[np.argmax(reached)]]) if reached.any() else math.inf
+
+
+def _fewest_episodes(alpha: float) -> int:
+    """The smallest K with 1 / (K + 1) <= alpha."""
+    return math.ceil(1 / alpha - 1e-9) - 1
 
 
 class Support(struct.PyTreeNode):
@@ -240,9 +291,10 @@ def fit_support(
       CalibrationError: if there are fewer calibration episodes than 2 / alpha - 1.
     """
     num = len(np.unique(np.asarray(calibration.episodes)))
-    if 1 / (num + 1) > alpha / 2:
+    if num < _fewest_episodes(alpha / 2):
         raise CalibrationError(
-            f"{num} calibration episodes for a support with alpha={alpha}: expected at least {math.ceil(2 / alpha) - 1}"
+            f"{num} calibration episodes for a support with alpha={alpha}: expected at least "
+            f"{_fewest_episodes(alpha / 2)}"
         )
     rows = np.unique(np.linspace(0, len(training.states) - 1, max_references).astype(int))
     normalize = jax.vmap(ensemble.normalize)
@@ -276,22 +328,23 @@ class Equivalence(struct.PyTreeNode):
     Attributes:
       verdicts: `[N]` int8, see `Verdict`.
       errors: `[N, S]` |residual|.
-      margins: `[N, S]` c * spread.
+      expected: `[N]` expected errors, in tolerances.
+      trusted: `[N]` whether the model is trusted there.
       states: `[N, S]` the transformed states.
       tolerance: `[S]`.
       episodes: `[N]`.
-      alpha: the level.
     """
 
     verdicts: Array
     errors: Array
-    margins: Array
+    expected: Array
+    trusted: Array
     states: Array
     tolerance: Array
     episodes: Array
-    alpha: float = struct.field(pytree_node=False)
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def equivalence_test(
     ensemble: Ensemble,
     calibration: Calibration,
@@ -299,32 +352,43 @@ def equivalence_test(
     group: GroupAction,
     elements: Element,
     data: Transitions,
-    *,
-    tolerance: Sequence[float] | np.ndarray,
 ) -> Equivalence:
-    r"""Tests whether each transition may be transformed by its element.
+    """Tests whether each transition may be transformed by its element.
 
-    With e = |residual| and m = c * sigma in each dimension: outside the support, `EXTRAPOLATED`; else e + m < tolerance
-    in all dimensions, `VERIFIED`; e - m > tolerance in one, `REJECTED`; otherwise `INCONCLUSIVE`. Where m >= tolerance
-    nothing can be verified, whatever the error.
+    Outside the support, `EXTRAPOLATED`; else, where the model is not trusted, `INCONCLUSIVE`; else |residual| below
+    half of the tolerance in all dimensions, `VERIFIED`; above one and a half tolerances in one, `REJECTED`; otherwise
+    `INCONCLUSIVE`.
 
     Args:
       ensemble: the model.
-      calibration: from `calibrate`.
+      calibration: from `calibrate`, with the tolerance.
       support: from `fit_support`.
       group: the group.
       elements: one element a transition, leaves `[N, ...]`.
       data: N transitions.
-      tolerance: `[S]` differences that do not matter, above 0, in the units of the state.
 
     Returns:
-      Verdicts with errors and margins.
-
-    Raises:
-      ValueError: if `tolerance` has another length or an entry that is not above 0.
+      Verdicts with errors.
     """
-    limits = check_tolerance(tolerance, data.states.shape[1])
-    return _test(ensemble, calibration, support, group, elements, data, jnp.asarray(limits))
+    residual, spread = residuals(ensemble, group, elements, data)
+    errors, tolerance = jnp.abs(residual), calibration.tolerance
+    expected = calibration.expected_error(spread)
+    trusted = expected < calibration.threshold
+    states = jax.vmap(group.state)(elements, jnp.asarray(data.states))
+    actions = jax.vmap(group.action)(elements, jnp.asarray(data.actions))
+    known = support.contains(jax.vmap(ensemble.normalize)(states, actions))
+    verified = trusted & jnp.all(errors < 0.5 * tolerance[None], axis=1)
+    rejected = trusted & jnp.any(errors > 1.5 * tolerance[None], axis=1)
+    tested = jnp.where(verified, Verdict.VERIFIED, jnp.where(rejected, Verdict.REJECTED, Verdict.INCONCLUSIVE))
+    return Equivalence(
+        verdicts=jnp.where(known, tested, Verdict.EXTRAPOLATED).astype(jnp.int8),
+        errors=errors,
+        expected=expected,
+        trusted=trusted,
+        states=states,
+        tolerance=tolerance,
+        episodes=jnp.asarray(data.episodes),
+    )
 
 
 def check_tolerance(tolerance: Sequence[float] | np.ndarray, size: int) -> np.ndarray:
@@ -343,35 +407,6 @@ def check_tolerance(tolerance: Sequence[float] | np.ndarray, size: int) -> np.nd
             "units of the state; no model can show a difference to be zero"
         )
     return limits
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _test(
-    ensemble: Ensemble,
-    calibration: Calibration,
-    support: Support,
-    group: GroupAction,
-    elements: Element,
-    data: Transitions,
-    tolerance: Array,
-) -> Equivalence:
-    residual, spread = residuals(ensemble, group, elements, data)
-    errors, margins = jnp.abs(residual), calibration.factors[None] * spread
-    states = jax.vmap(group.state)(elements, jnp.asarray(data.states))
-    actions = jax.vmap(group.action)(elements, jnp.asarray(data.actions))
-    known = support.contains(jax.vmap(ensemble.normalize)(states, actions))
-    verified = jnp.all(errors + margins < tolerance[None], axis=1)
-    rejected = jnp.any(errors - margins > tolerance[None], axis=1)
-    tested = jnp.where(verified, Verdict.VERIFIED, jnp.where(rejected, Verdict.REJECTED, Verdict.INCONCLUSIVE))
-    return Equivalence(
-        verdicts=jnp.where(known, tested, Verdict.EXTRAPOLATED).astype(jnp.int8),
-        errors=errors,
-        margins=margins,
-        states=states,
-        tolerance=tolerance,
-        episodes=jnp.asarray(data.episodes),
-        alpha=calibration.alpha,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -444,12 +479,13 @@ class EquivalenceReport:
     Attributes:
       shares: from verdict name to its share of the samples.
       overall: the verdict on the transformation as a whole: `REJECTED` if the share of rejected among the tested
-        samples (inside the support) is above alpha, by the lower end of its interval; `VERIFIED` if the share of not
-        verified is at most alpha, by the upper end; `EXTRAPOLATED` if no sample could be tested; else `INCONCLUSIVE`.
+        samples (inside the support) is above the allowed exceptions, by the lower end of its interval; `VERIFIED` if
+        the share of not verified is at most that, by the upper end; `EXTRAPOLATED` if no sample could be tested; else
+        `INCONCLUSIVE`.
       rejected: the share of rejected among the tested samples, bootstrapped over episodes; None if none was tested.
       verified: the share of verified among them.
-      dimensions: one row a dimension: tolerance, median error and margin among the tested, shares of tested samples
-        that the dimension alone would verify or reject.
+      dimensions: one row a dimension: tolerance, median error among the tested, shares of tested samples in which the
+        model is trusted and the dimension alone would verify or reject.
     """
 
     shares: dict[str, float]
@@ -459,11 +495,12 @@ class EquivalenceReport:
     dimensions: list[dict[str, float]]
 
 
-def summarize(result: Equivalence, *, confidence: float = 0.95) -> EquivalenceReport:
+def summarize(result: Equivalence, *, exceptions: float = 0.05, confidence: float = 0.95) -> EquivalenceReport:
     """Sums up an equivalence test.
 
     Args:
       result: from `equivalence_test`.
+      exceptions: share of tested samples that a verdict on the whole may leave out.
       confidence: of the intervals, which are over episodes because transitions of one episode are alike.
 
     Returns:
@@ -481,22 +518,21 @@ def summarize(result: Equivalence, *, confidence: float = 0.95) -> EquivalenceRe
         )
         for verdict in (Verdict.REJECTED, Verdict.VERIFIED)
     }
-    if intervals[Verdict.REJECTED].low > result.alpha:
+    if intervals[Verdict.REJECTED].low > exceptions:
         overall = Verdict.REJECTED
-    elif 1 - intervals[Verdict.VERIFIED].low <= result.alpha:
+    elif 1 - intervals[Verdict.VERIFIED].low <= exceptions:
         overall = Verdict.VERIFIED
     else:
         overall = Verdict.INCONCLUSIVE
-    errors, margins = np.asarray(result.errors)[tested], np.asarray(result.margins)[tested]
+    errors, trusted = np.asarray(result.errors)[tested], np.asarray(result.trusted)[tested]
     limits = np.asarray(result.tolerance)
     dimensions = [
         {
             "dimension": j,
             "tolerance": float(limits[j]),
             "median error": float(np.median(errors[:, j])),
-            "median margin": float(np.median(margins[:, j])),
-            "verified": float(np.mean(errors[:, j] + margins[:, j] < limits[j])),
-            "rejected": float(np.mean(errors[:, j] - margins[:, j] > limits[j])),
+            "verified": float(np.mean(trusted & (errors[:, j] < 0.5 * limits[j]))),
+            "rejected": float(np.mean(trusted & (errors[:, j] > 1.5 * limits[j]))),
         }
         for j in range(len(limits))
     ]

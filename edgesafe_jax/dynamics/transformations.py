@@ -32,7 +32,6 @@ from edgesafe_jax.dynamics.equivariance import (
     Calibration,
     Support,
     accept,
-    check_tolerance,
     equivalence_test,
 )
 from edgesafe_jax.dynamics.groups import Translation
@@ -118,7 +117,6 @@ def fit_translations(
     group: Translation,
     data: Transitions,
     *,
-    tolerance: np.ndarray | tuple[float, ...],
     key: PRNGKey,
     domain: BoxDomain | None = None,
     max_violation: float = 0.1,
@@ -131,16 +129,16 @@ def fit_translations(
     r"""Learns how far each state may be translated.
 
     Inside the support of the data the violation of a sample is
-    :math:`v = \max_j [(|r_j| + c_j \sigma_j) / \tau_j - 1]_+`. Outside it, how far the transformed transition leaves
+    :math:`v = [\max(\max_j |r_j| / (\tau_j / 2),\ u / \lambda) - 1]_+`, with residual, tolerance and trust of the test
+    (`edgesafe_jax.dynamics.equivariance`). Outside it, how far the transformed transition leaves
     the declared domain, in tenths of its size; without a declared domain, how far it leaves the support, in thresholds.
 
     Args:
       ensemble: the model.
-      calibration: of its residuals.
+      calibration: where it is trusted, and the tolerance.
       support: of its data; a few thousand references are enough here.
       group: the translations; `low` below 0 and `high` above 0 bound the reach.
       data: transitions whose states are translated.
-      tolerance: `[S]`, as for `equivalence_test`.
       key: a typed random key.
       domain: where the user declares the dynamics to be the same; None: nowhere beyond the data.
       max_violation: epsilon, the share of samples that may violate, inside (0, 1).
@@ -154,16 +152,15 @@ def fit_translations(
       The distribution and the log of its fit.
 
     Raises:
-      ValueError: if `max_violation` is not inside (0, 1), the group cannot move both ways, or the tolerance is bad.
+      ValueError: if `max_violation` is not inside (0, 1), or the group cannot move both ways.
     """
     if not 0 < max_violation < 1:
         raise ValueError(f"max_violation={max_violation}: expected a share inside (0, 1)")
     for axis, (low, high) in enumerate(zip(group.low, group.high, strict=True)):
         if not low < 0 < high:
             raise ValueError(f"axis {axis} of the group reaches from {low} to {high}: expected below 0 to above 0")
-    limits = jnp.asarray(check_tolerance(tolerance, data.states.shape[1]))
     settings = (group, domain, max_violation, hidden, num_steps, batch_size, learning_rate, dual_rate)
-    params, stats, log = _fit(settings, ensemble, calibration, support, data, limits, key)
+    params, stats, log = _fit(settings, ensemble, calibration, support, data, key)
     return TranslationDistribution(params, *stats, group=group, hidden=hidden), log
 
 
@@ -174,7 +171,6 @@ def _fit(
     calibration: Calibration,
     support: Support,
     data: Transitions,
-    tolerance: Array,
     key: PRNGKey,
 ) -> tuple[Params, tuple[Array, Array], ReachLog]:
     group, domain, max_violation, hidden, num_steps, batch_size, learning_rate, dual_rate = settings
@@ -187,8 +183,9 @@ def _fit(
         state, after = group.state(element, row.states), group.state(element, row.next_states)
         action = group.action(element, row.actions)
         prediction = ensemble.predict(state, action)
-        bound = jnp.abs(prediction.mean - after) + calibration.factors * prediction.spread
-        test = jnp.maximum(jnp.max(bound / tolerance) - 1, 0.0)
+        error = jnp.max(jnp.abs(prediction.mean - after) / (0.5 * calibration.tolerance))
+        doubt = calibration.expected_error(prediction.spread) / calibration.threshold
+        test = jnp.maximum(jnp.maximum(error, doubt) - 1, 0.0)
         declared = jnp.zeros(()) if domain is None else 10 * jnp.maximum(domain.excess(state), domain.excess(after))
         return test, declared, ensemble.normalize(state, action)
 
@@ -245,7 +242,6 @@ def make_bank(
     distribution: TranslationDistribution,
     data: Transitions,
     *,
-    tolerance: np.ndarray | tuple[float, ...],
     key: PRNGKey,
     domain: BoxDomain | None = None,
     num_elements: int = 64,
@@ -254,11 +250,10 @@ def make_bank(
 
     Args:
       ensemble: the model.
-      calibration: of its residuals.
+      calibration: where it is trusted, and the tolerance.
       support: of its data.
       distribution: where the elements come from.
       data: N transitions, those that training uses.
-      tolerance: `[S]`, as for `equivalence_test`.
       key: a typed random key.
       domain: where the user declares the dynamics to be the same; both ends of the transformed transition have to lie
         in it.
@@ -274,7 +269,7 @@ def make_bank(
     for number in range(num_elements):
         keys = jax.random.split(jax.random.fold_in(key, number), len(data.states))
         drawn = draw(keys, data.states)
-        result = equivalence_test(ensemble, calibration, support, group, drawn, data, tolerance=tolerance)
+        result = equivalence_test(ensemble, calibration, support, group, drawn, data)
         elements.append(drawn)
         verdicts.append(result.verdicts)
         if inside is not None:

@@ -40,6 +40,29 @@ def uniform_bank(
     return TransformBank(elements, accepted, jnp.full((num, num_elements), Verdict.EXTRAPOLATED, jnp.int8))
 
 
+def true_gaps(
+    step: Callable[[Array, Array], Array], group: GroupAction, elements: Array, data: Transitions
+) -> np.ndarray:
+    """How far transformed transitions are from the true world, where there is a simulator of it.
+
+    Args:
+      step: the true dynamics, from a state `[S]` and an action `[A]` to the next state.
+      group: the group.
+      elements: leaves `[N, M, ...]`.
+      data: N transitions.
+
+    Returns:
+      `[N, M, S]`, |g.s' - step(g.s, g.a)|.
+    """
+
+    def gap(element: Array, state: Array, action: Array, after: Array) -> Array:
+        truth = step(group.state(element, state), group.action(element, action))
+        return jnp.abs(truth - group.state(element, after))
+
+    over_elements = jax.vmap(gap, in_axes=(0, None, None, None))
+    return np.asarray(jax.jit(jax.vmap(over_elements))(elements, data.states, data.actions, data.next_states))
+
+
 def is_wrong(
     step: Callable[[Array, Array], Array],
     group: GroupAction,
@@ -48,26 +71,8 @@ def is_wrong(
     *,
     tolerance: np.ndarray | tuple[float, ...],
 ) -> np.ndarray:
-    """Compares transformed transitions with the true world, where there is a simulator of it.
-
-    Args:
-      step: the true dynamics, from a state `[S]` and an action `[A]` to the next state.
-      group: the group.
-      elements: leaves `[N, M, ...]`.
-      data: N transitions.
-      tolerance: `[S]`.
-
-    Returns:
-      `[N, M]` whether g.s' is further than the tolerance from step(g.s, g.a) in some dimension.
-    """
-    limits = jnp.asarray(tolerance, jnp.float32)
-
-    def wrong(element: Array, state: Array, action: Array, after: Array) -> Array:
-        truth = step(group.state(element, state), group.action(element, action))
-        return jnp.any(jnp.abs(truth - group.state(element, after)) > limits)
-
-    over_elements = jax.vmap(wrong, in_axes=(0, None, None, None))
-    return np.asarray(jax.jit(jax.vmap(over_elements))(elements, data.states, data.actions, data.next_states))
+    """Returns `[N, M]` whether any of the `true_gaps` is above the tolerance `[S]`."""
+    return np.any(true_gaps(step, group, elements, data) > np.asarray(tolerance, np.float32), axis=-1)
 
 
 def model_rollouts(

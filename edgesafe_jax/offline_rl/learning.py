@@ -67,7 +67,13 @@ class Trainer(NamedTuple):
 
 
 def make_trainer(
-    learner: Learner, sampler: Sampler, *, num_updates: int, batch_size: int = 256, normalizer_samples: int = 8192
+    learner: Learner,
+    sampler: Sampler,
+    *,
+    num_updates: int,
+    batch_size: int = 256,
+    normalize: bool = True,
+    normalizer_samples: int = 8192,
 ) -> Trainer:
     """Makes the training of a learner.
 
@@ -76,6 +82,7 @@ def make_trainer(
       sampler: how batches are drawn.
       num_updates: updates of one `run`, a multiple of `learner.batches_per_call`.
       batch_size: rows of a batch.
+      normalize: whether observations are normalised; else the agent is given them in the units of the world.
       normalizer_samples: rows that the normaliser is fitted on.
 
     Returns:
@@ -99,6 +106,8 @@ def make_trainer(
         key_rows, key_learner = jax.random.split(key)
         rows = sampler(data, key_rows, normalizer_samples)
         mean, std = jnp.mean(rows.observations, 0), jnp.maximum(jnp.std(rows.observations, 0), 1e-3)
+        if not normalize:
+            mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
         return Agent(learner.init(key_learner, rows.observations[0], rows.actions[0]), mean, std)
 
     def run(agent: Agent, data: SamplerData, key: PRNGKey) -> tuple[Agent, Mapping[str, Array]]:

@@ -1,6 +1,7 @@
 r"""Goal-reaching tasks with known dynamics, their scripted data and their strata.
 
-The bodies are points in a square arena with inelastic bounds. A velocity `v` under an action `a` in [-1, 1]^2 follows
+The bodies (but for brax's reacher) are points in a square arena with inelastic bounds. A velocity `v` under an action
+`a` in [-1, 1]^2 follows
 
 .. math:: v' = v + \Delta t\,(\text{gain}\, a - \text{drag}(p)\, v + \text{field}(p)), \qquad p' = p + \Delta t\, v'
 
@@ -9,7 +10,9 @@ test of a symmetry should have said.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +31,8 @@ FAR_CORNER: Box = ((0.8, 0.8), (2.0, 2.0))
 LEFT: Box = ((-2.0, -2.0), (-0.2, 2.0))
 RIGHT: Box = ((0.2, -2.0), (2.0, 2.0))
 _TIME_STEP = 0.1
-_GAIN = 1.0
-_DRAG = 1.0
+_GAIN = 3.0
+_DRAG = 2.0
 _SKIN = 1e-3
 _CONTACT = 0.25
 
@@ -74,12 +77,12 @@ class Task:
       step: the true dynamics, from a state `[S]` and an action `[A]` to the next state.
       achieved: the goal `[G]` that a state reaches.
       start: a start state from a key and a position `[2]`.
-      behaviour: the scripted action from a key, a state and a goal.
+      behaviour: the action of the data from a key, a state and a goal.
       group: the joint translation of all that moves and of the goal.
       data: stratum of the data.
       strata: where policies are evaluated.
       tolerance: differences of a next state that do not matter, for each dimension in its units; a step moves a point
-        by up to 0.1.
+        by up to 0.15.
       domain: box of positions in which the user declares the dynamics to be the same everywhere.
       walls: what stands in the way.
       horizon: steps of an episode.
@@ -114,6 +117,7 @@ def make_point_mass(
     field_slope: float = 0.0,
     data: Stratum | None = None,
     strata: Mapping[str, Stratum] | None = None,
+    explores: bool = True,
 ) -> Task:
     """Makes a point mass with drag: state (x, y, vx, vy), goal (x, y).
 
@@ -124,6 +128,8 @@ def make_point_mass(
       field_slope: growth of a force along -x with x, 1/s^2; breaks it too.
       data: stratum of the data; None: starts and goals in one corner.
       strata: evaluation strata; None: the four of the open arena.
+      explores: whether the actions of the data are drawn uniformly, whatever the goal, so that a policy has to be
+        learned rather than copied; else they are those of a noisy controller that goes to the goal.
 
     Returns:
       The task.
@@ -135,6 +141,12 @@ def make_point_mass(
             "far corner": Stratum(FAR_CORNER, FAR_CORNER),
             "whole arena": Stratum(ARENA, ARENA),
         }
+
+    def explore(key: PRNGKey, state: Array, goal: Array) -> Array:
+        return jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
+
+    def reach(key: PRNGKey, state: Array, goal: Array) -> Array:
+        return _noisy(key, 3.0 * (goal - state[:2]) - state[2:])
 
     def step(state: Array, action: Array) -> Array:
         position, velocity = state[:2], state[2:]
@@ -149,7 +161,7 @@ def make_point_mass(
         step=step,
         achieved=lambda state: state[:2],
         start=lambda key, position: jnp.concatenate([position, 0.3 * jax.random.normal(key, (2,))]),
-        behaviour=lambda key, state, goal: _noisy(key, 3.0 * (goal - state[:2]) - 1.0 * state[2:]),
+        behaviour=explore if explores else reach,
         group=_translation(Sizes(4, 2, 2), state_axes=((0,), (1,))),
         data=data or Stratum(CORNER, CORNER),
         strata=strata,
@@ -164,6 +176,7 @@ def make_walled_point_mass() -> Task:
         name="point_mass_walls",
         walls=(Wall(axis=0, at=0.0, low=-1.0, high=2.0),),
         data=Stratum(ARENA, ARENA),
+        explores=False,
         strata={
             "left side": Stratum(LEFT, LEFT),
             "right side": Stratum(RIGHT, RIGHT),
@@ -221,6 +234,65 @@ def make_pusher() -> Task:
         data=Stratum(inner, inner),
         strata={"in distribution": Stratum(inner, inner), "far corner": Stratum(far, far)},
         tolerance=(0.05, 0.05, 0.25, 0.25, 0.05, 0.05),
+    )
+
+
+def make_reacher() -> Task:
+    """Makes brax's reacher as seen from its fingertip: state (x, y, vx, vy), goal (x, y); a negative control.
+
+    The arm turns about its base and its elbow, which the data keep bent one way, so that place and velocity of the tip
+    determine the joints. Moving tip and goal together looks like the translation of a point mass, and is none: the same
+    torques at another place push the tip another way. The actions of the data are noise, with a spring at the elbow.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # brax and what it imports say that they are no longer developed
+        from brax import envs
+
+        env: Any = envs.get_environment("reacher", backend="spring")
+    upper, lower = 0.1, 0.11  # lengths of the links, m
+
+    def tip(joints: Array) -> Array:
+        angles = jnp.cumsum(joints)
+        return jnp.stack([f(angles[0]) * upper + f(angles[1]) * lower for f in (jnp.cos, jnp.sin)])
+
+    def joints_at(position: Array) -> Array:
+        cosine = (jnp.sum(position**2) - upper**2 - lower**2) / (2 * upper * lower)
+        elbow = jnp.arccos(jnp.clip(cosine, -0.999, 0.999))
+        inner = jnp.arctan2(lower * jnp.sin(elbow), upper + lower * jnp.cos(elbow))
+        return jnp.stack([jnp.arctan2(position[1], position[0]) - inner, elbow])
+
+    def seen(joints: Array, speeds: Array) -> Array:
+        return jnp.concatenate(jax.jvp(tip, (joints,), (speeds,)))
+
+    def step(state: Array, action: Array) -> Array:
+        joints = joints_at(state[:2])
+        speeds = jnp.linalg.solve(jax.jacobian(tip)(joints), state[2:])
+        target = jnp.zeros(2)  # brax's own goal, which nothing here depends on
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            before = env.pipeline_init(jnp.concatenate([joints, target]), jnp.concatenate([speeds, target]))
+            after = env.pipeline_step(before, action)
+        return seen(after.q[:2], after.qd[:2])
+
+    def behaviour(key: PRNGKey, state: Array, goal: Array) -> Array:
+        elbow = joints_at(state[:2])[1]
+        spring = jnp.stack([jnp.zeros(()), 0.3 * (1.6 - elbow)])
+        return jnp.clip(spring + 0.5 * jax.random.normal(key, (2,)), -1.0, 1.0)
+
+    sizes, front = Sizes(4, 2, 2), ((0.08, -0.08), (0.16, 0.08))
+    return Task(
+        name="reacher",
+        sizes=sizes,
+        step=step,
+        achieved=lambda state: state[:2],
+        start=lambda key, position: jnp.concatenate([position, jnp.zeros(2)]),
+        behaviour=behaviour,
+        group=_translation(sizes, state_axes=((0,), (1,))),
+        data=Stratum(front, front),
+        strata={"in distribution": Stratum(front, front)},
+        tolerance=(0.002, 0.002, 0.02, 0.02),
+        domain=((-0.21, -0.21), (0.21, 0.21)),
+        horizon=20,
+        radius=0.02,
     )
 
 
@@ -317,4 +389,4 @@ TASKS: Mapping[str, Callable[[], Task]] = {
     "point_mass_walls": make_walled_point_mass,
     "pusher": make_pusher,
 }
-"""Makers of the tasks by name."""
+"""Makers of the tasks that policies are trained on, by name."""

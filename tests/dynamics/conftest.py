@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from edgesafe_jax.dynamics import calibrate, fit_ensemble, fit_support, split_episodes
-from tests.dynamics.worlds import SHIFT, collect
+from tests.dynamics.worlds import SHIFT, TOLERANCE, collect
 
 SHARES = {"training": 0.45, "validation": 0.1, "calibration": 0.45}
 
@@ -27,7 +27,7 @@ class Fitted:
             batch_size=64,
             num_epochs=num_epochs,
         )
-        self.calibration = calibrate(self.ensemble, self.parts["calibration"], alpha=0.05)
+        self.calibration = calibrate(self.ensemble, self.parts["calibration"], tolerance=TOLERANCE)
         self.support = fit_support(
             self.ensemble, self.parts["training"], self.parts["calibration"], moved=SHIFT.moved, alpha=0.05
         )

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from edgesafe_jax.dynamics import BoxDomain, Verdict, coverage, fit_translations, make_bank
-from tests.dynamics.worlds import SHIFT, wrong
+from tests.dynamics.worlds import SHIFT, TOLERANCE, wrong
 
-TOLERANCE = (0.05, 0.1)
 DECLARED = BoxDomain(dims=(0,), low=(-2.0,), high=(3.0,))
 
 
@@ -29,7 +28,6 @@ def fit(fitted, **settings):
         fitted.support,
         SHIFT,
         fitted.data,
-        tolerance=TOLERANCE,
         key=jax.random.key(0),
         **settings,
     )
@@ -95,7 +93,7 @@ def test_a_bank_accepts_what_is_verified_and_what_is_declared(fitted, declared):
     distribution, _ = declared
     data = fitted.data.take(np.arange(200))
     arguments = (fitted.ensemble, fitted.calibration, fitted.support, distribution, data)
-    settings = {"tolerance": TOLERANCE, "key": jax.random.key(1), "num_elements": 16}
+    settings = {"key": jax.random.key(1), "num_elements": 16}
     strict, wide = make_bank(*arguments, **settings), make_bank(*arguments, domain=DECLARED, **settings)
     np.testing.assert_array_equal(strict.verdicts, wide.verdicts)
     np.testing.assert_array_equal(strict.accepted, np.asarray(strict.verdicts) == Verdict.VERIFIED)
@@ -139,19 +137,5 @@ def test_a_group_that_moves_one_way_only_is_refused(fitted):
             fitted.support,
             group,
             fitted.data,
-            tolerance=TOLERANCE,
-            key=jax.random.key(0),
-        )
-
-
-def test_a_tolerance_of_zero_is_refused(fitted):
-    with pytest.raises(ValueError, match=r"tolerance\[1\]=0\.0"):
-        fit_translations(
-            fitted.ensemble,
-            fitted.calibration,
-            fitted.support,
-            SHIFT,
-            fitted.data,
-            tolerance=(0.1, 0.0),
             key=jax.random.key(0),
         )

@@ -9,6 +9,7 @@ import numpy as np
 from edgesafe_jax.dynamics import Sizes, Translation, make_transitions
 
 SIZES = Sizes(state=2, action=1, goal=1)
+TOLERANCE = (0.05, 0.1)
 SHIFT = Translation(SIZES, state_axes=((0,),), goal_axes=((0,),), low=(-6.0,), high=(6.0,))
 SHIFT_VELOCITY = Translation(SIZES, state_axes=((1,),), goal_axes=((),), low=(-2.0,), high=(2.0,))
 

@@ -132,6 +132,13 @@ def test_the_normaliser_is_fitted_on_batches_as_they_are_drawn():
     assert float(agent.std[0]) == pytest.approx(spread * np.sqrt(1 + 3.0**2), rel=0.1)
 
 
+def test_without_normalisation_agents_see_the_units_of_the_world():
+    data = make_sampler_data(bandit())
+    trainer = make_trainer(make_bc(hidden=(8,)), plain_sampler(), num_updates=1, normalize=False)
+    observations = jnp.array([[3.0], [-5.0]])
+    np.testing.assert_array_equal(trainer.init(jax.random.key(0), data).normalize(observations), observations)
+
+
 def test_an_update_counts_batches():
     for make, calls in ((make_td3_bc, 2), (make_iql, 1)):
         assert make().batches_per_call == calls

@@ -1,16 +1,18 @@
 """The worlds obey their laws, the scripts reach their goals, and policies are evaluated in all strata."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import sample_elements
+from edgesafe_jax.dynamics import PlanarRotation, sample_elements
 from edgesafe_jax.offline_rl import Agent, interquartile_mean, make_bc, make_evaluator, seed_interval
 from edgesafe_jax.offline_rl.baselines import is_wrong, model_rollouts, uniform_bank
 from edgesafe_jax.offline_rl.datasets import Provenance
 from edgesafe_jax.offline_rl.learning import Learner
-from edgesafe_jax.offline_rl.tasks import TASKS, Wall, arena_domain, generate, make_point_mass
+from edgesafe_jax.offline_rl.tasks import TASKS, Wall, arena_domain, generate, make_point_mass, make_reacher
 
 every_task = pytest.mark.parametrize("name", TASKS)
 
@@ -33,11 +35,21 @@ def test_data_follow_the_dynamics(name, data):
     np.testing.assert_allclose(found.rewards, jax.vmap(task.reward)(found.next_states, found.goals), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["point_mass", "pusher"])
-def test_scripts_reach_most_goals(name, data):
-    task, found = TASKS[name](), data[name]
+@pytest.mark.parametrize("make", [partial(make_point_mass, explores=False), TASKS["pusher"]])
+def test_scripts_reach_most_goals(make):
+    task = make()
+    found = generate(task, jax.random.key(0), num_episodes=40)
     last = jax.vmap(task.achieved)(found.next_states[found.ends])
     assert np.mean(np.linalg.norm(last - found.goals[found.ends], axis=1) < task.radius) > 0.6
+
+
+def test_exploring_data_do_not_seek_their_goals(data):
+    task, found = TASKS["point_mass"](), data["point_mass"]
+    actions, ways = np.asarray(found.actions), np.asarray(found.goals) - np.asarray(found.states)[:, :2]
+    assert abs(np.corrcoef(actions[:, 0], ways[:, 0])[0, 1]) < 0.1
+    np.testing.assert_allclose(actions.std(0), 1 / np.sqrt(3), rtol=0.05)  # uniform in [-1, 1]
+    reached = np.asarray(task.achieved(np.asarray(found.next_states).T)).T
+    assert reached.max() < 0.8  # far goals are nowhere in the data
 
 
 @every_task
@@ -149,3 +161,19 @@ def test_model_rollouts_are_the_models(data):
     np.testing.assert_allclose(rolled.next_states[0], rolled.states[1], atol=1e-6)
     np.testing.assert_allclose(rolled.rewards, jax.vmap(task.reward)(rolled.next_states, rolled.goals), rtol=1e-5)
     assert make_bc().batches_per_call == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of brax about its own use of MJX
+def test_the_reacher_can_be_turned_but_not_moved():
+    task = make_reacher()
+    step = jax.jit(task.step)
+    state, action = jnp.array([0.12, 0.03, 0.1, -0.2]), jnp.array([1.0, -0.5])
+    after = step(state, action)
+    turn = PlanarRotation(task.sizes, state_pairs=((0, 1), (2, 3)), action_pairs=(), goal_pairs=((0, 1),))
+    angle = jnp.array(0.7)
+    np.testing.assert_allclose(step(turn.state(angle, state), action), turn.state(angle, after), atol=1e-4)
+    shift = jnp.array([0.0, 0.08])
+    gap = jnp.abs(step(task.group.state(shift, state), action) - task.group.state(shift, after))
+    assert float(gap[2:].max()) > task.tolerance[2]
+    still = jnp.array([0.12, 0.03, 0.0, 0.0])
+    np.testing.assert_allclose(step(still, jnp.zeros(2)), still, atol=1e-4)
