@@ -30,13 +30,14 @@ from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, cross_fitt
 from edgesafe_jax.guards.targets import RULES
 from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.loading import load_model
-from edgesafe_jax.reporting import Section, bars, build_report, make_table, reliability_diagram, write_fragment
+from edgesafe_jax.reporting import Section, bars, build_report, make_table, write_fragment
 from edgesafe_jax.training import open_workdir, write_summary
 from edgesafe_jax.training.workdir import read_config
 from launch import errors
 from launch.guards import Features, kept_features, load_sentence_encoder
 from launch.paraphrases import paraphrase_sets
 from launch.progress import Progress
+from launch.results import reliability
 
 Config = Mapping[str, Any]
 
@@ -425,19 +426,8 @@ def _tables(
     if np.isnan(scored.before.labels).any():
         return
     for name, scores in (("before", scored.before), ("after, first seed", scored.after[rule][0])):
-        made.figure(_reliability(scores), alt=f"Reliability diagram of {guard} {name}", caption=f"{guard}, {name}")
-
-
-def _reliability(scores: SetScores, num_bins: int = 10) -> bytes:
-    probs = scores.unsafe[scores.where]
-    labels = np.repeat(scores.labels[:, None], scores.unsafe.shape[1], axis=1)[scores.where]
-    bins = np.minimum((probs * num_bins).astype(int), num_bins - 1)
-    count = np.bincount(bins, minlength=num_bins)
-    share = np.maximum(count, 1)
-    return reliability_diagram(
-        confidence=np.bincount(bins, weights=probs, minlength=num_bins) / share,
-        accuracy=np.bincount(bins, weights=labels, minlength=num_bins) / share,
-        count=count,
-        xlabel="P(unsafe)",
-        ylabel="share that people call unsafe",
-    )
+        probs = scores.unsafe[scores.where]
+        labels = np.repeat(scores.labels[:, None], scores.unsafe.shape[1], axis=1)[scores.where]
+        made.figure(
+            reliability(probs, labels), alt=f"Reliability diagram of {guard} {name}", caption=f"{guard}, {name}"
+        )

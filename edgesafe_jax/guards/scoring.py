@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.adapters.lora import LoRA
 from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, Field, GuardFormat, TemplateError, neutralise
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared, pad_tokens
@@ -44,7 +45,7 @@ class Verdicts:
 def label_scores(
     decoder: Decoder,
     params: Params,
-    shared: KeyValues | None,
+    past: Sequence[KeyValues],
     tokens: Array,
     where: Array,
     unsafe: Array,
@@ -56,7 +57,7 @@ def label_scores(
     Args:
       decoder: the module.
       params: its frozen parameters.
-      shared: what all rows begin with, or None.
+      past: blocks of what stands before the tokens.
       tokens: `[B, T]` int32, the rest of each row.
       where: `[B, T]` bool, which of them exist; padding is at the end.
       unsafe: ids of the unsafe labels' first tokens.
@@ -64,22 +65,58 @@ def label_scores(
       low_rank: factors added to the decoder's matrices, or None.
 
     Returns:
-      Log-odds of the summed label mass and the captured mass, each `[B]` float32.
+      Log-odds of the summed label mass and log of the captured mass, each `[B]` float32.
     """
-    past = () if shared is None else (shared,)
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, tokens, where=where, past=past, low_rank=low_rank
+        {"params": params}, tokens, where=where, past=tuple(past), low_rank=low_rank
     )
     last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
     hidden = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)[:, 0]
+    return read_labels(decoder, params, hidden, unsafe, safe)
+
+
+def read_labels(decoder: Decoder, params: Params, hidden: Array, unsafe: Array, safe: Array) -> tuple[Array, Array]:
+    """Reads the labels from the final hidden states `[B, D]` of the verdict; see `label_scores`."""
     logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
     positive = jax.nn.logsumexp(jnp.take(logits, unsafe, axis=1), axis=1)
     negative = jax.nn.logsumexp(jnp.take(logits, safe, axis=1), axis=1)
-    captured = jnp.exp(jnp.logaddexp(positive, negative) - jax.nn.logsumexp(logits, axis=1))
-    return positive - negative, captured
+    return positive - negative, jnp.logaddexp(positive, negative) - jax.nn.logsumexp(logits, axis=1)
 
 
-_label_scores = jax.jit(label_scores, static_argnames=("decoder",))
+@functools.partial(jax.jit, static_argnames="decoder")
+def _label_scores(
+    decoder: Decoder,
+    params: Params,
+    labels: tuple[Array, Array],
+    shared: KeyValues | None,
+    tokens: Array,
+    where: Array,
+) -> tuple[Array, Array]:
+    past = () if shared is None else (shared,)
+    return label_scores(decoder, params, past, tokens, where, *labels)
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def _adapted_label_scores(
+    decoder: Decoder,
+    params: Params,
+    labels: tuple[Array, Array],
+    low_rank: LowRank,
+    question: Array,
+    shared: KeyValues | None,
+    tokens: Array,
+    where: Array,
+) -> tuple[Array, Array]:
+    """Reads the pairs as the bare model does, and the question `[Q]` behind them with the factors."""
+    past = () if shared is None else (shared,)
+    read: DecoderOutput = decoder.apply(  # type: ignore[assignment]
+        {"params": params}, tokens, where=where, past=past
+    )
+    asked = jnp.broadcast_to(question[None], (tokens.shape[0], question.shape[0]))
+    every = jnp.ones(asked.shape, bool)
+    return label_scores(decoder, params, (*past, read.key_values), asked, every, *labels, low_rank)
+
+
 _encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
@@ -88,8 +125,10 @@ class LanguageModelGuard:
     """A language model that is asked for a verdict: callable as (prompts, responses) -> P(unsafe).
 
     Attributes:
-      model: the guard's language model, with an adapter of its own merged in.
+      model: the guard's language model; what is trained for all positions is merged in.
       format: how it is asked and read.
+      adapter: factors that act behind the judged response only, on the question and the verdict (an activated LoRA,
+        see `edgesafe_jax.guards.activated`); None for none.
       max_prompt: tokens of a prompt that are judged; the last ones are kept.
       max_response: tokens of a response that are judged; the first ones are kept.
       batch_size: pairs that run at once.
@@ -97,6 +136,7 @@ class LanguageModelGuard:
 
     model: LanguageModel = dataclasses.field(repr=False)
     format: GuardFormat
+    adapter: LoRA | None = dataclasses.field(default=None, repr=False)
     max_prompt: int = 2048
     max_response: int = 2048
     batch_size: int = 16
@@ -130,24 +170,28 @@ class LanguageModelGuard:
           Log-odds and captured mass.
 
         Raises:
-          TemplateError: the template does not show the pair, or the labels cannot be told apart by their first token.
+          TemplateError: the template does not show the pair, the labels cannot be told apart by their first token, or
+            there is an adapter and the verdict is not at one place, see `encode_parts`.
           ContextError: a pair does not fit into the model's context.
           ValueError: other numbers of prompts and responses.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
-        texts = self._texts(prompts, responses)
-        best = Verdicts(np.full(len(texts), -np.inf), np.zeros(len(texts)))
-        for pieces in self.format.render(self.model.tokenizer):
-            found = self._judge_policy(pieces, texts, on_batch)
-            higher = found.log_odds > best.log_odds
-            best = Verdicts(
-                np.where(higher, found.log_odds, best.log_odds), np.where(higher, found.captured, best.captured)
-            )
-        if len(texts) and np.median(best.captured) < LOW_MASS:
+        if self.adapter is not None:
+            best = self._judge_adapted(prompts, responses, on_batch)
+        else:
+            texts = self._texts(prompts, responses)
+            best = Verdicts(np.full(len(texts), -np.inf), np.zeros(len(texts)))
+            for pieces in self.format.render(self.model.tokenizer):
+                found = self._judge_policy(pieces, texts, on_batch)
+                higher = found.log_odds > best.log_odds
+                best = Verdicts(
+                    np.where(higher, found.log_odds, best.log_odds), np.where(higher, found.captured, best.captured)
+                )
+        if len(prompts) and np.median(best.captured) < LOW_MASS:
             warnings.warn(
                 f"The labels of the guard {self.model.name} hold {np.median(best.captured):.3f} of its probability "
-                f"(median of {len(texts)} pairs): is this its format? Hash of the template: {self.template_hash[:16]}.",
+                f"(median of {len(prompts)} pairs): is this its format? Template: {self.template_hash[:16]}.",
                 LowMassWarning,
                 stacklevel=2,
             )
@@ -173,6 +217,39 @@ class LanguageModelGuard:
           TemplateError: the guard has several policies or fields, so that its verdict is not at one place; or as
             `judge`.
         """
+        head, middle, end, unsafe, safe = self._single_verdict()
+        rows = [f"{head}{prompt}{middle}{response}{end}" for prompt, response in self._texts(prompts, responses)]
+        return [self.model.tokenizer.encode(row, control=True) for row in rows], unsafe, safe
+
+    def encode_parts(
+        self, prompts: Sequence[str], responses: Sequence[str]
+    ) -> tuple[list[list[int]], list[int], list[int], list[int]]:
+        """Encodes pairs and, apart, what is asked behind them.
+
+        Args:
+          prompts: N user texts.
+          responses: N answers.
+
+        Returns:
+          N rows of token ids up to the end of the response, the tokens of the question that follows each of them, and
+          the first tokens of the unsafe and of the safe labels.
+
+        Raises:
+          TemplateError: the verdict is not at one place, as `encode`; or what follows the response does not begin
+            with a token of its own.
+        """
+        rows, unsafe, safe = self.encode(prompts, responses)
+        question = self.model.tokenizer.encode(self._single_verdict()[2], control=True)
+        for row in rows:
+            if row[-len(question) :] != question:
+                raise TemplateError(
+                    "What this template writes behind the response grows together with it in this tokenizer: expected "
+                    "it to begin with a control token, so that the pair can be read before the question is asked."
+                )
+        return [row[: -len(question)] for row in rows], question, unsafe, safe
+
+    def _single_verdict(self) -> tuple[str, str, str, list[int], list[int]]:
+        """The text before, between and behind the pair up to the place of the only verdict, and its labels."""
         if len(self.format.policies) != 1 or len(self.format.fields) != 1:
             raise TemplateError(
                 f"This guard has {len(self.format.policies)} policies and {len(self.format.fields)} fields: expected "
@@ -180,9 +257,7 @@ class LanguageModelGuard:
             )
         ((head, middle, tail),) = self.format.render(self.model.tokenizer)
         end = tail if tail.endswith(self.format.fields[0].prefix) else tail + self.format.fields[0].prefix
-        unsafe, safe = self._labels(self.format.fields[0], f"{head}{middle}{end}")
-        rows = [f"{head}{prompt}{middle}{response}{end}" for prompt, response in self._texts(prompts, responses)]
-        return [self.model.tokenizer.encode(row, control=True) for row in rows], unsafe, safe
+        return head, middle, end, *self._labels(self.format.fields[0], f"{head}{middle}{end}")
 
     def _labels(self, field: Field, before: str) -> tuple[list[int], list[int]]:
         unsafe, safe = (label_ids(self.model, before, labels) for labels in (field.unsafe, field.safe))
@@ -216,49 +291,68 @@ class LanguageModelGuard:
             forced = "" if number == 0 and tail.endswith(field.prefix) else field.prefix
             rows = [row + forced for row in rows]
             unsafe, safe = self._labels(field, f"{head}{middle}{tail}{forced}")
-            verdicts = self._score(rows, unsafe, safe, on_batch)
+            encoded = [self.model.tokenizer.encode(row, control=True) for row in rows]
+            score = functools.partial(_label_scores, self.model.decoder, self.model.params, _ids(unsafe, safe))
+            verdicts = self._score(encoded, score, on_batch)
             chosen = np.where(verdicts.log_odds > 0, field.unsafe[0], field.safe[0])
             rows = [row + label for row, label in zip(rows, chosen, strict=True)]
         return verdicts
 
-    def _score(
-        self, rows: Sequence[str], unsafe: list[int], safe: list[int], on_batch: Callable[[int, int], None] | None
+    def _judge_adapted(
+        self, prompts: Sequence[str], responses: Sequence[str], on_batch: Callable[[int, int], None] | None
     ) -> Verdicts:
-        """Scores rendered prompts; what all of them begin with is computed once."""
-        model = self.model
-        encoded = [model.tokenizer.encode(row, control=True) for row in rows]
-        available = min(model.config.max_context, BUCKETS[-1])
-        for index, row in enumerate(encoded):
-            if len(row) > available:
-                raise ContextError(
-                    f"Pair {index} needs {len(row)} positions; the context of {model.name} has {available}. Lower "
-                    "max_prompt or max_response."
-                )
-        num_shared = _common_prefix(encoded)
-        log_odds, captured = np.zeros(len(rows)), np.zeros(len(rows))
-        if not rows:
+        assert self.adapter is not None
+        contexts, question, unsafe, safe = self.encode_parts(prompts, responses)
+        score = functools.partial(
+            _adapted_label_scores,
+            self.model.decoder,
+            self.model.params,
+            _ids(unsafe, safe),
+            self.adapter.low_rank(),
+            jnp.array(question, jnp.int32),
+        )
+        return self._score(contexts, score, on_batch, num_behind=len(question))
+
+    def _score(
+        self,
+        encoded: Sequence[list[int]],
+        score: Callable[[KeyValues | None, np.ndarray, np.ndarray], tuple[Array, Array]],
+        on_batch: Callable[[int, int], None] | None,
+        num_behind: int = 0,
+    ) -> Verdicts:
+        """Scores rows in batches of like length; what all of them begin with is computed once."""
+        log_odds, captured = np.zeros(len(encoded)), np.zeros(len(encoded))
+        if not encoded:
             return Verdicts(log_odds, captured)
+        self.check_context(encoded, num_behind)
+        num_shared = _common_prefix(encoded)
         common = jnp.array(encoded[0][:num_shared], jnp.int32)
-        shared = _encode_shared(model.decoder, model.params, None, common) if num_shared else None
-        order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
+        shared = _encode_shared(self.model.decoder, self.model.params, None, common) if num_shared else None
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             filled = chosen + [chosen[-1]] * (self.batch_size - len(chosen)) if start else chosen
-            tokens, where = pad_tokens([encoded[i][num_shared:] for i in filled], pad_id=model.tokenizer.pad_id)
-            odds, mass = _label_scores(
-                model.decoder,
-                model.params,
-                shared,
-                tokens,
-                where,
-                jnp.array(unsafe, jnp.int32),
-                jnp.array(safe, jnp.int32),
-            )
+            tokens, where = pad_tokens([encoded[i][num_shared:] for i in filled], pad_id=self.model.tokenizer.pad_id)
+            odds, log_mass = score(shared, tokens, where)
             log_odds[chosen] = np.asarray(odds)[: len(chosen)]
-            captured[chosen] = np.asarray(mass)[: len(chosen)]
+            captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]
             if on_batch is not None:
                 on_batch(min(start + self.batch_size, len(order)), len(order))
         return Verdicts(log_odds, captured)
+
+    def check_context(self, encoded: Sequence[list[int]], num_behind: int = 0) -> None:
+        """Refuses rows of tokens that do not fit, with `num_behind` tokens behind each, into the model's context."""
+        available = min(self.model.config.max_context, BUCKETS[-1])
+        for index, row in enumerate(encoded):
+            if len(row) + num_behind > available:
+                raise ContextError(
+                    f"Pair {index} needs {len(row) + num_behind} positions; the context of {self.model.name} has "
+                    f"{available}. Lower max_prompt or max_response."
+                )
+
+
+def _ids(unsafe: list[int], safe: list[int]) -> tuple[Array, Array]:
+    return jnp.array(unsafe, jnp.int32), jnp.array(safe, jnp.int32)
 
 
 def _common_prefix(rows: Sequence[list[int]]) -> int:
