@@ -71,7 +71,7 @@ def test_a_small_run_to_its_report(tmp_path, tiny, capsys):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert np.mean([line["loss"] for line in lines[-5:]]) < 0.5 * lines[0]["loss"]
     # The words are learnt first: what the labels hold of the probability.
-    assert lines[-1]["captured"] > 0.8 > lines[0]["captured"]
+    assert lines[-1]["captured"] > 0.5 > lines[0]["captured"]
     guard = load_smolguard(tiny, stored)
     assert (guard.max_prompt, guard.adapter.first_layer) == (16, 1)
     # The same again: nothing is left to do, and the bits are the same.
