@@ -31,7 +31,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_human = -1  # -1 for all of the teacher's 612
     config.data.num_contrast = 320
     config.data.num_harmful = 130
-    config.data.num_plain = 100
     config.data.max_tokens = 40  # of the base model's answers
     # Total weight of each kind of example, whatever their number
     config.data.weights = ml_collections.ConfigDict(
@@ -41,7 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_human = config.evaluation.num_prompts = -1  # pairs, and prompts of each set; -1 for all
     if variant == "runlocal":
         config.data.num_human = 24
-        config.data.num_contrast = config.data.num_harmful = config.data.num_plain = 4
+        config.data.num_contrast = config.data.num_harmful = 6
         config.data.max_tokens = 4
         config.max_prompt = config.max_response = 16
         config.rank = 2

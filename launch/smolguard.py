@@ -107,16 +107,15 @@ def _examples(config: Config, model: LanguageModel, workdir: Path) -> Labelled:
     """Human-scored pairs, and the model's own answers with weak labels, each kind with its weight."""
     data = config["data"]
     human = pairs_of("teacher", int(data["num_human"]))
-    sets: dict[str, tuple[list[Prompt], float]] = {
-        "contrast": (_spread(examples.contrast_of("teacher"), _count(data["num_contrast"])), 0.0),
-        "harmful": (_spread(examples.harmful_of("teacher", 520), _count(data["num_harmful"])), 1.0),
-        "plain": (examples.plain_of("teacher", int(data["num_plain"])), 1.0),
+    sets = {
+        "contrast": _spread(examples.contrast_of("teacher"), _count(data["num_contrast"])),
+        "harmful": _spread(examples.harmful_of("teacher", 520), _count(data["num_harmful"])),
     }
     prompts, responses = [], []
-    for name, (chosen, temperature) in sets.items():
+    for name, chosen in sets.items():
         prompts += chosen
         responses += guards._answers(
-            model, chosen, name, workdir, max_tokens=int(data["max_tokens"]), temperature=temperature
+            model, chosen, name, workdir, max_tokens=int(data["max_tokens"]), temperature=1.0
         )
     own = examples.own_answers(prompts, responses)
     kinds = ["human"] * len(human) + own.kinds
