@@ -305,7 +305,7 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
     asked = {
         "strongreject": corpora.strongreject()[:limit],
         "sensitive": corpora.sensitive_benign()[:limit],
-        "plain": examples.held_out_questions()[:limit],
+        "plain": examples.held_out_questions(100)[:limit],
     }
     max_tokens = int(config["data"]["max_tokens"])
     answered = {
