@@ -1,4 +1,4 @@
-r"""Train SmolGuard: SmolLM2-135M-Instruct with a LoRA that acts on the question behind a pair (an activated LoRA).
+r"""Train SmolGuard: SmolLM2-135M-Instruct with a LoRA that acts where it answers (an activated LoRA).
 
     python -m launch.train --config=configs/guard_smol.py --workdir=workdirs/guard_smol
     python -m launch.evaluate --checkpoint=workdirs/guard_smol
@@ -21,9 +21,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.max_response = 128  # tokens of a response that are read, its first ones
     config.first_layer = 15  # of 30: the layers below stay as they are
     config.rank = 8
-    config.targets = ("attention/query", "attention/value", "attention/out")
+    config.targets = ("attention/query", "attention/out", "mlp/down")
     config.learning_rate = 1e-3  # warmed up over a tenth of the steps, then decayed to zero along a cosine
-    config.num_epochs = 2
+    config.num_epochs = 6
     config.batch_size = 16
     config.save_every = 50
     config.log_every = 10

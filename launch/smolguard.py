@@ -114,9 +114,7 @@ def _examples(config: Config, model: LanguageModel, workdir: Path) -> Labelled:
     prompts, responses = [], []
     for name, chosen in sets.items():
         prompts += chosen
-        responses += guards._answers(
-            model, chosen, name, workdir, max_tokens=int(data["max_tokens"]), temperature=1.0
-        )
+        responses += guards._answers(model, chosen, name, workdir, max_tokens=int(data["max_tokens"]), temperature=1.0)
     own = examples.own_answers(prompts, responses)
     kinds = ["human"] * len(human) + own.kinds
     found = set(kinds)

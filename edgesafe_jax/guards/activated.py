@@ -1,10 +1,10 @@
-"""A guard that asks after the fact: a LoRA that acts on the question alone, behind a pair that is read unadapted.
+"""A guard with a LoRA that acts at one position: where the verdict is read, behind a pair that is read unadapted.
 
-Greenewald et al., "Activated LoRA: Fine-tuned LLMs for Intrinsics", arXiv 2504.12397. The keys and values of prompt and
-response are those of the bare model: a model that has just answered has them already, and its guard costs the few
-tokens of the question and of the verdict. The same makes training cheap. What the frozen part computes is read once
-(`PairReader.read`): keys and values of the pair in the adapted layers, and the residual stream of the question below
-them. A step then runs the upper layers over the question only.
+Greenewald et al., "Activated LoRA: Fine-tuned LLMs for Intrinsics", arXiv 2504.12397, at its shortest. The keys and
+values of prompt, response and question are those of the bare model: a model that has just answered has most of them
+already, and its guard costs the few tokens of the question. The same makes training cheap. What the frozen part
+computes is read once (`PairReader.read`): keys and values of all earlier positions in the adapted layers, and the
+residual stream below these layers at the last one. A step then runs the upper layers over one position of each pair.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from edgesafe_jax.adapters import AdapterError, LoRA, load_lora, save_lora
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.guards.registry import FORMATS, TemplateError
 from edgesafe_jax.guards.scoring import LanguageModelGuard, read_labels
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, remainder, truncate
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, remainder
 from edgesafe_jax.models.generation import bucket_length, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Array, Params
@@ -38,9 +38,9 @@ class PairBatch:
     """What the frozen part of a guard computes of B pairs.
 
     Attributes:
-      states: `[B, S, L', 2, K, E]` float16, keys and values of prompt and response in the L' upper layers.
+      states: `[B, S, L', 2, K, E]` float16, keys and values in the L' upper layers of what stands before the verdict.
       where: `[B, S]` bool, which of the positions exist.
-      hidden: `[B, Q, D]` float32, the residual stream of the question below these layers.
+      hidden: `[B, D]` float32, the residual stream below these layers at the place of the verdict.
     """
 
     states: Array | np.ndarray
@@ -55,7 +55,7 @@ class PairStates:
     Attributes:
       states: `[tokens, L', 2, K, E]` float16, pair after pair; may be mapped from a file.
       offsets: `[N + 1]` int64, where each pair begins.
-      hidden: `[N, Q, D]` float32.
+      hidden: `[N, D]` float32.
     """
 
     states: np.ndarray = dataclasses.field(repr=False)
@@ -133,11 +133,11 @@ class UpperLayers:
         keys, values = jnp.transpose(jnp.asarray(batch.states), (3, 2, 0, 4, 1, 5))
         output: DecoderOutput = self.decoder.apply(  # type: ignore[assignment]
             {"params": self.params},
-            embeddings=jnp.asarray(batch.hidden),
+            embeddings=jnp.asarray(batch.hidden)[:, None],
             past=(self.shared, KeyValues(keys, values, jnp.asarray(batch.where))),
             low_rank=None if lora is None else lora.low_rank(self.first_layer),
         )
-        return read_labels(self.decoder, self.params, output.hidden[:, -1], self.unsafe, self.safe)
+        return read_labels(self.decoder, self.params, output.hidden[:, 0], self.unsafe, self.safe)
 
 
 def verdict_loss(*, log_odds: Array, log_mass: Array, labels: Array) -> Array:
@@ -161,28 +161,19 @@ def verdict_loss(*, log_odds: Array, log_mass: Array, labels: Array) -> Array:
 _encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "lower"))
+@functools.partial(jax.jit, static_argnames=("decoder", "first_layer"))
 def _read(
-    decoder: Decoder,
-    lower: Decoder,
-    params: Params,
-    lower_params: Params,
-    shared: KeyValues,
-    question: Array,
-    tokens: Array,
-    where: Array,
+    decoder: Decoder, params: Params, shared: KeyValues, tokens: Array, where: Array, *, first_layer: int
 ) -> tuple[Array, Array]:
-    """Returns `states` and `hidden` of a `PairBatch`."""
-    first = lower.config.num_layers
+    """Returns `states`, of all positions, and `hidden` of a `PairBatch`."""
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
         {"params": params}, tokens, where=where, past=(shared,)
     )
-    keys, values = output.key_values.keys, output.key_values.values
-    past = (_layers(shared, slice(first)), KeyValues(keys[:first], values[:first], where))
-    asked = jnp.broadcast_to(question[None], (tokens.shape[0], question.shape[0]))
-    below: DecoderOutput = lower.apply({"params": lower_params}, asked, past=past)  # type: ignore[assignment]
-    states = jnp.stack([keys[first:], values[first:]]).transpose(2, 4, 1, 0, 3, 5)
-    return states.astype(jnp.float16), below.layer_hidden[-1].astype(jnp.float32)
+    block = _layers(output.key_values, slice(first_layer, None))
+    last = jnp.sum(where, axis=1, dtype=jnp.int32)[:, None, None] - 1
+    hidden = jnp.take_along_axis(output.layer_hidden[first_layer - 1], last, axis=1)[:, 0]
+    states = jnp.stack([block.keys, block.values]).transpose(2, 4, 1, 0, 3, 5)
+    return states.astype(jnp.float16), hidden.astype(jnp.float32)
 
 
 def _layers(block: KeyValues, kept: slice) -> KeyValues:
@@ -194,8 +185,7 @@ class PairReader:
     """Computes once what the frozen part of a guard makes of pairs.
 
     Attributes:
-      guard: a language-model guard with one verdict and a template that opens the pair and the question with control
-        tokens; its adapter is not used.
+      guard: a language-model guard with one verdict; its adapter is not used.
       first_layer: how many layers stay unadapted, 1 to L - 1.
     """
 
@@ -221,7 +211,7 @@ class PairReader:
     def upper(self) -> UpperLayers:
         """The adapted part."""
         model = self.guard.model
-        _, _, unsafe, safe = self.guard.encode_parts([], [])
+        _, unsafe, safe = self.guard.encode([], [])
         config, params = remainder(model.config, model.params, self.first_layer)
         return UpperLayers(
             params,
@@ -250,39 +240,33 @@ class PairReader:
           What the frozen part computes of them; 2 L' K E float16 numbers per token.
 
         Raises:
-          TemplateError: the guard's template does not allow it, see `LanguageModelGuard.encode_parts`.
+          TemplateError: the guard's verdict is not at one place, see `LanguageModelGuard.encode`; or the prompt grows
+            together with the template before it.
           ContextError: a pair does not fit into the model's context.
         """
-        model, head = self.guard.model, self._head
-        encoded, question, _, _ = self.guard.encode_parts(prompts, responses)
-        self.guard.check_context(encoded, len(question))
+        model, head, first = self.guard.model, self._head, self.first_layer
+        encoded, _, _ = self.guard.encode(prompts, responses)
+        self.guard.check_context(encoded)
         if any(row[: len(head)] != head for row in encoded):
             raise TemplateError(
                 "What this template writes before the prompt grows together with it in this tokenizer: expected it to "
                 "end with a control token or a line break."
             )
         rows = [row[len(head) :] for row in encoded]
-        config, lower_params = truncate(model.config, model.params, self.first_layer)
-        lower = Decoder(config, model.dtype, model.matmul_dtype)
-        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-        upper_layers = model.config.num_layers - self.first_layer
-        shape = (int(offsets[-1]), upper_layers, 2, model.config.num_kv_heads, model.config.head_dim)
-        states = np.zeros(shape, np.float16)
-        hidden = np.zeros((len(rows), len(question), model.config.embed_dim), np.float32)
+        offsets = np.concatenate([[0], np.cumsum([len(row) - 1 for row in rows])]).astype(np.int64)
+        shape = (int(offsets[-1]), model.config.num_layers - first, 2, model.config.num_kv_heads, model.config.head_dim)
+        states, hidden = np.zeros(shape, np.float16), np.zeros((len(rows), model.config.embed_dim), np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         size = self.guard.batch_size
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             filled = chosen + [chosen[-1]] * (size - len(chosen)) if start else chosen
             tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id)
-            asked = jnp.array(question, jnp.int32)
-            read, below = map(
-                np.asarray,
-                _read(model.decoder, lower, model.params, lower_params, self._shared, asked, tokens, where),
-            )
+            read = _read(model.decoder, model.params, self._shared, tokens, where, first_layer=first)
+            batch_states, batch_hidden = map(np.asarray, read)
             for row, index in enumerate(chosen):
-                states[offsets[index] : offsets[index + 1]] = read[row, : len(rows[index])]
-                hidden[index] = below[row]
+                states[offsets[index] : offsets[index + 1]] = batch_states[row, : len(rows[index]) - 1]
+                hidden[index] = batch_hidden[row]
             if on_batch is not None:
                 on_batch(min(start + size, len(order)), len(order))
         return PairStates(states, offsets, hidden)
@@ -313,7 +297,7 @@ def save_guard(path: str | Path, guard: LanguageModelGuard, training: Mapping[st
 
 
 def load_smolguard(model: LanguageModel, path: str | Path | None = None) -> LanguageModelGuard:
-    """Loads SmolGuard: the language model asked about a pair, with an adapter on the question.
+    """Loads SmolGuard: the language model asked about a pair, with an adapter where it answers.
 
     Args:
       model: the base model of the adapter, SmolLM2-135M-Instruct for the packaged one.

@@ -102,19 +102,20 @@ def _adapted_label_scores(
     params: Params,
     labels: tuple[Array, Array],
     low_rank: LowRank,
-    question: Array,
     shared: KeyValues | None,
     tokens: Array,
     where: Array,
 ) -> tuple[Array, Array]:
-    """Reads the pairs as the bare model does, and the question `[Q]` behind them with the factors."""
+    """Reads all but the last existing token of each row as the bare model does, and that one with the factors."""
     past = () if shared is None else (shared,)
+    last = jnp.sum(where, axis=1, dtype=jnp.int32)[:, None] - 1
+    before = where & (jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] < last)
     read: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, tokens, where=where, past=past
+        {"params": params}, tokens, where=before, past=past
     )
-    asked = jnp.broadcast_to(question[None], (tokens.shape[0], question.shape[0]))
-    every = jnp.ones(asked.shape, bool)
-    return label_scores(decoder, params, (*past, read.key_values), asked, every, *labels, low_rank)
+    verdict = jnp.take_along_axis(tokens, last, axis=1)
+    every = jnp.ones(verdict.shape, bool)
+    return label_scores(decoder, params, (*past, read.key_values), verdict, every, *labels, low_rank)
 
 
 _encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
@@ -127,8 +128,7 @@ class LanguageModelGuard:
     Attributes:
       model: the guard's language model; what is trained for all positions is merged in.
       format: how it is asked and read.
-      adapter: factors that act behind the judged response only, on the question and the verdict (an activated LoRA,
-        see `edgesafe_jax.guards.activated`); None for none.
+      adapter: factors that act at the place of the verdict only, see `edgesafe_jax.guards.activated`; None for none.
       max_prompt: tokens of a prompt that are judged; the last ones are kept.
       max_response: tokens of a response that are judged; the first ones are kept.
       batch_size: pairs that run at once.
@@ -170,28 +170,24 @@ class LanguageModelGuard:
           Log-odds and captured mass.
 
         Raises:
-          TemplateError: the template does not show the pair, the labels cannot be told apart by their first token, or
-            there is an adapter and the verdict is not at one place, see `encode_parts`.
+          TemplateError: the template does not show the pair, or the labels cannot be told apart by their first token.
           ContextError: a pair does not fit into the model's context.
           ValueError: other numbers of prompts and responses.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
-        if self.adapter is not None:
-            best = self._judge_adapted(prompts, responses, on_batch)
-        else:
-            texts = self._texts(prompts, responses)
-            best = Verdicts(np.full(len(texts), -np.inf), np.zeros(len(texts)))
-            for pieces in self.format.render(self.model.tokenizer):
-                found = self._judge_policy(pieces, texts, on_batch)
-                higher = found.log_odds > best.log_odds
-                best = Verdicts(
-                    np.where(higher, found.log_odds, best.log_odds), np.where(higher, found.captured, best.captured)
-                )
-        if len(prompts) and np.median(best.captured) < LOW_MASS:
+        texts = self._texts(prompts, responses)
+        best = Verdicts(np.full(len(texts), -np.inf), np.zeros(len(texts)))
+        for pieces in self.format.render(self.model.tokenizer):
+            found = self._judge_policy(pieces, texts, on_batch)
+            higher = found.log_odds > best.log_odds
+            best = Verdicts(
+                np.where(higher, found.log_odds, best.log_odds), np.where(higher, found.captured, best.captured)
+            )
+        if len(texts) and np.median(best.captured) < LOW_MASS:
             warnings.warn(
                 f"The labels of the guard {self.model.name} hold {np.median(best.captured):.3f} of its probability "
-                f"(median of {len(prompts)} pairs): is this its format? Template: {self.template_hash[:16]}.",
+                f"(median of {len(texts)} pairs): is this its format? Hash of the template: {self.template_hash[:16]}.",
                 LowMassWarning,
                 stacklevel=2,
             )
@@ -217,39 +213,6 @@ class LanguageModelGuard:
           TemplateError: the guard has several policies or fields, so that its verdict is not at one place; or as
             `judge`.
         """
-        head, middle, end, unsafe, safe = self._single_verdict()
-        rows = [f"{head}{prompt}{middle}{response}{end}" for prompt, response in self._texts(prompts, responses)]
-        return [self.model.tokenizer.encode(row, control=True) for row in rows], unsafe, safe
-
-    def encode_parts(
-        self, prompts: Sequence[str], responses: Sequence[str]
-    ) -> tuple[list[list[int]], list[int], list[int], list[int]]:
-        """Encodes pairs and, apart, what is asked behind them.
-
-        Args:
-          prompts: N user texts.
-          responses: N answers.
-
-        Returns:
-          N rows of token ids up to the end of the response, the tokens of the question that follows each of them, and
-          the first tokens of the unsafe and of the safe labels.
-
-        Raises:
-          TemplateError: the verdict is not at one place, as `encode`; or what follows the response does not begin
-            with a token of its own.
-        """
-        rows, unsafe, safe = self.encode(prompts, responses)
-        question = self.model.tokenizer.encode(self._single_verdict()[2], control=True)
-        for row in rows:
-            if row[-len(question) :] != question:
-                raise TemplateError(
-                    "What this template writes behind the response grows together with it in this tokenizer: expected "
-                    "it to begin with a control token, so that the pair can be read before the question is asked."
-                )
-        return [row[: -len(question)] for row in rows], question, unsafe, safe
-
-    def _single_verdict(self) -> tuple[str, str, str, list[int], list[int]]:
-        """The text before, between and behind the pair up to the place of the only verdict, and its labels."""
         if len(self.format.policies) != 1 or len(self.format.fields) != 1:
             raise TemplateError(
                 f"This guard has {len(self.format.policies)} policies and {len(self.format.fields)} fields: expected "
@@ -257,7 +220,9 @@ class LanguageModelGuard:
             )
         ((head, middle, tail),) = self.format.render(self.model.tokenizer)
         end = tail if tail.endswith(self.format.fields[0].prefix) else tail + self.format.fields[0].prefix
-        return head, middle, end, *self._labels(self.format.fields[0], f"{head}{middle}{end}")
+        unsafe, safe = self._labels(self.format.fields[0], f"{head}{middle}{end}")
+        rows = [f"{head}{prompt}{middle}{response}{end}" for prompt, response in self._texts(prompts, responses)]
+        return [self.model.tokenizer.encode(row, control=True) for row in rows], unsafe, safe
 
     def _labels(self, field: Field, before: str) -> tuple[list[int], list[int]]:
         unsafe, safe = (label_ids(self.model, before, labels) for labels in (field.unsafe, field.safe))
@@ -291,48 +256,34 @@ class LanguageModelGuard:
             forced = "" if number == 0 and tail.endswith(field.prefix) else field.prefix
             rows = [row + forced for row in rows]
             unsafe, safe = self._labels(field, f"{head}{middle}{tail}{forced}")
-            encoded = [self.model.tokenizer.encode(row, control=True) for row in rows]
-            score = functools.partial(_label_scores, self.model.decoder, self.model.params, _ids(unsafe, safe))
-            verdicts = self._score(encoded, score, on_batch)
+            verdicts = self._score(rows, unsafe, safe, on_batch)
             chosen = np.where(verdicts.log_odds > 0, field.unsafe[0], field.safe[0])
             rows = [row + label for row, label in zip(rows, chosen, strict=True)]
         return verdicts
 
-    def _judge_adapted(
-        self, prompts: Sequence[str], responses: Sequence[str], on_batch: Callable[[int, int], None] | None
-    ) -> Verdicts:
-        assert self.adapter is not None
-        contexts, question, unsafe, safe = self.encode_parts(prompts, responses)
-        score = functools.partial(
-            _adapted_label_scores,
-            self.model.decoder,
-            self.model.params,
-            _ids(unsafe, safe),
-            self.adapter.low_rank(),
-            jnp.array(question, jnp.int32),
-        )
-        return self._score(contexts, score, on_batch, num_behind=len(question))
-
     def _score(
-        self,
-        encoded: Sequence[list[int]],
-        score: Callable[[KeyValues | None, np.ndarray, np.ndarray], tuple[Array, Array]],
-        on_batch: Callable[[int, int], None] | None,
-        num_behind: int = 0,
+        self, rows: Sequence[str], unsafe: list[int], safe: list[int], on_batch: Callable[[int, int], None] | None
     ) -> Verdicts:
-        """Scores rows in batches of like length; what all of them begin with is computed once."""
-        log_odds, captured = np.zeros(len(encoded)), np.zeros(len(encoded))
-        if not encoded:
-            return Verdicts(log_odds, captured)
-        self.check_context(encoded, num_behind)
+        """Scores rendered prompts; what all of them begin with is computed once."""
+        model = self.model
+        encoded = [model.tokenizer.encode(row, control=True) for row in rows]
+        self.check_context(encoded)
         num_shared = _common_prefix(encoded)
+        log_odds, captured = np.zeros(len(rows)), np.zeros(len(rows))
+        if not rows:
+            return Verdicts(log_odds, captured)
+        labels = jnp.array(unsafe, jnp.int32), jnp.array(safe, jnp.int32)
+        score = functools.partial(_label_scores, model.decoder, model.params, labels)
+        if self.adapter is not None:
+            low_rank = self.adapter.low_rank()
+            score = functools.partial(_adapted_label_scores, model.decoder, model.params, labels, low_rank)
         common = jnp.array(encoded[0][:num_shared], jnp.int32)
-        shared = _encode_shared(self.model.decoder, self.model.params, None, common) if num_shared else None
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        shared = _encode_shared(model.decoder, model.params, None, common) if num_shared else None
+        order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             filled = chosen + [chosen[-1]] * (self.batch_size - len(chosen)) if start else chosen
-            tokens, where = pad_tokens([encoded[i][num_shared:] for i in filled], pad_id=self.model.tokenizer.pad_id)
+            tokens, where = pad_tokens([encoded[i][num_shared:] for i in filled], pad_id=model.tokenizer.pad_id)
             odds, log_mass = score(shared, tokens, where)
             log_odds[chosen] = np.asarray(odds)[: len(chosen)]
             captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]
@@ -340,19 +291,15 @@ class LanguageModelGuard:
                 on_batch(min(start + self.batch_size, len(order)), len(order))
         return Verdicts(log_odds, captured)
 
-    def check_context(self, encoded: Sequence[list[int]], num_behind: int = 0) -> None:
-        """Refuses rows of tokens that do not fit, with `num_behind` tokens behind each, into the model's context."""
+    def check_context(self, encoded: Sequence[list[int]]) -> None:
+        """Refuses rows of tokens that do not fit into the model's context."""
         available = min(self.model.config.max_context, BUCKETS[-1])
         for index, row in enumerate(encoded):
-            if len(row) + num_behind > available:
+            if len(row) > available:
                 raise ContextError(
-                    f"Pair {index} needs {len(row) + num_behind} positions; the context of {self.model.name} has "
-                    f"{available}. Lower max_prompt or max_response."
+                    f"Pair {index} needs {len(row)} positions; the context of {self.model.name} has {available}. Lower "
+                    "max_prompt or max_response."
                 )
-
-
-def _ids(unsafe: list[int], safe: list[int]) -> tuple[Array, Array]:
-    return jnp.array(unsafe, jnp.int32), jnp.array(safe, jnp.int32)
 
 
 def _common_prefix(rows: Sequence[list[int]]) -> int:

@@ -1,4 +1,4 @@
-"""A LoRA that acts behind the pair only: what is read once and reused equals what is computed in one piece."""
+"""A LoRA that acts at the verdict only: what is read once and reused equals what is computed in one piece."""
 
 import dataclasses
 import functools
@@ -35,20 +35,18 @@ def lora(tiny_model):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(decoder, params, context, question, low_rank):
+def _logits(decoder, params, context, verdict, low_rank):
     read = decoder.apply({"params": params}, context)
-    output = decoder.apply({"params": params}, question, past=(read.key_values,), low_rank=low_rank)
+    output = decoder.apply({"params": params}, verdict, past=(read.key_values,), low_rank=low_rank)
     return decoder.apply({"params": params}, output.hidden[0, -1], method=Decoder.logits)
 
 
 def log_odds_of(model, lora, prompt, response):
-    """The log-odds by two plain passes, without batches: the pair by the bare model, the question with the factors."""
+    """The log-odds by two plain passes, without batches: all but the last token by the bare model, that one adapted."""
     head, middle, tail = FORMAT.render(model.tokenizer)[0]
-    context, question = (
-        jnp.array([model.tokenizer.encode(text, control=True)], jnp.int32)
-        for text in (head + prompt + middle + response, tail + "so")
-    )
-    logits = _logits(model.decoder, model.params, context, question, None if lora is None else lora.low_rank())
+    row = jnp.array([model.tokenizer.encode(f"{head}{prompt}{middle}{response}{tail}so", control=True)], jnp.int32)
+    low_rank = None if lora is None else lora.low_rank()
+    logits = _logits(model.decoder, model.params, row[:, :-1], row[:, -1:], low_rank)
     h, t = (model.tokenizer.encode(label)[0] for label in ("h", "t"))
     return float(logits[h] - logits[t])
 
@@ -87,6 +85,15 @@ def test_scores_of_what_was_read_once_equal_those_of_the_guard(tiny_model, lora)
     np.testing.assert_allclose(bare, plain.log_odds[rows], atol=2e-2)
 
 
+def test_every_field_of_a_guard_is_read_with_the_adapter(tiny_model, lora):
+    fields = (Field("a:", unsafe=("h",), safe=("t",)), Field("so", unsafe=("h",), safe=("t",)))
+    found = LanguageModelGuard(tiny_model, dataclasses.replace(FORMAT, fields=fields), adapter=lora).judge(
+        ["in"], ["a"]
+    )
+    bare = LanguageModelGuard(tiny_model, dataclasses.replace(FORMAT, fields=fields)).judge(["in"], ["a"])
+    assert abs(found.log_odds[0] - bare.log_odds[0]) > 1e-2
+
+
 def test_a_lora_that_begins_above_what_was_read(tiny_model, lora):
     later = lora.replace(
         down={name: a[1:] for name, a in lora.down.items()},
@@ -109,15 +116,14 @@ def test_states_come_back_from_disk_if_they_belong(tmp_path, tiny_model):
     assert load_states(tmp_path / "a", "others") is None
 
 
-def test_what_cannot_be_read_apart(tiny_model, lora):
-    plain = GuardFormat(fields=FORMAT.fields, text="Q: {prompt} A: {response}er?")
+def test_what_cannot_be_read(tiny_model, lora):
+    plain = GuardFormat(fields=FORMAT.fields, text="us{prompt} A: {response} bad?")
     guard = LanguageModelGuard(tiny_model, plain, adapter=lora)
     with pytest.raises(TemplateError, match="grows together with it"):
-        guard(["a"], ["us"])  # "user" is one token
+        PairReader(guard, 1).read(["er"], ["a"])  # "user" is one token
     with pytest.raises(TemplateError, match="4 policies and 1 fields"):
-        LanguageModelGuard(tiny_model, FORMATS["shieldgemma"], adapter=lora)(["a"], ["b"])
+        _ = PairReader(LanguageModelGuard(tiny_model, FORMATS["shieldgemma"]), 1).upper
     with pytest.raises(ValueError, match="first_layer=3: expected 1 to 2"):
         PairReader(guard, 3)
-    long = dataclasses.replace(guard, format=FORMAT)
     with pytest.raises(ContextError, match="Pair 1 needs"):
-        long(["a", "b"], ["c", "d" * 600])
+        PairReader(dataclasses.replace(guard, format=FORMAT), 1).read(["a", "b"], ["c", "d" * 600])
