@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from edgesafe_jax.adapters import LoRA
-from edgesafe_jax.guards.activated import PairBatch, PairReader, PairStates, UpperLayers, save_guard
+from edgesafe_jax.guards.activated import PairBatch, PairReader, PairStates, UpperLayers, save_guard, score_pairs
 from edgesafe_jax.guards.consistency import consistency_objective
 from edgesafe_jax.guards.paraphrases import ParaphraseSet
 from edgesafe_jax.guards.scoring import LanguageModelGuard
@@ -30,9 +30,6 @@ from edgesafe_jax.training import train as run_training
 from edgesafe_jax.typing import Array
 from launch.guards import pair_key
 from launch.smolguard import make_optimizer, read_kept
-
-BATCH_SIZE = 16
-"""Pairs that are scored at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +60,6 @@ class SetBatch:
     where: Array | np.ndarray
     target: Array | np.ndarray
     reference: Array | np.ndarray
-
-
-@jax.jit
-def _log_odds(upper: UpperLayers, lora: LoRA, pairs: PairBatch) -> Array:
-    return upper.scores(lora, pairs)[0]
 
 
 def _make_step(
@@ -144,13 +136,8 @@ class LoraSubject:
     def log_odds(self, trained: LoRA, prepared: ReadSets) -> np.ndarray:
         """Log-odds of all members, `[S, N]`; zero where there is none."""
         chosen = np.unique(prepared.rows[prepared.rows >= 0])
-        chosen = chosen[np.argsort(np.diff(prepared.states.offsets)[chosen], kind="stable")]
         found = np.zeros(len(prepared.states))
-        for start in range(0, len(chosen), BATCH_SIZE):
-            rows = chosen[start : start + BATCH_SIZE]
-            filled = np.concatenate([rows, np.repeat(rows[-1:], BATCH_SIZE - len(rows))])
-            odds = _log_odds(self.reader.upper, trained, prepared.states.batch(filled))
-            found[rows] = np.asarray(odds)[: len(rows)]
+        found[chosen] = score_pairs(self.reader.upper, trained, prepared.states, chosen).log_odds
         return np.where(prepared.rows >= 0, found[prepared.rows], 0.0)
 
     def scores(self, trained: LoRA, prepared: ReadSets) -> np.ndarray:

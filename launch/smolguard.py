@@ -29,6 +29,7 @@ from edgesafe_jax.guards.activated import (
     load_smolguard,
     load_states,
     save_guard,
+    score_pairs,
     verdict_loss,
 )
 from edgesafe_jax.guards.probe import load_encoder_guard, load_hidden_state_guard
@@ -72,7 +73,16 @@ def check(config: Config) -> None:
     errors.lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
     for name in config["targets"]:
         errors.lookup(dict.fromkeys(TARGETS), name, "config.targets")
-    for name in ("max_prompt", "max_response", "first_layer", "rank", "batch_size", "save_every", "log_every"):
+    for name in (
+        "max_prompt",
+        "max_response",
+        "first_layer",
+        "rank",
+        "batch_size",
+        "save_every",
+        "log_every",
+        "eval_every",
+    ):
         if int(config[name]) < 1:
             raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
     for name in ("learning_rate", "num_epochs"):
@@ -95,12 +105,14 @@ class Labelled:
       responses: N texts.
       labels: `[N]` float32, 1 is unsafe.
       weights: `[N]` float32, of mean one.
+      validation: `[N]` bool, the human-scored pairs of a fifth of the objectives, which are not trained on.
     """
 
     prompts: list[str]
     responses: list[str]
     labels: np.ndarray
     weights: np.ndarray
+    validation: np.ndarray
 
 
 def _examples(config: Config, model: LanguageModel, workdir: Path) -> Labelled:
@@ -124,6 +136,7 @@ def _examples(config: Config, model: LanguageModel, workdir: Path) -> Labelled:
         [p.response for p in human] + own.responses,
         np.concatenate([[p.score >= 0.5 for p in human], own.labels]).astype(np.float32),
         (weights / np.mean(weights)).astype(np.float32),
+        np.array([examples.calibration_fold(p.prompt) == 0 for p in human] + [False] * len(own.prompts)),
     )
 
 
@@ -212,7 +225,7 @@ def train(config: Config, workdir: str | Path) -> Path:
       The stored adapter.
 
     Raises:
-      ConfigError: a value of the config means nothing.
+      ConfigError: a value of the config means nothing, or no pair is left to validate on.
       WorkdirError: the work directory holds a run with another config.
     """
     check(config)
@@ -229,8 +242,13 @@ def train(config: Config, workdir: str | Path) -> Path:
     reader = PairReader(guard, int(config["first_layer"]))
     states = read_kept(reader, data.prompts, data.responses, workdir / "states", "training")
     seed, batch_size = int(config["seed"]), int(config["batch_size"])
-    order = make_data_order(len(states), batch_size, seed=seed)
-    num_steps = max(1, round(float(config["num_epochs"]) * len(states) / batch_size))
+    if not data.validation.any():
+        raise errors.ConfigError(
+            f"config.data.num_human={config['data']['num_human']} leaves no pair to validate on: expected more."
+        )
+    trained_on, validated = np.flatnonzero(~data.validation), np.flatnonzero(data.validation)
+    order = make_data_order(len(trained_on), batch_size, seed=seed)
+    num_steps = max(1, round(float(config["num_epochs"]) * len(trained_on) / batch_size))
     optimizer = make_optimizer(float(config["learning_rate"]), num_steps)
     start = init_lora(
         model.config,
@@ -241,8 +259,14 @@ def train(config: Config, workdir: str | Path) -> Path:
     )
 
     def batches(number: int) -> Batch:
-        rows = order(number)
+        rows = trained_on[order(number)]
         return Batch(states.batch(rows), data.labels[rows], data.weights[rows])
+
+    def validate(state: TrainState) -> dict[str, float]:
+        """The likelihood of people's verdicts chooses the step."""
+        probs, labels = score_pairs(reader.upper, state.params, states, validated).unsafe, data.labels[validated]
+        nll = metrics.binary_nll(probs=probs, labels=labels)
+        return {"score": -nll, "accuracy": metrics.accuracy(predictions=probs > 0.5, labels=labels)}
 
     print(f"{len(states)} pairs read after {time.monotonic() - started:.0f} s; {num_steps} steps", file=sys.stderr)
     with (
@@ -257,6 +281,8 @@ def train(config: Config, workdir: str | Path) -> Path:
             writer=writer,
             checkpoints=checkpoints,
             log_every=int(config["log_every"]),
+            on_eval=validate,
+            eval_every=int(config["eval_every"]),
         )
     stored = workdir / ADAPTER
     about = {name: value for name, value in config.items() if name not in ("evaluation", "log_every", "save_every")}

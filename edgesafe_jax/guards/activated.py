@@ -9,7 +9,6 @@ residual stream below these layers at the last one. A step then runs the upper l
 
 import dataclasses
 import functools
-import importlib.resources
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from edgesafe_jax.adapters import AdapterError, LoRA, load_lora, save_lora
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.guards.registry import FORMATS, TemplateError
-from edgesafe_jax.guards.scoring import LanguageModelGuard, read_labels
+from edgesafe_jax.guards.scoring import LanguageModelGuard, Verdicts, read_labels
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, remainder
 from edgesafe_jax.models.generation import bucket_length, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
@@ -158,6 +157,37 @@ def verdict_loss(*, log_odds: Array, log_mass: Array, labels: Array) -> Array:
     return -jax.nn.log_sigmoid(jnp.where(labels > 0.5, log_odds, -log_odds)) - log_mass
 
 
+@jax.jit
+def _scores(upper: UpperLayers, lora: LoRA | None, batch: PairBatch) -> tuple[Array, Array]:
+    return upper.scores(lora, batch)
+
+
+def score_pairs(
+    upper: UpperLayers, lora: LoRA | None, states: PairStates, rows: np.ndarray, *, batch_size: int = 16
+) -> Verdicts:
+    """Scores pairs that were read, in batches of like length.
+
+    Args:
+      upper: the adapted part of the guard.
+      lora: the adapter, or None for the bare model.
+      states: of the pairs.
+      rows: `[N]`, which pairs.
+      batch_size: pairs that run at once.
+
+    Returns:
+      Log-odds and captured mass, in the order of `rows`.
+    """
+    log_odds, captured = np.zeros(len(rows)), np.zeros(len(rows))
+    order = np.argsort(np.diff(states.offsets)[rows], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = np.concatenate([chosen, np.repeat(chosen[-1:], batch_size - len(chosen))])
+        odds, log_mass = _scores(upper, lora, states.batch(rows[filled]))
+        log_odds[chosen] = np.asarray(odds)[: len(chosen)]
+        captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]
+    return Verdicts(log_odds, captured)
+
+
 _encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
@@ -275,11 +305,6 @@ class PairReader:
 # SmolGuard ------------------------------------------------------------------------------------------------------------
 
 
-def packaged_adapter() -> Path:
-    """Returns the path of the adapter that ships with the package."""
-    return Path(str(importlib.resources.files("edgesafe_jax.guards") / "data" / "smolguard.safetensors"))
-
-
 def save_guard(path: str | Path, guard: LanguageModelGuard, training: Mapping[str, Any]) -> None:
     """Stores the adapter of a guard, with what its scores belong to in the sidecar.
 
@@ -296,12 +321,12 @@ def save_guard(path: str | Path, guard: LanguageModelGuard, training: Mapping[st
     save_lora(path, guard.adapter, guard.model, training={**training, "guard": about})
 
 
-def load_smolguard(model: LanguageModel, path: str | Path | None = None) -> LanguageModelGuard:
+def load_smolguard(model: LanguageModel, path: str | Path) -> LanguageModelGuard:
     """Loads SmolGuard: the language model asked about a pair, with an adapter where it answers.
 
     Args:
-      model: the base model of the adapter, SmolLM2-135M-Instruct for the packaged one.
-      path: a stored adapter of configs/guard_smol.py; default the packaged one.
+      model: the base model of the adapter.
+      path: a stored adapter of configs/guard_smol.py.
 
     Returns:
       The guard.
@@ -312,10 +337,10 @@ def load_smolguard(model: LanguageModel, path: str | Path | None = None) -> Lang
     Example:
       Unlike the heads it is asked in words, and scores with the mass of two words::
 
-        guard = load_smolguard(load_model())
+        guard = load_smolguard(load_model(), "workdirs/guard_smol/smolguard.safetensors")
         verdicts = guard.judge(["How do I boil an egg?"], ["Seven minutes in boiling water."])
     """
-    path = packaged_adapter() if path is None else Path(path)
+    path = Path(path)
     lora = load_lora(path, model)
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["training"].get("guard", {})
     guard = LanguageModelGuard(model, FORMATS["smolguard"], adapter=lora)

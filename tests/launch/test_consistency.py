@@ -38,6 +38,7 @@ def config(**changes):
         ({"anchor_weight": -1.0}, "config.anchor_weight=-1.0"),
         ({"ema_decay": 1.0}, "config.ema_decay=1.0"),
         ({"ema_decay": 0.9, "guards": ("smolguard",)}, "SmolGuard takes fixed targets"),
+        ({"guards": ("smolguard",)}, "config.lora.adapter is empty"),
         ({"lora": {"num_steps": 5, "batch_size": 0, "save_every": 1}}, "config.lora.batch_size=0"),
         ({"data": {"held_out_sources": ("style",)}}, "leaves no source"),
     ],
@@ -130,7 +131,7 @@ def test_a_small_run_with_a_lora(tmp_path, monkeypatch, tiny_model):
     monkeypatch.setattr(consistency, "load_sentence_encoder", Letters)
     monkeypatch.setattr(consistency, "load_model", lambda spec, matmul_dtype: tiny_model)
     monkeypatch.setattr(consistency, "load_smolguard", lambda model, path: guard)
-    lora = {"adapter": "", "learning_rate": 0.02, "num_steps": 40, "batch_size": 4, "save_every": 40}
+    lora = {"adapter": "made above", "learning_rate": 0.02, "num_steps": 40, "batch_size": 4, "save_every": 40}
     small = config(guards=("smolguard",), ablation=(), num_seeds=1, lora=lora, data={"num_train": 8, "num_test": 4})
     workdir = consistency.train(small, tmp_path / "run")
     trained = [
