@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.max_prompt = config.max_response = 16
         config.rank = 2
         config.num_epochs = 1
-        config.evaluation.num_human = 24
+        config.evaluation.num_human = 60
         config.evaluation.num_prompts = 4
     elif variant:
         raise ValueError(f"Unknown variant {variant!r}: expected 'runlocal' or none.")

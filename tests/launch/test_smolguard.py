@@ -1,6 +1,7 @@
 """SmolGuard: what its task refuses, and a whole small run on a tiny model."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,7 @@ def tiny(monkeypatch, tiny_model):
     unsure = lambda prompts, responses: np.linspace(0, 1, len(prompts))  # noqa: E731
     monkeypatch.setattr(smolguard, "load_hidden_state_guard", lambda model: unsure)
     monkeypatch.setattr(smolguard, "load_encoder_guard", lambda encode: unsure)
-    monkeypatch.setattr(smolguard, "load_sentence_encoder", lambda: np)
-    monkeypatch.setattr(np, "encode", None, raising=False)
+    monkeypatch.setattr(smolguard, "load_sentence_encoder", lambda: types.SimpleNamespace(encode=None))
     return tiny_model
 
 
@@ -67,7 +67,8 @@ def test_a_small_run_to_its_report(tmp_path, tiny, capsys):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert np.mean([line["loss"] for line in lines[-5:]]) < 0.5 * lines[0]["loss"]
     # The words are learnt first: what the labels hold of the probability.
-    assert lines[-1]["captured"] > 0.5 > lines[0]["captured"]
+    assert lines[-1]["captured"] > 10 * lines[0]["captured"]
+    assert "eval/accuracy" in lines[-1]
     guard = load_smolguard(tiny, stored)
     assert (guard.max_prompt, guard.adapter.first_layer) == (16, 1)
     # The same again: nothing is left to do, and the bits are the same.
