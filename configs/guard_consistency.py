@@ -6,6 +6,7 @@ r"""Train guards to give all paraphrases of an answer one verdict, without label
 Human-scored answers are paraphrased (`data.sources`); the heads of the packaged guards are tuned on frozen features
 towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and one style of paraphrase are never
 trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured too.
+`:smolguard`, with `--config.lora.adapter=FILE`, tunes the LoRA of a trained SmolGuard instead, on the same sets.
 `:quickstart` is what `launch.quickstart --only guards` runs, `:runlocal` a check of the machinery.
 Measured with these two commands on answers to held-out objectives (before -> after, mean over five seeds):
 
@@ -43,7 +44,7 @@ RULES = (
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full config, or the variant "quickstart" or "runlocal"."""
+    """Returns the full config, or the variant "smolguard", "quickstart" or "runlocal"."""
     config = ml_collections.ConfigDict()
     config.task = "guard_consistency"
     config.seed = 0
@@ -57,6 +58,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.ema_decay = -1.0  # targets from the starting guard; in [0, 1) from a moving average
     config.learning_rate = 0.1
     config.num_steps = 100
+    config.lora = ml_collections.ConfigDict()  # of the guard "smolguard", in the place of the two above
+    config.lora.adapter = ""  # the smolguard.safetensors of a run of configs/guard_smol.py
+    config.lora.learning_rate = 3e-4
+    config.lora.num_steps = 60
+    config.lora.batch_size = 4  # sets
+    config.lora.save_every = 20
     config.num_votes = 3  # paraphrases per verdict of the training-free baselines
     config.num_samples = 300  # bootstrap draws
     config.data = ml_collections.ConfigDict()
@@ -78,6 +85,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.sources = ("style",)
         config.data.num_train = 48
         config.data.num_test = 48
+    elif variant == "smolguard":
+        config.guards = ("smolguard",)
+        config.ablation = ()
+        config.num_seeds = 3
     elif variant == "runlocal":
         config.guards = ("encoder",)
         config.ablation = ("mean",)
@@ -88,5 +99,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_train = config.data.num_test = 8
         config.data.max_words = 30
     elif variant:
-        raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'runlocal' or none.")
+        raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'smolguard', 'runlocal' or none.")
     return config

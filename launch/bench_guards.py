@@ -1,12 +1,14 @@
 """Scoring by a language-model guard, here and in PyTorch: pairs per second.
 
-64 human-scored pairs, cut to 60 words, are judged by SmolLM2 in batches of 16 with the labels "Yes" and "No". The peer
+32 human-scored pairs, cut to 60 words, are judged by SmolLM2 in batches of 16 with the labels "Yes" and "No". The peer
 is the same network in transformers and torch on the same token ids, with logits at the last position only; there each
 row computes the head of the template anew. Both scores are compared, so that the work is known to be the same.
-Tokenisation is part of the time on both sides.
+Tokenisation is part of the time on both sides. Both use the processor cores that the process may run on.
 """
 
+import os
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +16,12 @@ import numpy as np
 
 from edgesafe_jax.guards.paraphrases import excerpt
 from edgesafe_jax.guards.registry import Field, GuardFormat
-from edgesafe_jax.guards.scoring import LanguageModelGuard, label_ids
+from edgesafe_jax.guards.scoring import LanguageModelGuard, LowMassWarning, label_ids
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from launch.bench_align import torch_model
 from launch.paraphrases import pairs_of
 
-BATCH, PAIRS, NUM_RUNS = 16, 64, 5
+BATCH, PAIRS, NUM_RUNS = 16, 32, 5
 FORMAT = GuardFormat(
     fields=(Field("", unsafe=("Yes",), safe=("No",)),),
     message="A user asked:\n{prompt}\n\nAn assistant answered:\n{response}\n\nIs the answer harmful? Answer Yes or No.",
@@ -33,6 +35,8 @@ def _torch_peer(model: LanguageModel, prompts: list[str], responses: list[str]) 
         return None
     import torch
 
+    if hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     head, middle, tail = FORMAT.render(model.tokenizer)[0]
     labels = [label_ids(model, tail, words) for words in (FORMAT.fields[0].unsafe, FORMAT.fields[0].safe)]
 
@@ -74,6 +78,8 @@ def run() -> dict[str, Any]:
     }
     scorers = {name: score for name, score in candidates.items() if score is not None}
     first, odds = {}, {}
+    # The bare model is no guard and its labels hold little mass: here only the time matters.
+    warnings.simplefilter("ignore", LowMassWarning)
     for name, score in scorers.items():
         begun = time.perf_counter()
         odds[name] = score()

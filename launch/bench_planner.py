@@ -93,10 +93,7 @@ def _learned_task() -> JaxTask:
     """A world model of the size that is learned in practice, with random weights: only its arithmetic matters here."""
     rng = np.random.default_rng(0)
     sizes = (17 + 6, 128, 128, 17)
-    weights = [
-        jnp.asarray(rng.normal(size=(a, b)) / np.sqrt(a), jnp.float32)
-        for a, b in itertools.pairwise(sizes)
-    ]
+    weights = [jnp.asarray(rng.normal(size=(a, b)) / np.sqrt(a), jnp.float32) for a, b in itertools.pairwise(sizes)]
 
     def step(state: Any, action: Any) -> Any:
         hidden = jnp.concatenate([state, action])

@@ -7,13 +7,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import assets, metrics
+from edgesafe_jax.guards.activated import load_smolguard
 from edgesafe_jax.guards.consistency import SetFeatures, tune_heads
 from edgesafe_jax.guards.heads import GatedHead
 from edgesafe_jax.guards.hidden_states import pair_features
@@ -26,17 +27,19 @@ from edgesafe_jax.guards.probe import (
     probe_features,
     save_head,
 )
-from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, cross_fitted, robustness, vote
+from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, cross_fitted, pad_members, robustness, vote
 from edgesafe_jax.guards.targets import RULES
 from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.loading import load_model
-from edgesafe_jax.reporting import Section, bars, build_report, make_table, reliability_diagram, write_fragment
+from edgesafe_jax.reporting import Section, bars, build_report, make_table, write_fragment
 from edgesafe_jax.training import open_workdir, write_summary
 from edgesafe_jax.training.workdir import read_config
 from launch import errors
+from launch.consistency_lora import LoraSubject
 from launch.guards import Features, kept_features, load_sentence_encoder
 from launch.paraphrases import paraphrase_sets
 from launch.progress import Progress
+from launch.results import reliability
 
 Config = Mapping[str, Any]
 
@@ -50,22 +53,76 @@ SHOWN = ("std", "flips", "unsafe_to_safe", "safe_to_unsafe", "missed", "accuracy
 """Columns of the tables that compare many guards."""
 
 
+class Subject(Protocol):
+    """A guard that is tuned; `Any` stands for its trained numbers and for what its frozen part computes of sets."""
+
+    @property
+    def start(self) -> Any:
+        """The trained numbers before training."""
+        ...
+
+    def prepare(self, groups: Mapping[str, Sequence[ParaphraseSet]], name: str) -> Mapping[str, Any]:
+        """What the frozen part computes of groups of sets, kept under a name."""
+        ...
+
+    def scores(self, trained: Any, prepared: Any) -> np.ndarray:
+        """P(unsafe) of all members, set after set."""
+        ...
+
+    def tune(self, prepared: Any, rule: str) -> list[Any]:
+        """Trained numbers towards the targets of a rule, one per seed."""
+        ...
+
+    def store(self, path: Path, trained: Any, training: Mapping[str, Any]) -> None:
+        """Writes a tuned guard as `NAME.safetensors`."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """A guard that is tuned.
+class HeadSubject:
+    """A head on frozen features.
 
     Attributes:
-      head: where training starts.
+      config: of the run.
+      start: the head before training.
       about: what is stored beside a head.
       features: of pairs, frozen.
     """
 
-    head: GatedHead
+    config: Config
+    start: GatedHead
     about: dict[str, Any]
     features: Features
 
+    def prepare(self, groups: Mapping[str, Sequence[ParaphraseSet]], name: str) -> dict[str, SetFeatures]:
+        """Features of all members, padded."""
+        return {group: _padded(sets, self.features, name) for group, sets in groups.items()}
 
-def _hidden_states(config: Config, encoder: SentenceEncoder) -> Subject:
+    def scores(self, trained: GatedHead, prepared: SetFeatures) -> np.ndarray:
+        """P(unsafe) of all members."""
+        return head_probability(trained, np.asarray(prepared.features[prepared.where]))
+
+    def tune(self, prepared: SetFeatures, rule: str) -> list[GatedHead]:
+        """Heads tuned by `tune_heads`, all seeds at once."""
+        keys = jax.random.split(jax.random.key(int(self.config["seed"])), int(self.config["num_seeds"]))
+        heads, _ = tune_heads(
+            self.start,
+            prepared,
+            keys,
+            rule=RULES[rule],
+            anchor_weight=float(self.config["anchor_weight"]),
+            learning_rate=float(self.config["learning_rate"]),
+            num_steps=int(self.config["num_steps"]),
+            ema_decay=None if float(self.config["ema_decay"]) < 0 else float(self.config["ema_decay"]),
+        )
+        return [jax.tree.map(lambda leaf, seed=seed: leaf[seed], heads) for seed in range(len(keys))]
+
+    def store(self, path: Path, trained: GatedHead, training: Mapping[str, Any]) -> None:
+        """Writes the head."""
+        save_head(path, trained, {**self.about, "consistency": dict(training)})
+
+
+def _hidden_states(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject:
     del encoder
     model = load_model(config["model"])
     head, about = load_head(packaged_head("teacher"))
@@ -83,20 +140,32 @@ def _hidden_states(config: Config, encoder: SentenceEncoder) -> Subject:
             )
         return probe_features(pooled)
 
-    return Subject(head, {**about, "max_response": int(config["max_response"])}, features)
+    about = {**about, "max_response": int(config["max_response"])}
+    return HeadSubject(config, head, about, kept_features(features, workdir))
 
 
-def _encoder(config: Config, encoder: SentenceEncoder) -> Subject:
-    del config
+def _encoder(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject:
     head, about = load_head(packaged_head("judge"))
-    return Subject(head, about, lambda prompts, responses, name: encoder_features(encoder.encode, prompts, responses))
+
+    def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
+        del name
+        return encoder_features(encoder.encode, prompts, responses)
+
+    return HeadSubject(config, head, about, kept_features(features, workdir))
 
 
-SUBJECTS: dict[str, Callable[[Config, SentenceEncoder], Subject]] = {
+def _smolguard(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject:
+    del encoder
+    model = load_model(config["model"], matmul_dtype=jnp.dtype(jnp.bfloat16))
+    return LoraSubject(config, load_smolguard(model, config["lora"]["adapter"]), workdir)
+
+
+SUBJECTS: dict[str, Callable[[Config, SentenceEncoder, Path], Subject]] = {
     "hidden_states": _hidden_states,
     "encoder": _encoder,
+    "smolguard": _smolguard,
 }
-"""What `config.guards` may name: the packaged teacher and the packaged judge."""
+"""What `config.guards` may name: the packaged teacher, the packaged judge, and a trained SmolGuard."""
 
 
 def check(config: Config) -> None:
@@ -119,6 +188,15 @@ def check(config: Config) -> None:
             f"config.learning_rate={config['learning_rate']}, config.anchor_weight={config['anchor_weight']}: expected "
             "above 0, and 0 or more."
         )
+    if "smolguard" in config["guards"] and float(config["ema_decay"]) >= 0:
+        raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: SmolGuard takes fixed targets, -1.")
+    if "smolguard" in config["guards"] and not config["lora"]["adapter"]:
+        raise errors.ConfigError(
+            "config.lora.adapter is empty: expected the smolguard.safetensors of a run of configs/guard_smol.py."
+        )
+    for name in ("num_steps", "batch_size", "save_every"):
+        if int(config["lora"][name]) < 1:
+            raise errors.ConfigError(f"config.lora.{name}={config['lora'][name]}: expected at least 1.")
     if not float(config["ema_decay"]) < 1:
         raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: expected below 1, or -1 for fixed targets.")
     if not set(config["data"]["sources"]) - set(config["data"]["held_out_sources"]):
@@ -188,42 +266,30 @@ def train(config: Config, workdir: str | Path) -> Path:
     groups = grouped(config, test_sets)
     if not train_sets or not groups:
         raise errors.ConfigError("No paraphrase has passed the filter: lower config.data.min_cosine.")
-    keys = jax.random.split(jax.random.key(int(config["seed"])), int(config["num_seeds"]))
     scores: dict[str, np.ndarray] = {}
     for guard in config["guards"]:
-        subject = SUBJECTS[guard](config, encoder)
         (workdir / guard).mkdir(exist_ok=True)
-        features = kept_features(subject.features, workdir / guard)
-        training = _padded(train_sets, features, "teacher")
-        evaluated = {name: _padded(sets, features, "held_out") for name, sets in groups.items()}
+        subject = SUBJECTS[guard](config, encoder, workdir / guard)
+        training = subject.prepare({"train": train_sets}, "teacher")["train"]
+        evaluated = subject.prepare(groups, "held_out")
 
-        def keep(head: GatedHead, name: str, evaluated: Mapping[str, SetFeatures] = evaluated) -> None:
-            for group, sets in evaluated.items():
-                flat = head_probability(head, np.asarray(sets.features[sets.where]))
-                unsafe = np.full(sets.where.shape, np.nan)
-                unsafe[np.asarray(sets.where)] = flat
-                scores[f"{name}/{group}"] = unsafe
+        def keep(trained: Any, name: str, subject: Subject = subject, evaluated: Mapping[str, Any] = evaluated) -> None:
+            for group, sets in groups.items():
+                ends = np.cumsum([len(s.texts) for s in sets])[:-1]
+                members = np.split(subject.scores(trained, evaluated[group]), ends)
+                scores[f"{name}/{group}"] = pad_members(
+                    [part.tolist() for part in members], [s.label for s in sets]
+                ).unsafe
 
-        keep(subject.head, f"{guard}/before/0")
+        keep(subject.start, f"{guard}/before/0")
         rules = dict.fromkeys((config["rule"], *config["ablation"]))
         with Progress(f"tuning {guard}") as progress:
             for number, rule in enumerate(rules):
-                heads, _ = tune_heads(
-                    subject.head,
-                    training,
-                    keys,
-                    rule=RULES[rule],
-                    anchor_weight=float(config["anchor_weight"]),
-                    learning_rate=float(config["learning_rate"]),
-                    num_steps=int(config["num_steps"]),
-                    ema_decay=None if float(config["ema_decay"]) < 0 else float(config["ema_decay"]),
-                )
-                for seed in range(len(keys)):
-                    head = jax.tree.map(lambda leaf, seed=seed: leaf[seed], heads)
-                    keep(head, f"{guard}/{rule}/{seed}")
+                for seed, trained in enumerate(subject.tune(training, rule)):
+                    keep(trained, f"{guard}/{rule}/{seed}")
                     if rule == config["rule"]:
-                        about = {**subject.about, "consistency": {"rule": rule, "seed": seed}}
-                        save_head(workdir / "heads" / f"{guard}_{seed}.safetensors", head, about)
+                        stored = workdir / "heads" / f"{guard}_{seed}.safetensors"
+                        subject.store(stored, trained, {"rule": rule, "seed": seed})
                 progress(number + 1, len(rules))
     labels = {f"labels/{name}": np.array([_label(s) for s in sets]) for name, sets in groups.items()}
     arrays: dict[str, Any] = {**scores, **labels}
@@ -425,19 +491,8 @@ def _tables(
     if np.isnan(scored.before.labels).any():
         return
     for name, scores in (("before", scored.before), ("after, first seed", scored.after[rule][0])):
-        made.figure(_reliability(scores), alt=f"Reliability diagram of {guard} {name}", caption=f"{guard}, {name}")
-
-
-def _reliability(scores: SetScores, num_bins: int = 10) -> bytes:
-    probs = scores.unsafe[scores.where]
-    labels = np.repeat(scores.labels[:, None], scores.unsafe.shape[1], axis=1)[scores.where]
-    bins = np.minimum((probs * num_bins).astype(int), num_bins - 1)
-    count = np.bincount(bins, minlength=num_bins)
-    share = np.maximum(count, 1)
-    return reliability_diagram(
-        confidence=np.bincount(bins, weights=probs, minlength=num_bins) / share,
-        accuracy=np.bincount(bins, weights=labels, minlength=num_bins) / share,
-        count=count,
-        xlabel="P(unsafe)",
-        ylabel="share that people call unsafe",
-    )
+        probs = scores.unsafe[scores.where]
+        labels = np.repeat(scores.labels[:, None], scores.unsafe.shape[1], axis=1)[scores.where]
+        made.figure(
+            reliability(probs, labels), alt=f"Reliability diagram of {guard} {name}", caption=f"{guard}, {name}"
+        )

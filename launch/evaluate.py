@@ -1,4 +1,4 @@
-r"""Measures an aligned model: safety, over-refusal, usefulness, cost.
+r"""Measures an aligned model (safety, over-refusal, usefulness, cost) or a trained guard.
 
     python -m launch.evaluate --checkpoint=WORKDIR
     python -m launch.evaluate --checkpoint=WORKDIR --prompts=FILE.jsonl --output=OUT.jsonl
@@ -7,18 +7,25 @@ The first writes `summary.json` and `report.html` into the work directory. The s
 (JSONL with `prompt` and, where known, `label`: harmful or benign) and writes one JSON line per prompt.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
 
 from edgesafe_jax.corpora import read_prompts
 from edgesafe_jax.training.workdir import read_config
-from launch import alignment, consistency, errors, startup
+from launch import alignment, consistency, errors, smolguard, startup
+
+GUARDS: dict[str, Callable[[Path], object]] = {
+    "guard_consistency": consistency.evaluate,
+    "guard_smol": smolguard.evaluate,
+}
+"""Tasks of guards and what measures them; every other work directory is an alignment run's."""
 
 
 def define_flags() -> None:
     """Defines the command line; not on import, so that several launchers can be imported together."""
-    flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run.")
+    flags.DEFINE_string("checkpoint", None, "Work directory of a finished run.")
     flags.DEFINE_string("prompts", None, "JSONL of prompts to answer instead of the packaged sets.")
     flags.DEFINE_string("output", None, "Where the answers go; default answers.jsonl in the work directory.")
     flags.mark_flags_as_required(["checkpoint"])
@@ -32,8 +39,9 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         given = flags.FLAGS
         workdir = Path(given.checkpoint)
-        if read_config(workdir).get("task") == "guard_consistency":
-            consistency.evaluate(workdir)
+        task = read_config(workdir).get("task")
+        if task in GUARDS:
+            GUARDS[task](workdir)
             return
         config = alignment.read_run(workdir)
         if given.prompts is None:

@@ -311,9 +311,7 @@ def compare(workdir: Path) -> None:
         if not file.exists():
             planner = make_planner(name, environment.simulator(), environment, budget=COMPARED_BUDGET)
             with Progress(f"HalfCheetah with {name}, {COMPARED_STEPS} steps") as progress:
-                episode = planning.run_episode(
-                    planner, environment, seed=0, num_steps=COMPARED_STEPS, on_step=progress
-                )
+                episode = planning.run_episode(planner, environment, seed=0, num_steps=COMPARED_STEPS, on_step=progress)
             _save(file, episode)
         episodes[name] = dict(np.load(file))
         rows.append({"planner": name, "trajectories a step": COMPARED_BUDGET, **_row(episodes[name])})

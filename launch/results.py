@@ -6,7 +6,7 @@ import numpy as np
 
 from edgesafe_jax import metrics
 from edgesafe_jax.metrics import Interval
-from edgesafe_jax.reporting import Point, Section, loss_curve, safety_usefulness
+from edgesafe_jax.reporting import Point, Section, loss_curve, reliability_diagram, safety_usefulness
 from edgesafe_jax.safety.evaluation import Judged, SetResult
 from edgesafe_jax.safety.prompts import BENIGN_SETS, HARMFUL_SETS
 
@@ -25,6 +25,20 @@ def share(hits: np.ndarray) -> Interval:
     """A share with its Wilson interval."""
     hits = np.asarray(hits, bool)
     return metrics.wilson_interval(int(hits.sum()), len(hits))
+
+
+def reliability(unsafe: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> bytes:
+    """Draws how often people call unsafe what a guard gives each P(unsafe); `[N]` and `[N]`, a PNG."""
+    bins = np.minimum((unsafe * num_bins).astype(int), num_bins - 1)
+    count = np.bincount(bins, minlength=num_bins)
+    each = np.maximum(count, 1)
+    return reliability_diagram(
+        confidence=np.bincount(bins, weights=unsafe, minlength=num_bins) / each,
+        accuracy=np.bincount(bins, weights=labels, minlength=num_bins) / each,
+        count=count,
+        xlabel="P(unsafe)",
+        ylabel="share that people call unsafe",
+    )
 
 
 def judged_of(result: SetResult, system: str) -> Judged:

@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import alignment, consistency, errors, guards, offline, startup
+from launch import alignment, consistency, errors, guards, offline, smolguard, startup
 
 Task = Callable[[Mapping[str, Any], str | Path], Path]
 
@@ -22,6 +22,7 @@ TASKS: dict[str, Task] = {
     "guard_probe": guards.train_probe,
     "guard_judge": guards.train_judge,
     "guard_consistency": consistency.train,
+    "guard_smol": smolguard.train,
     "offline_rl": offline.train_policies,
 }
 """What `config.task` may name, and what runs it."""

@@ -33,27 +33,39 @@ TARGETS = (
 
 @flax.struct.dataclass
 class LoRA:
-    """Low-rank factors for some matrices of every layer; a pytree of trained numbers.
+    """Low-rank factors for some matrices of the upper layers, or of all; a pytree of trained numbers.
 
     Unlike a soft prompt it changes every position: it is given to each forward pass (`Decoder(..., low_rank=)`) or
     merged into the weights, and has no virtual positions.
 
     Attributes:
-      down: A by target, `[L, inputs, R]` float32.
-      up: B by target, `[L, R, outputs]` float32.
+      down: A by target, `[L - first_layer, inputs, R]` float32.
+      up: B by target, `[L - first_layer, R, outputs]` float32.
       scale: alpha / R.
+      first_layer: how many layers below stay as they are.
     """
 
     down: dict[str, Array]
     up: dict[str, Array]
     scale: float = flax.struct.field(pytree_node=False)
+    first_layer: int = flax.struct.field(pytree_node=False, default=0)
 
-    def low_rank(self) -> LowRank:
-        """The factors as a decoder takes them, the scale multiplied onto B."""
+    def low_rank(self, from_layer: int = 0) -> LowRank:
+        """The factors as a decoder takes them, the scale multiplied onto B.
+
+        Args:
+          from_layer: layers that the decoder leaves out, see `decoder.remainder`; at most `first_layer`. The layers
+            from there to `first_layer` have factors of zero.
+        """
+        below = self.first_layer - from_layer
+        if below < 0:
+            raise ValueError(f"from_layer={from_layer}: expected at most {self.first_layer}, where the LoRA begins.")
         factors: dict[str, dict[str, tuple[Array, Array]]] = {}
         for target, down in self.down.items():
             module, leaf = target.split("/")
-            factors.setdefault(module, {})[leaf] = (down, self.up[target] * self.scale)
+            pair = (down, self.up[target] * self.scale)
+            padded = [jnp.pad(factor, ((below, 0), (0, 0), (0, 0))) for factor in pair]
+            factors.setdefault(module, {})[leaf] = (padded[0], padded[1])
         return factors
 
 
@@ -71,6 +83,7 @@ def init_lora(
     rank: int,
     alpha: float | None = None,
     targets: Sequence[str] = ("attention/query", "attention/value"),
+    first_layer: int = 0,
 ) -> LoRA:
     """Makes a LoRA that changes nothing yet: A is Gaussian with variance one over its inputs, B is zero.
 
@@ -80,25 +93,29 @@ def init_lora(
       rank: R.
       alpha: the scale is alpha / R; default R, a scale of one.
       targets: matrices to adapt, of `TARGETS`.
+      first_layer: layers below that stay as they are.
 
     Returns:
       The LoRA.
 
     Raises:
-      ValueError: a rank below one or above the smallest side of a matrix, no targets or an unknown one.
+      ValueError: a rank below one or above the smallest side of a matrix, no targets or an unknown one, or no layer to
+        adapt.
     """
     sizes = _sizes(config)
     if not targets or set(targets) - set(TARGETS):
         raise ValueError(f"targets={list(targets)}: expected some of {', '.join(TARGETS)}.")
     if not 1 <= rank <= min(min(sizes[target]) for target in targets):
         raise ValueError(f"rank={rank}: expected 1 to {min(min(sizes[target]) for target in targets)}.")
+    if not 0 <= first_layer < config.num_layers:
+        raise ValueError(f"first_layer={first_layer}: expected 0 to {config.num_layers - 1}.")
     down, up = {}, {}
     for number, target in enumerate(targets):
         inputs, outputs = sizes[target]
-        shape = (config.num_layers, inputs, rank)
+        shape = (config.num_layers - first_layer, inputs, rank)
         down[target] = jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32) * inputs**-0.5
-        up[target] = jnp.zeros((config.num_layers, rank, outputs), jnp.float32)
-    return LoRA(down, up, scale=1.0 if alpha is None else alpha / rank)
+        up[target] = jnp.zeros((shape[0], rank, outputs), jnp.float32)
+    return LoRA(down, up, scale=1.0 if alpha is None else alpha / rank, first_layer=first_layer)
 
 
 def merge_params(params: Params, lora: LoRA) -> dict[str, Any]:
@@ -132,7 +149,7 @@ def merge_lora(model: LanguageModel, lora: LoRA) -> LanguageModel:
     digest = hashlib.sha256(model.hash.encode())
     for leaf in jax.tree.leaves(lora):
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    digest.update(str(lora.scale).encode())
+    digest.update(f"{lora.scale} {lora.first_layer}".encode())
     return dataclasses.replace(
         model, name=f"{model.name} + LoRA", params=merge_params(model.params, lora), hash=digest.hexdigest()
     )

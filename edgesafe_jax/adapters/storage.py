@@ -66,7 +66,8 @@ def save_lora(path: str | Path, lora: LoRA, model: LanguageModel, *, training: M
         for name, part in (("down", lora.down), ("up", lora.up))
         for target, leaf in part.items()
     }
-    _write(Path(path), arrays, {"kind": "lora", "scale": lora.scale, "training": dict(training or {})}, model)
+    about = {"kind": "lora", "scale": lora.scale, "first_layer": lora.first_layer, "training": dict(training or {})}
+    _write(Path(path), arrays, about, model)
 
 
 def load_lora(path: str | Path, model: LanguageModel) -> LoRA:
@@ -87,7 +88,7 @@ def load_lora(path: str | Path, model: LanguageModel) -> LoRA:
     try:
         about = json.loads(_sidecar(path).read_text(encoding="utf-8"))
         arrays = safetensors.numpy.load_file(path)
-        kind, scale = about["kind"], float(about.get("scale", np.nan))
+        kind, scale, first_layer = about["kind"], float(about.get("scale", np.nan)), int(about.get("first_layer", 0))
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise AdapterError(
             f"{path} is not a readable LoRA ({type(error).__name__}: {error}); it needs {_sidecar(path).name} "
@@ -102,7 +103,7 @@ def load_lora(path: str | Path, model: LanguageModel) -> LoRA:
         parts.get(part, {})[target] = jnp.asarray(value)
     if not parts["down"] or parts["down"].keys() != parts["up"].keys():
         raise AdapterError(f"{path} holds factors {sorted(arrays)}: expected a down and an up for each matrix.")
-    return LoRA(parts["down"], parts["up"], scale=scale)
+    return LoRA(parts["down"], parts["up"], scale=scale, first_layer=first_layer)
 
 
 def save_soft_prompt(

@@ -258,7 +258,7 @@ def set_log_odds(decoder: Decoder, params: Params, sets: SetTokens, lora: LoRA |
     odds, _ = label_scores(
         decoder,
         params,
-        None,
+        (),
         sets.tokens.reshape(batch),
         sets.exists.reshape(batch),
         sets.unsafe,

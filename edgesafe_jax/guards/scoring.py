@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.adapters.lora import LoRA
 from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, Field, GuardFormat, TemplateError, neutralise
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared, pad_tokens
@@ -44,7 +45,7 @@ class Verdicts:
 def label_scores(
     decoder: Decoder,
     params: Params,
-    shared: KeyValues | None,
+    past: Sequence[KeyValues],
     tokens: Array,
     where: Array,
     unsafe: Array,
@@ -56,7 +57,7 @@ def label_scores(
     Args:
       decoder: the module.
       params: its frozen parameters.
-      shared: what all rows begin with, or None.
+      past: blocks of what stands before the tokens.
       tokens: `[B, T]` int32, the rest of each row.
       where: `[B, T]` bool, which of them exist; padding is at the end.
       unsafe: ids of the unsafe labels' first tokens.
@@ -64,22 +65,59 @@ def label_scores(
       low_rank: factors added to the decoder's matrices, or None.
 
     Returns:
-      Log-odds of the summed label mass and the captured mass, each `[B]` float32.
+      Log-odds of the summed label mass and log of the captured mass, each `[B]` float32.
     """
-    past = () if shared is None else (shared,)
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, tokens, where=where, past=past, low_rank=low_rank
+        {"params": params}, tokens, where=where, past=tuple(past), low_rank=low_rank
     )
     last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
     hidden = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)[:, 0]
+    return read_labels(decoder, params, hidden, unsafe, safe)
+
+
+def read_labels(decoder: Decoder, params: Params, hidden: Array, unsafe: Array, safe: Array) -> tuple[Array, Array]:
+    """Reads the labels from the final hidden states `[B, D]` of the verdict; see `label_scores`."""
     logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
     positive = jax.nn.logsumexp(jnp.take(logits, unsafe, axis=1), axis=1)
     negative = jax.nn.logsumexp(jnp.take(logits, safe, axis=1), axis=1)
-    captured = jnp.exp(jnp.logaddexp(positive, negative) - jax.nn.logsumexp(logits, axis=1))
-    return positive - negative, captured
+    return positive - negative, jnp.logaddexp(positive, negative) - jax.nn.logsumexp(logits, axis=1)
 
 
-_label_scores = jax.jit(label_scores, static_argnames=("decoder",))
+@functools.partial(jax.jit, static_argnames="decoder")
+def _label_scores(
+    decoder: Decoder,
+    params: Params,
+    labels: tuple[Array, Array],
+    shared: KeyValues | None,
+    tokens: Array,
+    where: Array,
+) -> tuple[Array, Array]:
+    past = () if shared is None else (shared,)
+    return label_scores(decoder, params, past, tokens, where, *labels)
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def _adapted_label_scores(
+    decoder: Decoder,
+    params: Params,
+    labels: tuple[Array, Array],
+    low_rank: LowRank,
+    shared: KeyValues | None,
+    tokens: Array,
+    where: Array,
+) -> tuple[Array, Array]:
+    """Reads all but the last existing token of each row as the bare model does, and that one with the factors."""
+    past = () if shared is None else (shared,)
+    last = jnp.sum(where, axis=1, dtype=jnp.int32)[:, None] - 1
+    before = where & (jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] < last)
+    read: DecoderOutput = decoder.apply(  # type: ignore[assignment]
+        {"params": params}, tokens, where=before, past=past
+    )
+    verdict = jnp.take_along_axis(tokens, last, axis=1)
+    every = jnp.ones(verdict.shape, bool)
+    return label_scores(decoder, params, (*past, read.key_values), verdict, every, *labels, low_rank)
+
+
 _encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
@@ -88,8 +126,9 @@ class LanguageModelGuard:
     """A language model that is asked for a verdict: callable as (prompts, responses) -> P(unsafe).
 
     Attributes:
-      model: the guard's language model, with an adapter of its own merged in.
+      model: the guard's language model; what is trained for all positions is merged in.
       format: how it is asked and read.
+      adapter: factors that act at the place of the verdict only, see `edgesafe_jax.guards.activated`; None for none.
       max_prompt: tokens of a prompt that are judged; the last ones are kept.
       max_response: tokens of a response that are judged; the first ones are kept.
       batch_size: pairs that run at once.
@@ -97,6 +136,7 @@ class LanguageModelGuard:
 
     model: LanguageModel = dataclasses.field(repr=False)
     format: GuardFormat
+    adapter: LoRA | None = dataclasses.field(default=None, repr=False)
     max_prompt: int = 2048
     max_response: int = 2048
     batch_size: int = 16
@@ -227,17 +267,16 @@ class LanguageModelGuard:
         """Scores rendered prompts; what all of them begin with is computed once."""
         model = self.model
         encoded = [model.tokenizer.encode(row, control=True) for row in rows]
-        available = min(model.config.max_context, BUCKETS[-1])
-        for index, row in enumerate(encoded):
-            if len(row) > available:
-                raise ContextError(
-                    f"Pair {index} needs {len(row)} positions; the context of {model.name} has {available}. Lower "
-                    "max_prompt or max_response."
-                )
+        self.check_context(encoded)
         num_shared = _common_prefix(encoded)
         log_odds, captured = np.zeros(len(rows)), np.zeros(len(rows))
         if not rows:
             return Verdicts(log_odds, captured)
+        labels = jnp.array(unsafe, jnp.int32), jnp.array(safe, jnp.int32)
+        score = functools.partial(_label_scores, model.decoder, model.params, labels)
+        if self.adapter is not None:
+            low_rank = self.adapter.low_rank()
+            score = functools.partial(_adapted_label_scores, model.decoder, model.params, labels, low_rank)
         common = jnp.array(encoded[0][:num_shared], jnp.int32)
         shared = _encode_shared(model.decoder, model.params, None, common) if num_shared else None
         order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
@@ -245,20 +284,22 @@ class LanguageModelGuard:
             chosen = order[start : start + self.batch_size]
             filled = chosen + [chosen[-1]] * (self.batch_size - len(chosen)) if start else chosen
             tokens, where = pad_tokens([encoded[i][num_shared:] for i in filled], pad_id=model.tokenizer.pad_id)
-            odds, mass = _label_scores(
-                model.decoder,
-                model.params,
-                shared,
-                tokens,
-                where,
-                jnp.array(unsafe, jnp.int32),
-                jnp.array(safe, jnp.int32),
-            )
+            odds, log_mass = score(shared, tokens, where)
             log_odds[chosen] = np.asarray(odds)[: len(chosen)]
-            captured[chosen] = np.asarray(mass)[: len(chosen)]
+            captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]
             if on_batch is not None:
                 on_batch(min(start + self.batch_size, len(order)), len(order))
         return Verdicts(log_odds, captured)
+
+    def check_context(self, encoded: Sequence[list[int]]) -> None:
+        """Refuses rows of tokens that do not fit into the model's context."""
+        available = min(self.model.config.max_context, BUCKETS[-1])
+        for index, row in enumerate(encoded):
+            if len(row) > available:
+                raise ContextError(
+                    f"Pair {index} needs {len(row)} positions; the context of {self.model.name} has {available}. Lower "
+                    "max_prompt or max_response."
+                )
 
 
 def _common_prefix(rows: Sequence[list[int]]) -> int:

@@ -595,6 +595,32 @@ def truncate(
     return dataclasses.replace(config, num_layers=num_layers), {**params, "layers": layers}
 
 
+def remainder(
+    config: DecoderConfig, params: Params, num_layers: int
+) -> tuple[DecoderConfig, Params]:
+    """Leaves the first layers out: what `truncate` with the same number computes is this decoder's input.
+
+    Args:
+      config: of the whole decoder.
+      params: of the whole decoder.
+      num_layers: how many layers to leave out.
+
+    Returns:
+      Config and parameters of a decoder that takes `layer_hidden[-1]` of the shorter one as `embeddings`, and past
+      blocks of its own layers only; `hidden` and `logits` are then those of the whole.
+
+    Raises:
+      ValueError: num_layers is not between 0 and the decoder's less one.
+    """
+    if not 0 <= num_layers < config.num_layers:
+        raise ValueError(f"num_layers={num_layers}: expected 0 to {config.num_layers - 1}.")
+    layers = jax.tree.map(lambda leaf: leaf[num_layers:], params["layers"])
+    # What comes in has been scaled where the embeddings were looked up.
+    scale = config.embedding_scale if num_layers == 0 else 1.0
+    kept = dataclasses.replace(config, num_layers=config.num_layers - num_layers, embedding_scale=scale)
+    return kept, {**params, "layers": layers}
+
+
 def num_params(params: Params) -> int:
     """Counts the numbers in a parameter tree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -84,8 +84,26 @@ def test_the_scale_is_alpha_over_rank(tiny_model):
     assert init_lora(tiny_model.config, jax.random.key(0), rank=2, alpha=8.0).scale == 4.0
 
 
+def test_a_lora_of_the_upper_layers(tiny_model):
+    whole = random_lora(tiny_model)
+    upper = whole.replace(
+        down={name: a[1:] for name, a in whole.down.items()},
+        up={name: b[1:] for name, b in whole.up.items()},
+        first_layer=1,
+    )
+    zeroed = whole.replace(up={name: b.at[0].set(0.0) for name, b in whole.up.items()})
+    expected = hidden_of(tiny_model.decoder, tiny_model.params, zeroed)
+    np.testing.assert_allclose(hidden_of(tiny_model.decoder, tiny_model.params, upper), expected, atol=1e-6)
+    merged = hidden_of(tiny_model.decoder, merge_params(tiny_model.params, upper), None)
+    np.testing.assert_allclose(merged, expected, atol=2e-5)
+    start = init_lora(tiny_model.config, jax.random.key(0), rank=2, first_layer=1)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(start)} == {2}
+    with pytest.raises(ValueError, match="from_layer=2: expected at most 1"):
+        upper.low_rank(2)
+
+
 def test_it_comes_back_from_disk(tmp_path, tiny_model):
-    lora = random_lora(tiny_model, targets=("attention/query", "mlp/down"))
+    lora = random_lora(tiny_model, targets=("attention/query", "mlp/down")).replace(first_layer=1)
     save_lora(tmp_path / "a.safetensors", lora, tiny_model, training={"steps": 3})
     found = load_lora(tmp_path / "a.safetensors", tiny_model)
     assert jax.tree.structure(found) == jax.tree.structure(lora)
@@ -122,6 +140,7 @@ def test_bad_files(tmp_path, tiny_model):
         ({"rank": 17}, "rank=17: expected 1 to 16"),
         ({"rank": 1, "targets": ()}, r"targets=\[\]"),
         ({"rank": 1, "targets": ("attention/norm",)}, "expected some of attention/query"),
+        ({"rank": 1, "first_layer": 3}, "first_layer=3: expected 0 to 2"),
     ],
 )
 def test_bad_options(tiny_model, options, message):

@@ -21,6 +21,7 @@ from edgesafe_jax.models.decoder import (
     causal_mask,
     flops_per_token,
     num_params,
+    remainder,
     rope_frequencies,
     truncate,
 )
@@ -287,6 +288,23 @@ def test_truncate_keeps_the_first_layers():
     for wrong in (0, 4):
         with pytest.raises(ValueError, match=f"num_layers={wrong}: expected 1 to 3"):
             truncate(CONFIG, params, wrong)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_remainder_goes_on_where_truncate_ends(scale):
+    config = dataclasses.replace(CONFIG, embedding_scale=scale)
+    params = params_of(CONFIG)
+    below = run(*truncate(config, params, 2), tokens=TOKENS)
+    upper, kept = remainder(config, params, 2)
+    above = run(upper, kept, embeddings=below.layer_hidden[-1])
+    whole = run(config, params, tokens=TOKENS)
+    close(above.hidden, whole.hidden, atol=1e-5)
+    close(above.key_values.keys, whole.key_values.keys[2:], atol=1e-5)
+    same, _ = remainder(config, params, 0)
+    assert same == config
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"num_layers={wrong}: expected 0 to 2"):
+            remainder(CONFIG, params, wrong)
 
 
 def test_bfloat16_activations_stay_near_and_the_logits_are_float32():

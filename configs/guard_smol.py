@@ -1,0 +1,53 @@
+r"""Train SmolGuard: SmolLM2-135M-Instruct with a LoRA that acts where it answers (an activated LoRA).
+
+    python -m launch.train --config=configs/guard_smol.py --workdir=workdirs/guard_smol
+    python -m launch.evaluate --checkpoint=workdirs/guard_smol
+
+It is trained on the teacher's share of the human-scored pairs and on weakly labelled answers of the base model, as the
+hidden-state guard (configs/guard_probe.py) is.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the full config, or the variant "runlocal": a check of the machinery on few examples."""
+    config = ml_collections.ConfigDict()
+    config.task = "guard_smol"
+    config.seed = 0
+    config.model = "smollm2-135m-instruct"
+    config.matmul_dtype = "bfloat16"
+    config.max_prompt = 96  # tokens of a prompt that are read, its last ones
+    config.max_response = 128  # tokens of a response that are read, its first ones
+    config.first_layer = 15  # of 30: the layers below stay as they are
+    config.rank = 8
+    config.targets = ("attention/query", "attention/out", "mlp/down")
+    config.learning_rate = 1e-3  # warmed up over a tenth of the steps, then decayed to zero along a cosine
+    config.num_epochs = 6  # the step with the highest likelihood of held-back pairs is kept
+    config.eval_every = 40
+    config.batch_size = 16
+    config.save_every = 50
+    config.log_every = 10
+    config.data = ml_collections.ConfigDict()
+    config.data.num_human = -1  # -1 for all of the teacher's 612
+    config.data.num_contrast = 320
+    config.data.num_harmful = 130
+    config.data.max_tokens = 40  # of the base model's answers
+    # Total weight of each kind of example, whatever their number
+    config.data.weights = ml_collections.ConfigDict(
+        {"human": 6.0, "harmful_contrast": 1.3, "harmful": 1.3, "benign_contrast": 1.5, "plain": 1.0, "refusals": 0.5}
+    )
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.num_human = config.evaluation.num_prompts = -1  # pairs, and prompts of each set; -1 for all
+    if variant == "runlocal":
+        config.data.num_human = 24
+        config.data.num_contrast = config.data.num_harmful = 6
+        config.data.max_tokens = 4
+        config.max_prompt = config.max_response = 16
+        config.rank = 2
+        config.num_epochs = 1
+        config.evaluation.num_human = 60
+        config.evaluation.num_prompts = 4
+    elif variant:
+        raise ValueError(f"Unknown variant {variant!r}: expected 'runlocal' or none.")
+    return config

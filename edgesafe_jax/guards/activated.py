@@ -1,0 +1,352 @@
+"""A guard with a LoRA that acts at one position: where the verdict is read, behind a pair that is read unadapted.
+
+Greenewald et al., "Activated LoRA: Fine-tuned LLMs for Intrinsics", arXiv 2504.12397, at its shortest. The keys and
+values of prompt, response and question are those of the bare model: a model that has just answered has most of them
+already, and its guard costs the few tokens of the question. The same makes training cheap. What the frozen part
+computes is read once (`PairReader.read`): keys and values of all earlier positions in the adapted layers, and the
+residual stream below these layers at the last one. A step then runs the upper layers over one position of each pair.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax.adapters import AdapterError, LoRA, load_lora, save_lora
+from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.guards.registry import FORMATS, TemplateError
+from edgesafe_jax.guards.scoring import LanguageModelGuard, Verdicts, read_labels
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, remainder
+from edgesafe_jax.models.generation import bucket_length, encode_shared, pad_tokens
+from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.typing import Array, Params
+
+BUCKETS = (32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 4096)
+"""Lengths, in positions, to which the pairs of a training batch are padded."""
+
+
+@flax.struct.dataclass
+class PairBatch:
+    """What the frozen part of a guard computes of B pairs.
+
+    Attributes:
+      states: `[B, S, L', 2, K, E]` float16, keys and values in the L' upper layers of what stands before the verdict.
+      where: `[B, S]` bool, which of the positions exist.
+      hidden: `[B, D]` float32, the residual stream below these layers at the place of the verdict.
+    """
+
+    states: Array | np.ndarray
+    where: Array | np.ndarray
+    hidden: Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PairStates:
+    """The same of N pairs on the host, without padding.
+
+    Attributes:
+      states: `[tokens, L', 2, K, E]` float16, pair after pair; may be mapped from a file.
+      offsets: `[N + 1]` int64, where each pair begins.
+      hidden: `[N, D]` float32.
+    """
+
+    states: np.ndarray = dataclasses.field(repr=False)
+    offsets: np.ndarray = dataclasses.field(repr=False)
+    hidden: np.ndarray = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> PairBatch:
+        """Pads the given pairs to the bucket of the longest."""
+        spans = [(int(self.offsets[i]), int(self.offsets[i + 1])) for i in rows]
+        length = bucket_length(max(end - start for start, end in spans), BUCKETS)
+        states = np.zeros((len(spans), length, *self.states.shape[1:]), self.states.dtype)
+        where = np.zeros((len(spans), length), bool)
+        for row, (start, end) in enumerate(spans):
+            states[row, : end - start], where[row, : end - start] = self.states[start:end], True
+        return PairBatch(states, where, self.hidden[np.asarray(rows)])
+
+    def save(self, folder: str | Path, about: str) -> None:
+        """Writes the arrays into a folder; `about` says what they belong to, and comes last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in (("states", self.states), ("offsets", self.offsets), ("hidden", self.hidden)):
+            write_atomically(folder / f"{name}.npy", functools.partial(_save_array, value))
+        text = json.dumps(about)
+        write_atomically(folder / "about.json", lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _save_array(value: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:  # `np.save` would add an ending to a name
+        np.save(file, value)
+
+
+def load_states(folder: str | Path, about: str) -> PairStates | None:
+    """Maps stored states, or returns None where there are none that belong to `about`."""
+    folder = Path(folder)
+    file = folder / "about.json"
+    if not file.exists() or json.loads(file.read_text(encoding="utf-8")) != about:
+        return None
+    states = np.load(folder / "states.npy", mmap_mode="r")
+    return PairStates(states, np.load(folder / "offsets.npy"), np.load(folder / "hidden.npy"))
+
+
+@flax.struct.dataclass
+class UpperLayers:
+    """The adapted part of a guard.
+
+    Attributes:
+      params: frozen parameters of the upper layers, the final norm and the head.
+      shared: keys and values, in these layers, of the template before the prompt.
+      unsafe: ids of the unsafe labels' first tokens.
+      safe: ids of the safe ones'.
+      decoder: the module of the upper layers.
+      first_layer: how many layers are below.
+    """
+
+    params: Params
+    shared: KeyValues
+    unsafe: Array
+    safe: Array
+    decoder: Decoder = flax.struct.field(pytree_node=False)
+    first_layer: int = flax.struct.field(pytree_node=False)
+
+    def scores(self, lora: LoRA | None, batch: PairBatch) -> tuple[Array, Array]:
+        """Reads the verdicts; pure, and differentiable by the LoRA.
+
+        Args:
+          lora: of the whole decoder, beginning at `first_layer` or above; None for the bare model.
+          batch: B pairs.
+
+        Returns:
+          Log-odds of "unsafe" and log of the captured mass, each `[B]`, as `label_scores`.
+        """
+        keys, values = jnp.transpose(jnp.asarray(batch.states), (3, 2, 0, 4, 1, 5))
+        output: DecoderOutput = self.decoder.apply(  # type: ignore[assignment]
+            {"params": self.params},
+            embeddings=jnp.asarray(batch.hidden)[:, None],
+            past=(self.shared, KeyValues(keys, values, jnp.asarray(batch.where))),
+            low_rank=None if lora is None else lora.low_rank(self.first_layer),
+        )
+        return read_labels(self.decoder, self.params, output.hidden[:, 0], self.unsafe, self.safe)
+
+
+def verdict_loss(*, log_odds: Array, log_mass: Array, labels: Array) -> Array:
+    r"""Cross-entropy of the right verdict among all tokens, the mass of its labels summed.
+
+    .. math:: -\log \sigma(\pm z) - \log m
+
+    with the log-odds z, the captured mass m, and plus where the pair is unsafe.
+
+    Args:
+      log_odds: `[B]`, see `UpperLayers.scores`.
+      log_mass: `[B]`.
+      labels: `[B]`, 1 is unsafe.
+
+    Returns:
+      `[B]`, in nats.
+    """
+    return -jax.nn.log_sigmoid(jnp.where(labels > 0.5, log_odds, -log_odds)) - log_mass
+
+
+@jax.jit
+def _scores(upper: UpperLayers, lora: LoRA | None, batch: PairBatch) -> tuple[Array, Array]:
+    return upper.scores(lora, batch)
+
+
+def score_pairs(
+    upper: UpperLayers, lora: LoRA | None, states: PairStates, rows: np.ndarray, *, batch_size: int = 16
+) -> Verdicts:
+    """Scores pairs that were read, in batches of like length.
+
+    Args:
+      upper: the adapted part of the guard.
+      lora: the adapter, or None for the bare model.
+      states: of the pairs.
+      rows: `[N]`, which pairs.
+      batch_size: pairs that run at once.
+
+    Returns:
+      Log-odds and captured mass, in the order of `rows`.
+    """
+    log_odds, captured = np.zeros(len(rows)), np.zeros(len(rows))
+    order = np.argsort(np.diff(states.offsets)[rows], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = np.concatenate([chosen, np.repeat(chosen[-1:], batch_size - len(chosen))])
+        odds, log_mass = _scores(upper, lora, states.batch(rows[filled]))
+        log_odds[chosen] = np.asarray(odds)[: len(chosen)]
+        captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]
+    return Verdicts(log_odds, captured)
+
+
+_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "first_layer"))
+def _read(
+    decoder: Decoder, params: Params, shared: KeyValues, tokens: Array, where: Array, *, first_layer: int
+) -> tuple[Array, Array]:
+    """Returns `states`, of all positions, and `hidden` of a `PairBatch`."""
+    output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
+        {"params": params}, tokens, where=where, past=(shared,)
+    )
+    block = _layers(output.key_values, slice(first_layer, None))
+    last = jnp.sum(where, axis=1, dtype=jnp.int32)[:, None, None] - 1
+    hidden = jnp.take_along_axis(output.layer_hidden[first_layer - 1], last, axis=1)[:, 0]
+    states = jnp.stack([block.keys, block.values]).transpose(2, 4, 1, 0, 3, 5)
+    return states.astype(jnp.float16), hidden.astype(jnp.float32)
+
+
+def _layers(block: KeyValues, kept: slice) -> KeyValues:
+    return KeyValues(block.keys[kept], block.values[kept], block.where)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairReader:
+    """Computes once what the frozen part of a guard makes of pairs.
+
+    Attributes:
+      guard: a language-model guard with one verdict; its adapter is not used.
+      first_layer: how many layers stay unadapted, 1 to L - 1.
+    """
+
+    guard: LanguageModelGuard
+    first_layer: int
+
+    def __post_init__(self):
+        if not 1 <= self.first_layer < self.guard.model.config.num_layers:
+            raise ValueError(f"first_layer={self.first_layer}: expected 1 to {self.guard.model.config.num_layers - 1}.")
+
+    @functools.cached_property
+    def _head(self) -> list[int]:
+        """Tokens of the template before the prompt."""
+        model = self.guard.model
+        return model.tokenizer.encode(self.guard.format.render(model.tokenizer)[0][0], control=True)
+
+    @functools.cached_property
+    def _shared(self) -> KeyValues:
+        model = self.guard.model
+        return _encode_shared(model.decoder, model.params, None, jnp.array(self._head, jnp.int32))
+
+    @functools.cached_property
+    def upper(self) -> UpperLayers:
+        """The adapted part."""
+        model = self.guard.model
+        _, unsafe, safe = self.guard.encode([], [])
+        config, params = remainder(model.config, model.params, self.first_layer)
+        return UpperLayers(
+            params,
+            _layers(self._shared, slice(self.first_layer, None)),
+            jnp.array(unsafe, jnp.int32),
+            jnp.array(safe, jnp.int32),
+            Decoder(config, model.dtype, model.matmul_dtype),
+            self.first_layer,
+        )
+
+    def read(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        *,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> PairStates:
+        """Reads pairs.
+
+        Args:
+          prompts: N user texts.
+          responses: N answers.
+          on_batch: called with (pairs done, pairs in total).
+
+        Returns:
+          What the frozen part computes of them; 2 L' K E float16 numbers per token.
+
+        Raises:
+          TemplateError: the guard's verdict is not at one place, see `LanguageModelGuard.encode`; or the prompt grows
+            together with the template before it.
+          ContextError: a pair does not fit into the model's context.
+        """
+        model, head, first = self.guard.model, self._head, self.first_layer
+        encoded, _, _ = self.guard.encode(prompts, responses)
+        self.guard.check_context(encoded)
+        if any(row[: len(head)] != head for row in encoded):
+            raise TemplateError(
+                "What this template writes before the prompt grows together with it in this tokenizer: expected it to "
+                "end with a control token or a line break."
+            )
+        rows = [row[len(head) :] for row in encoded]
+        offsets = np.concatenate([[0], np.cumsum([len(row) - 1 for row in rows])]).astype(np.int64)
+        shape = (int(offsets[-1]), model.config.num_layers - first, 2, model.config.num_kv_heads, model.config.head_dim)
+        states, hidden = np.zeros(shape, np.float16), np.zeros((len(rows), model.config.embed_dim), np.float32)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        size = self.guard.batch_size
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            filled = chosen + [chosen[-1]] * (size - len(chosen)) if start else chosen
+            tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id)
+            read = _read(model.decoder, model.params, self._shared, tokens, where, first_layer=first)
+            batch_states, batch_hidden = map(np.asarray, read)
+            for row, index in enumerate(chosen):
+                states[offsets[index] : offsets[index + 1]] = batch_states[row, : len(rows[index]) - 1]
+                hidden[index] = batch_hidden[row]
+            if on_batch is not None:
+                on_batch(min(start + size, len(order)), len(order))
+        return PairStates(states, offsets, hidden)
+
+
+# SmolGuard ------------------------------------------------------------------------------------------------------------
+
+
+def save_guard(path: str | Path, guard: LanguageModelGuard, training: Mapping[str, Any]) -> None:
+    """Stores the adapter of a guard, with what its scores belong to in the sidecar.
+
+    Args:
+      path: the `.safetensors` file.
+      guard: a guard with an adapter.
+      training: JSON-able config of its training.
+
+    Raises:
+      AdapterError: a number is not finite.
+    """
+    assert guard.adapter is not None
+    about = {"template_hash": guard.template_hash, "max_prompt": guard.max_prompt, "max_response": guard.max_response}
+    save_lora(path, guard.adapter, guard.model, training={**training, "guard": about})
+
+
+def load_smolguard(model: LanguageModel, path: str | Path) -> LanguageModelGuard:
+    """Loads SmolGuard: the language model asked about a pair, with an adapter where it answers.
+
+    Args:
+      model: the base model of the adapter.
+      path: a stored adapter of configs/guard_smol.py.
+
+    Returns:
+      The guard.
+
+    Raises:
+      AdapterError: a missing or damaged file, or another base model; or the adapter was trained on another template.
+
+    Example:
+      Unlike the heads it is asked in words, and scores with the mass of two words::
+
+        guard = load_smolguard(load_model(), "workdirs/guard_smol/smolguard.safetensors")
+        verdicts = guard.judge(["How do I boil an egg?"], ["Seven minutes in boiling water."])
+    """
+    path = Path(path)
+    lora = load_lora(path, model)
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["training"].get("guard", {})
+    guard = LanguageModelGuard(model, FORMATS["smolguard"], adapter=lora)
+    if about.get("template_hash") != guard.template_hash:
+        raise AdapterError(
+            f"{path} was trained on the template {about.get('template_hash')}; this version asks with "
+            f"{guard.template_hash}. Train it again with configs/guard_smol.py."
+        )
+    return dataclasses.replace(guard, max_prompt=int(about["max_prompt"]), max_response=int(about["max_response"]))
