@@ -147,7 +147,6 @@ CASES: dict[str, Case] = {
     "underfitted": Case(_point_mass, None, "inconclusive", {"hidden": (4,), "num_epochs": 2}),
     "pusher_joint": Case(tasks.make_pusher, None, "verified"),
     "pusher_object_alone": Case(tasks.make_pusher, _object_alone, "rejected"),
-    "reacher": Case(tasks.make_reacher, None, "rejected"),
 }
 """What `config.cases` may name."""
 

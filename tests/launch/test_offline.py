@@ -74,9 +74,7 @@ def test_data_of_another_world_are_refused(monkeypatch, capsys, tmp_path):
 def test_every_named_learner_and_case_can_be_made():
     for make in offline.LEARNERS.values():
         assert make(hidden=(4,)).batches_per_call >= 1
-    for name, case in offline.CASES.items():
-        if name == "reacher":
-            continue  # loading brax takes longer than the rest of this file; see the test of its task
+    for case in offline.CASES.values():
         task = case.task()
         group = task.group if case.make_group is None else case.make_group(task)
         assert group.sizes == task.sizes
