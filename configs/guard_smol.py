@@ -4,7 +4,9 @@ r"""Train SmolGuard: SmolLM2-135M-Instruct with a LoRA that acts where it answer
     python -m launch.evaluate --checkpoint=workdirs/guard_smol
 
 It is trained on the teacher's share of the human-scored pairs and on weakly labelled answers of the base model, as the
-hidden-state guard (configs/guard_probe.py) is.
+hidden-state guard (configs/guard_probe.py) is. A quarter of the human-scored pairs, one fold of the objectives, is held
+back and chooses the step. What the frozen layers make of a pair is read once and kept in the work directory: 11.5 kB a
+token, about 1.4 GB. Nothing is measured yet, and no adapter ships with the package.
 """
 
 import ml_collections

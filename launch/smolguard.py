@@ -105,7 +105,7 @@ class Labelled:
       responses: N texts.
       labels: `[N]` float32, 1 is unsafe.
       weights: `[N]` float32, of mean one.
-      validation: `[N]` bool, the human-scored pairs of a fifth of the objectives, which are not trained on.
+      validation: `[N]` bool, the human-scored pairs of one fold of the objectives, which are not trained on.
     """
 
     prompts: list[str]
