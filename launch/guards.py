@@ -78,7 +78,7 @@ def train_judge(config: Mapping[str, Any], workdir: str | Path) -> Path:
     return _train(config, workdir, model, features, "judge", {"kind": "encoder", "encoder": "all-MiniLM-L6-v2"})
 
 
-def _answers(
+def kept_answers(
     model: LanguageModel, prompts: Sequence[Prompt], name: str, workdir: Path, *, max_tokens: int, temperature: float
 ) -> list[str]:
     """The model's answers to a set of prompts, kept in the work directory so that an interrupted run continues."""
@@ -156,7 +156,7 @@ def _train(
     }
     for name, (chosen, temperature) in sets.items():
         prompts += chosen
-        responses += _answers(model, chosen, name, workdir, max_tokens=max_tokens, temperature=temperature)
+        responses += kept_answers(model, chosen, name, workdir, max_tokens=max_tokens, temperature=temperature)
     own = examples.own_answers(prompts, responses)
     own_features = features(own.prompts, own.responses, "own")
 
@@ -221,7 +221,7 @@ def _report(
         if not prompts:
             continue
         max_tokens = int(config["max_tokens"])
-        answers = _answers(model, prompts, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
+        answers = kept_answers(model, prompts, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
         flagged = head_probability(head, features([p.text for p in prompts], answers, f"held_out_{name}")) > 0.5
         share = metrics.wilson_interval(int(flagged.sum()), len(flagged))
         values |= {

@@ -52,11 +52,11 @@ from edgesafe_jax.training import train as run_training
 from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Array
 from launch import errors, guards
-from launch.alignment import MATMUL_DTYPES
 from launch.guards import load_sentence_encoder
 from launch.paraphrases import pairs_of
 from launch.progress import Progress
 from launch.results import TITLES, reliability, share
+from launch.startup import MATMUL_DTYPES
 
 Config = Mapping[str, Any]
 
@@ -126,7 +126,7 @@ def _examples(config: Config, model: LanguageModel, workdir: Path) -> Labelled:
     prompts, responses = [], []
     for name, chosen in sets.items():
         prompts += chosen
-        responses += guards._answers(model, chosen, name, workdir, max_tokens=int(data["max_tokens"]), temperature=1.0)
+        responses += guards.kept_answers(model, chosen, name, workdir, max_tokens=int(data["max_tokens"]), temperature=1.0)
     own = examples.own_answers(prompts, responses)
     kinds = ["human"] * len(human) + own.kinds
     found = set(kinds)
@@ -333,7 +333,7 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
     }
     max_tokens = int(config["data"]["max_tokens"])
     answered = {
-        name: guards._answers(model, chosen, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
+        name: guards.kept_answers(model, chosen, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
         for name, chosen in asked.items()
     }
     made = Section("SmolGuard", order=2)
