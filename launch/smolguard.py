@@ -51,8 +51,8 @@ from edgesafe_jax.training import (
 from edgesafe_jax.training import train as run_training
 from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Array
-from launch import errors, guards
-from launch.guards import load_sentence_encoder
+from launch import errors
+from launch.guards import kept_answers, load_sentence_encoder
 from launch.paraphrases import pairs_of
 from launch.progress import Progress
 from launch.results import TITLES, reliability, share
@@ -126,7 +126,7 @@ def _examples(config: Config, model: LanguageModel, workdir: Path) -> Labelled:
     prompts, responses = [], []
     for name, chosen in sets.items():
         prompts += chosen
-        responses += guards.kept_answers(model, chosen, name, workdir, max_tokens=int(data["max_tokens"]), temperature=1.0)
+        responses += kept_answers(model, chosen, name, workdir, max_tokens=int(data["max_tokens"]), temperature=1.0)
     own = examples.own_answers(prompts, responses)
     kinds = ["human"] * len(human) + own.kinds
     found = set(kinds)
@@ -333,7 +333,7 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
     }
     max_tokens = int(config["data"]["max_tokens"])
     answered = {
-        name: guards.kept_answers(model, chosen, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
+        name: kept_answers(model, chosen, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
         for name, chosen in asked.items()
     }
     made = Section("SmolGuard", order=2)
