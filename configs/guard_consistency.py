@@ -6,7 +6,7 @@ r"""Train guards to give all paraphrases of an answer one verdict, without label
 Human-scored answers are paraphrased (`data.sources`); the heads of the packaged guards are tuned on frozen features
 towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and one style of paraphrase are never
 trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured too.
-`:smolguard`, with `--config.lora.adapter=FILE`, tunes the LoRA of a trained SmolGuard instead, on the same sets.
+`:smolguard` tunes the LoRA of SmolGuard instead, on the same sets.
 `:quickstart` is what `launch.quickstart --only guards` runs, `:runlocal` a check of the machinery.
 Measured with these two commands on answers to held-out objectives (before -> after, mean over five seeds):
 
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.learning_rate = 0.1
     config.num_steps = 100
     config.lora = ml_collections.ConfigDict()  # of the guard "smolguard", in the place of the two above
-    config.lora.adapter = ""  # the smolguard.safetensors of a run of configs/guard_smol.py
+    config.lora.adapter = ""  # a stored adapter; default the packaged one
     config.lora.learning_rate = 3e-4
     config.lora.num_steps = 60
     config.lora.batch_size = 4  # sets

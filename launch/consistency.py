@@ -157,7 +157,7 @@ def _encoder(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject
 def _smolguard(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject:
     del encoder
     model = load_model(config["model"], matmul_dtype=jnp.dtype(jnp.bfloat16))
-    return LoraSubject(config, load_smolguard(model, config["lora"]["adapter"]), workdir)
+    return LoraSubject(config, load_smolguard(model, config["lora"]["adapter"] or None), workdir)
 
 
 SUBJECTS: dict[str, Callable[[Config, SentenceEncoder, Path], Subject]] = {
@@ -190,10 +190,6 @@ def check(config: Config) -> None:
         )
     if "smolguard" in config["guards"] and float(config["ema_decay"]) >= 0:
         raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: SmolGuard takes fixed targets, -1.")
-    if "smolguard" in config["guards"] and not config["lora"]["adapter"]:
-        raise errors.ConfigError(
-            "config.lora.adapter is empty: expected the smolguard.safetensors of a run of configs/guard_smol.py."
-        )
     for name in ("num_steps", "batch_size", "save_every"):
         if int(config["lora"][name]) < 1:
             raise errors.ConfigError(f"config.lora.{name}={config['lora'][name]}: expected at least 1.")

@@ -9,6 +9,7 @@ residual stream below these layers at the last one. A step then runs the upper l
 
 import dataclasses
 import functools
+import importlib.resources
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -321,12 +322,12 @@ def save_guard(path: str | Path, guard: LanguageModelGuard, training: Mapping[st
     save_lora(path, guard.adapter, guard.model, training={**training, "guard": about})
 
 
-def load_smolguard(model: LanguageModel, path: str | Path) -> LanguageModelGuard:
+def load_smolguard(model: LanguageModel, path: str | Path | None = None) -> LanguageModelGuard:
     """Loads SmolGuard: the language model asked about a pair, with an adapter where it answers.
 
     Args:
       model: the base model of the adapter.
-      path: a stored adapter of configs/guard_smol.py.
+      path: a stored adapter of configs/guard_smol.py; default the packaged one.
 
     Returns:
       The guard.
@@ -337,10 +338,11 @@ def load_smolguard(model: LanguageModel, path: str | Path) -> LanguageModelGuard
     Example:
       Unlike the heads it is asked in words, and scores with the mass of two words::
 
-        guard = load_smolguard(load_model(), "workdirs/guard_smol/smolguard.safetensors")
+        guard = load_smolguard(load_model())
         verdicts = guard.judge(["How do I boil an egg?"], ["Seven minutes in boiling water."])
     """
-    path = Path(path)
+    packaged = importlib.resources.files("edgesafe_jax.guards") / "data" / "smolguard.safetensors"
+    path = Path(str(packaged) if path is None else path)
     lora = load_lora(path, model)
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["training"].get("guard", {})
     guard = LanguageModelGuard(model, FORMATS["smolguard"], adapter=lora)

@@ -38,7 +38,6 @@ def config(**changes):
         ({"anchor_weight": -1.0}, "config.anchor_weight=-1.0"),
         ({"ema_decay": 1.0}, "config.ema_decay=1.0"),
         ({"ema_decay": 0.9, "guards": ("smolguard",)}, "SmolGuard takes fixed targets"),
-        ({"guards": ("smolguard",)}, "config.lora.adapter is empty"),
         ({"lora": {"num_steps": 5, "batch_size": 0, "save_every": 1}}, "config.lora.batch_size=0"),
         ({"data": {"held_out_sources": ("style",)}}, "leaves no source"),
     ],

@@ -1,4 +1,4 @@
-"""SmolGuard: what its task refuses, and a whole small run on a tiny model."""
+"""SmolGuard: what its task refuses, a whole small run on a tiny model, and the packaged adapter on held-out pairs."""
 
 import json
 import types
@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from configs import guard_smol
+from edgesafe_jax import metrics
 from edgesafe_jax.adapters import AdapterError
 from edgesafe_jax.guards.activated import load_smolguard, verdict_loss
+from edgesafe_jax.models.loading import load_model
 from edgesafe_jax.training import WorkdirError
 from launch import smolguard
 from launch.errors import ConfigError
+from launch.paraphrases import pairs_of
 
 
 def config(**changes):
@@ -95,3 +98,14 @@ def test_an_unfinished_run(tmp_path):
     smolguard.open_workdir(tmp_path, config())
     with pytest.raises(ConfigError, match=r"no smolguard\.safetensors.*continues it"):
         smolguard.evaluate(tmp_path)
+
+
+@pytest.mark.assets
+def test_the_packaged_adapter_agrees_with_people_on_objectives_it_has_not_seen():
+    model = load_model(matmul_dtype=jnp.dtype(jnp.bfloat16))
+    guard = load_smolguard(model)
+    pairs = pairs_of("held_out", 64)
+    labels = np.array([p.score >= 0.5 for p in pairs], float)
+    found = guard.judge([p.prompt for p in pairs], [p.response for p in pairs])
+    assert metrics.auroc(scores=found.log_odds, labels=labels) > 0.65
+    assert np.min(found.captured) > 0.9
