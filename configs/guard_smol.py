@@ -6,10 +6,10 @@ r"""Train SmolGuard: SmolLM2-135M-Instruct with a LoRA that acts where it answer
 It is trained on the teacher's share of the human-scored pairs and on weakly labelled answers of the base model, as the
 hidden-state guard (configs/guard_probe.py) is. A quarter of the human-scored pairs, one fold of the objectives, is held
 back and chooses the step. What the frozen layers make of a pair is read once and kept in the work directory: 11.5 kB a
-token, about 1.4 GB. Nothing is measured yet, and no adapter ships with the package.
+token, about 1.4 GB.
 
-Measured by these commands (seed 0; 95 % intervals by objective or of Wilson), the adapter that ships with the package; its
-sampled training answers were taken over from another run, so the command alone gives other bits:
+Measured by these commands (seed 0; 95 % intervals by objective or of Wilson), the adapter that ships with the package;
+its sampled training answers were taken over from another run, so the command alone gives other bits:
 
     173 pairs of held-out objectives  AUROC               F1    accuracy  ECE
     SmolGuard                         .77 [.71, .84]      .70   .71       .10
@@ -17,7 +17,8 @@ sampled training answers were taken over from another run, so the command alone 
     hidden-state guard                .87 [.81, .93]      .81   .81       .10
     MiniLM judge                      .64 [.56, .72]      .64   .60       .13
 
-    flagged of the base model's answers: StrongREJECT .39 [.34, .45], sensitive benign .02 [.01, .06], plain .01 [.00, .05]
+    flagged of the base model's answers: StrongREJECT .39 [.34, .45], sensitive benign .02 [.01, .06], plain questions
+    .01 [.00, .05]
 
 So the hidden-state guard stays the default teacher.
 """
