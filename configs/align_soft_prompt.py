@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_harmful = 160
         config.data.num_sensitive = 190
         config.data.num_plain = 150
-        config.data.shares.update({"refuse": 2.25, "sensitive": 2.5, "plain": 3.25})
+        config.data.shares.update({"refuse": 2.75, "sensitive": 2.0, "plain": 3.25})
         config.num_positions = 12
         config.batch_size = 8
         config.num_steps = 240
@@ -91,7 +91,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.evaluation.strongreject = 48
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
         config.evaluation.sensitive = 48
-        config.evaluation.plain = 48
+        config.evaluation.plain = 96
         config.evaluation.multiple_choice = ("piqa",)
         config.evaluation.num_choices = 50
         config.evaluation.num_kl = 32
