@@ -5,7 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from edgesafe_jax.reporting.plots import _FAINT, _MARKERS, PALETTE, _axes, _errors, _estimate, _figure, _png
+from edgesafe_jax.reporting.plots import (
+    _FAINT,
+    PALETTE,
+    _axes,
+    _errors,
+    _estimate,
+    _figure,
+    _line_style,
+    _log_places,
+    _name_lines,
+    _png,
+)
 
 
 def curves(
@@ -45,16 +56,15 @@ def curves(
             [estimate.value for estimate in estimates],
             yerr=_errors(estimates),
             label=name,
-            color=PALETTE[number % len(PALETTE)],
-            marker=_MARKERS[number % len(_MARKERS)] if markers else None,
+            **_line_style(number, marked=markers),
             linewidth=1.8,
             capsize=3,
         )
     if log_x:
-        axes.set_xscale("log")
+        _log_places(axes, sorted({float(x) for points in series.values() for x, _ in points}))
     if log_y:
         axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=9)
+    _name_lines(axes, len(series))
     return _png(figure)
 
 

@@ -5,7 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from edgesafe_jax.reporting.plots import _MARKERS, PALETTE, _axes, _estimate, _figure, _plain, _png
+from edgesafe_jax.reporting.plots import (
+    PALETTE,
+    _axes,
+    _estimate,
+    _figure,
+    _line_style,
+    _log_places,
+    _name_lines,
+    _plain,
+    _png,
+)
 
 Segment = tuple[tuple[float, float], tuple[float, float]]
 """The two ends of a wall."""
@@ -128,16 +138,15 @@ def lines(
             [place for place, _ in kept],
             [each.value for _, each in kept],
             yerr=np.array([(each.value - each.low, each.high - each.value) for _, each in kept]).reshape(-1, 2).T,
-            color=PALETTE[number % len(PALETTE)],
-            marker=_MARKERS[number % len(_MARKERS)],
+            **_line_style(number),
             markersize=5,
             capsize=2.5,
             label=name,
         )
     if log_x:
-        axes.set_xscale("log")
+        _log_places(axes, x)
     if ylim is not None:
         margin = 0.03 * (ylim[1] - ylim[0])
         axes.set_ylim(ylim[0] - margin, ylim[1] + margin)
-    axes.legend(frameon=False, fontsize=9)
+    _name_lines(axes, len(series))
     return _png(figure)

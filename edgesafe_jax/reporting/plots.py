@@ -265,6 +265,29 @@ def _plain(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
     axes.grid(color="#dddddd", linewidth=0.7)
 
 
+def _line_style(number: int, *, marked: bool = True) -> dict[str, Any]:
+    """Colour and marker of a line, dashed where the colours begin again."""
+    return {
+        "color": PALETTE[number % len(PALETTE)],
+        "marker": _MARKERS[number % len(_MARKERS)] if marked else None,
+        "linestyle": "-" if number < len(PALETTE) else "--",
+    }
+
+
+def _name_lines(axes: "Axes", num_lines: int) -> None:
+    """Names the lines: among them, or beside the axes where they are many."""
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if num_lines > 5 else {}
+    axes.legend(frameon=False, fontsize=9, **beside)
+
+
+def _log_places(axes: "Axes", places: Sequence[float]) -> None:
+    """Makes the horizontal axis logarithmic, with the places of the points as its ticks where they are few."""
+    axes.set_xscale("log")
+    if len(places) <= 8:
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.set_xticks([], minor=True)
+
+
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     # Without the name of the software, the same data gives the same bytes with each version of it.
