@@ -16,9 +16,9 @@ r"""Distil SmolLM2-135M-Instruct and its guard into a soft prompt.
 
 The full config trained for 1,591 s on two cores beside other work. `launch.evaluate`, seed 0, refused shares of
 base, student and system: StrongREJECT .04, .73, .78; HarmBench standard .00, .94, .82; in-the-wild jailbreaks .05,
-.33, .60; StrongREJECT with a prefilled answer .00, .08, .69; sensitive benign .00, .01, .02; plain questions .01, .03, .01. Of what
-the system refuses in the first three sets the student refuses .79 [.75, .82]; a larger share of `refuse` among the rows
-would raise that at some cost in benign prompts.
+.33, .60; StrongREJECT with a prefilled answer .00, .08, .69; sensitive benign .00, .01, .02; plain questions .01, .03,
+.01. Of what the system refuses in the first three sets the student refuses .79 [.75, .82]; a larger share of `refuse`
+among the rows would raise that at some cost in benign prompts.
 """
 
 import ml_collections
