@@ -38,7 +38,8 @@ class Adapter(Protocol):
     """What a frozen decoder accepts as trained parameters beside its own.
 
     An adapter is a pytree (so that `jax.grad`, `optax` and `jit` take it as it is) whose leaves are the trained
-    numbers. The decoder puts its virtual embeddings in front of the sequence, where every later position sees them.
+    numbers. The decoder puts its virtual embeddings in front of the sequence, where every later position sees them, and
+    adds its low-rank factors to the matrices of the layers. An adapter has the one, the other or both.
     """
 
     @property
@@ -46,6 +47,10 @@ class Adapter(Protocol):
         """P, the number of virtual positions in front of the sequence."""
         ...
 
-    def virtual_embeddings(self) -> Array:
-        """Returns the embeddings `[P, D]` of the virtual positions."""
+    def virtual_embeddings(self) -> Array | None:
+        """Returns the embeddings `[P, D]` of the virtual positions, or None where there are none."""
+        ...
+
+    def low_rank(self) -> LowRank | None:
+        """Returns what is added to the matrices of the layers, or None."""
         ...

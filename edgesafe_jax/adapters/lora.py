@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.models.decoder import DecoderConfig
+from edgesafe_jax.models.decoder import DecoderConfig, pack_bfloat16, unpack_bfloat16
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Array, LowRank, Params, PRNGKey
 
@@ -35,8 +35,8 @@ TARGETS = (
 class LoRA:
     """Low-rank factors for some matrices of the upper layers, or of all; a pytree of trained numbers.
 
-    Unlike a soft prompt it changes every position: it is given to each forward pass (`Decoder(..., low_rank=)`) or
-    merged into the weights, and has no virtual positions.
+    Unlike a soft prompt it changes every position: every forward pass needs it (`Decoder(..., adapter=)` or, behind
+    past blocks, `low_rank=`), or it is merged into the weights. It has no virtual positions.
 
     Attributes:
       down: A by target, `[L - first_layer, inputs, R]` float32.
@@ -49,6 +49,14 @@ class LoRA:
     up: dict[str, Array]
     scale: float = flax.struct.field(pytree_node=False)
     first_layer: int = flax.struct.field(pytree_node=False, default=0)
+
+    @property
+    def num_virtual(self) -> int:
+        """0: a LoRA has no virtual positions."""
+        return 0
+
+    def virtual_embeddings(self) -> None:
+        """Returns None."""
 
     def low_rank(self, from_layer: int = 0) -> LowRank:
         """The factors as a decoder takes them, the scale multiplied onto B.
@@ -132,7 +140,9 @@ def merge_params(params: Params, lora: LoRA) -> dict[str, Any]:
     for module, leaves in lora.low_rank().items():
         for leaf, (down, up) in leaves.items():
             weight = layers[module][leaf]
-            layers[module][leaf] = (weight.astype(jnp.float32) + down @ up).astype(weight.dtype)
+            matrix = unpack_bfloat16(weight)
+            merged = (matrix.astype(jnp.float32) + down @ up).astype(matrix.dtype)
+            layers[module][leaf] = pack_bfloat16(merged) if weight.dtype == jnp.uint16 else merged
     return {**params, "layers": layers}
 
 

@@ -31,6 +31,9 @@ class SoftPrompt:
         """The vectors themselves."""
         return self.embeddings
 
+    def low_rank(self) -> None:
+        """Returns None: a soft prompt leaves the matrices as they are."""
+
 
 def soft_prompt_from_text(model: LanguageModel, text: str, *, num_virtual: int | None = None) -> SoftPrompt:
     """Starts from the embeddings of an instruction.

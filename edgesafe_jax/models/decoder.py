@@ -19,6 +19,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edgesafe_jax.typing import Adapter, Array, LowRank, Params
 
@@ -174,6 +175,26 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def pack_bfloat16(matrix: Array) -> Array:
+    """Stores bfloat16 numbers as their bits, uint16, in which form `matmul` takes them.
+
+    XLA for CPU widens stacked bfloat16 matrices to float32 before it takes a layer's slice of them, and narrows the
+    slice again: at 64 rows that costs three times as much as the product. It moves integers as they are.
+
+    Args:
+      matrix: bfloat16, of any shape.
+
+    Returns:
+      uint16, of the same shape.
+    """
+    return jax.lax.bitcast_convert_type(matrix, jnp.uint16)
+
+
+def unpack_bfloat16(matrix: Array) -> Array:
+    """Undoes `pack_bfloat16`; a matrix of any other dtype than uint16 is returned as it is."""
+    return jax.lax.bitcast_convert_type(matrix, jnp.bfloat16) if matrix.dtype == jnp.uint16 else matrix
+
+
 def matmul(x: Array, kernel: Array, *, dtype: jnp.dtype, transposed: bool = False) -> Array:
     """Multiplies with factors in one precision and sums in float32, in the backward pass too.
 
@@ -182,7 +203,7 @@ def matmul(x: Array, kernel: Array, *, dtype: jnp.dtype, transposed: bool = Fals
 
     Args:
       x: `[..., A]`.
-      kernel: `[A, B]`, or `[B, A]` if `transposed`.
+      kernel: `[A, B]`, or `[B, A]` if `transposed`; or the bits of `pack_bfloat16`, which have no gradient.
       dtype: of the factors.
       transposed: whether the kernel is stored outputs first, as an embedding table that serves as output head.
 
@@ -190,14 +211,15 @@ def matmul(x: Array, kernel: Array, *, dtype: jnp.dtype, transposed: bool = Fals
       `[..., B]` in the dtype of `x`.
     """
     if dtype == x.dtype:
-        kernel = kernel.astype(dtype)
+        kernel = unpack_bfloat16(kernel).astype(dtype)
         return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (int(transposed),)), ((), ())))
     return _mixed_matmul(jnp.dtype(dtype), transposed, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _mixed_matmul(dtype: jnp.dtype, transposed: bool, x: Array, kernel: Array) -> Array:
-    return _dot(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1, int(transposed))).astype(x.dtype)
+    factor = unpack_bfloat16(kernel).astype(dtype)
+    return _dot(x.astype(dtype), factor, (x.ndim - 1, int(transposed))).astype(x.dtype)
 
 
 def _dot(left: Array, right: Array, contract: tuple[int, int]) -> Array:
@@ -206,21 +228,27 @@ def _dot(left: Array, right: Array, contract: tuple[int, int]) -> Array:
     )
 
 
-def _mixed_matmul_fwd(dtype: jnp.dtype, transposed: bool, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _mixed_matmul(dtype, transposed, x, kernel), (x, kernel)
+def _mixed_matmul_fwd(
+    dtype: jnp.dtype, transposed: bool, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array | None, Array]]:
+    # Bits have no gradient, for which alone x is kept.
+    return _mixed_matmul(dtype, transposed, x, kernel), (None if kernel.dtype == jnp.uint16 else x, kernel)
 
 
 def _mixed_matmul_bwd(
-    dtype: jnp.dtype, transposed: bool, residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
+    dtype: jnp.dtype, transposed: bool, residuals: tuple[Array | None, Array], cotangent: Array
+) -> tuple[Array, Array | np.ndarray]:
     # JAX's own transpose of a product with a float32 result would multiply float32 by `dtype`, which is slow. A frozen
     # kernel's cotangent is not used, and the compiler leaves it out.
     x, kernel = residuals
     low = cotangent.astype(dtype)
-    by_x = _dot(low, kernel.astype(dtype), (low.ndim - 1, int(not transposed)))
+    factor = unpack_bfloat16(kernel).astype(dtype)
+    by_x = _dot(low, factor, (low.ndim - 1, int(not transposed))).astype(cotangent.dtype)
+    if x is None:
+        return by_x, np.zeros(kernel.shape, jax.dtypes.float0)
     rows, columns = x.astype(dtype).reshape(-1, x.shape[-1]), low.reshape(-1, low.shape[-1])
     by_kernel = _dot(columns, rows, (0, 0)) if transposed else _dot(rows, columns, (0, 0))
-    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
+    return by_x, by_kernel.astype(kernel.dtype)
 
 
 _mixed_matmul.defvjp(_mixed_matmul_fwd, _mixed_matmul_bwd)
@@ -360,8 +388,10 @@ class FeedForward(nn.Module):
         up = self.param("up", init, (c.embed_dim, c.mlp_dim))
         down = self.param("down", init, (c.mlp_dim, c.embed_dim))
         product = functools.partial(_product, dtype=self.matmul_dtype)
-        opened = ACTIVATIONS[c.activation](product(x, gate, low_rank.get("gate")))
-        return product(opened * product(x, up, low_rank.get("up")), down, low_rank.get("down"))
+        # Of the gating only its two inputs are kept for the backward pass: on CPU memory costs more than arithmetic.
+        gated = jax.checkpoint(lambda g, u: ACTIVATIONS[c.activation](g) * u, prevent_cse=False)
+        hidden = gated(product(x, gate, low_rank.get("gate")), product(x, up, low_rank.get("up")))
+        return product(hidden, down, low_rank.get("down"))
 
 
 class Block(nn.Module):
@@ -477,8 +507,8 @@ class Decoder(nn.Module):
         Args:
           tokens: `[B, T]` int32; exactly one of `tokens` and `embeddings` is given.
           embeddings: `[B, T, D]` input embeddings instead of tokens.
-          adapter: trained vectors put in front of the sequence: its virtual positions see `past` and one another and
-            every new position sees them. None for the bare model.
+          adapter: its virtual positions are put in front of the sequence: they see `past` and one another and every
+            new position sees them. Its low-rank factors are used unless `low_rank` is given. None for the bare model.
           where: `[B, T]` bool, which positions exist (padding may be anywhere); default all.
           positions: `[B | 1, T]` int32, rotary positions of the new tokens, counted from the first position after the
             adapter; default: the number of existing positions before each one, after those of `past`.
@@ -514,8 +544,10 @@ class Decoder(nn.Module):
             mask = causal_mask(where)
 
         num_virtual = 0
-        if adapter is not None:
-            virtual = adapter.virtual_embeddings().astype(self.dtype)  # [P, D]
+        low_rank = low_rank_of(adapter) if low_rank is None else low_rank
+        virtual = None if adapter is None else adapter.virtual_embeddings()  # [P, D]
+        if virtual is not None:
+            virtual = virtual.astype(self.dtype)
             num_virtual = virtual.shape[0]
             embeddings = jnp.concatenate(
                 [jnp.broadcast_to(virtual[None], (batch, *virtual.shape)), embeddings], axis=1
@@ -558,6 +590,11 @@ class Decoder(nn.Module):
             key_values=KeyValues(keys=keys, values=values, where=where),
             layer_hidden=layer_hidden[:, :, num_virtual:],
         )
+
+
+def low_rank_of(adapter: Adapter | None) -> LowRank | None:
+    """What an adapter adds to the matrices, for the passes that continue behind its virtual positions; or None."""
+    return None if adapter is None else adapter.low_rank()
 
 
 def _past_length(past: Sequence[KeyValues]) -> Array:

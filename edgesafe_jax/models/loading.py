@@ -18,9 +18,16 @@ import safetensors
 import safetensors.numpy
 
 from edgesafe_jax import assets
-from edgesafe_jax.models.decoder import FLOAT32, Decoder, DecoderConfig, RopeScaling
+from edgesafe_jax.models.decoder import (
+    FLOAT32,
+    Decoder,
+    DecoderConfig,
+    RopeScaling,
+    pack_bfloat16,
+    unpack_bfloat16,
+)
 from edgesafe_jax.models.tokenization import ChatTokenizer, tokenizer_from_directory, tokenizer_from_gguf
-from edgesafe_jax.typing import Params
+from edgesafe_jax.typing import Array, Params
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _FORMAT = "3"  # of the cache of converted weights; raise it when the layout changes
@@ -108,11 +115,21 @@ _VECTORS = ("scale", "query_bias", "key_bias", "value_bias")
 def with_precision(
     model: LanguageModel, *, dtype: jnp.dtype = FLOAT32, matmul_dtype: jnp.dtype | None = None
 ) -> LanguageModel:
-    """Returns the model with parameters and computation in another precision; see `load_model`."""
+    """Returns the model with parameters and computation in another precision; see `load_model`.
+
+    bfloat16 matrices of the layers beside activations of another dtype are stored as bits, see
+    `decoder.pack_bfloat16`.
+    """
     matrices = dtype if matmul_dtype is None else matmul_dtype
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(leaf, dtype=dtype if path[-1].key in _VECTORS else matrices), model.params
-    )
+    packed = matrices == jnp.bfloat16 and matrices != dtype
+
+    def convert(path: tuple[Any, ...], leaf: Array) -> Array:
+        if path[-1].key in _VECTORS:
+            return jnp.asarray(leaf, dtype=dtype)
+        matrix = unpack_bfloat16(jnp.asarray(leaf)).astype(matrices)
+        return pack_bfloat16(matrix) if packed and path[0].key == "layers" else matrix
+
+    params = jax.tree_util.tree_map_with_path(convert, model.params)
     return dataclasses.replace(model, params=params, dtype=jnp.dtype(dtype), matmul_dtype=matmul_dtype)
 
 

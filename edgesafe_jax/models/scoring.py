@@ -8,21 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import losses
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
 from edgesafe_jax.models.generation import encode_prompts, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Adapter, Array, Params
+from edgesafe_jax.typing import Adapter, Array, LowRank, Params
 
 _encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "num_answer"))
 def _answer_hidden(
-    decoder: Decoder, params: Params, shared: KeyValues, tokens: Array, where: Array, start: Array, *, num_answer: int
+    decoder: Decoder,
+    params: Params,
+    low_rank: LowRank | None,
+    shared: KeyValues,
+    tokens: Array,
+    where: Array,
+    start: Array,
+    *,
+    num_answer: int,
 ) -> Array:
     """Returns the hidden states that predict each answer token, `[B, num_answer, D]`."""
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, tokens, where=where, past=(shared,)
+        {"params": params}, tokens, where=where, past=(shared,), low_rank=low_rank
     )
     columns = start[:, None] - 1 + jnp.arange(num_answer, dtype=jnp.int32)[None]
     columns = jnp.clip(columns, 0, tokens.shape[1] - 1)
@@ -47,14 +55,19 @@ def _pad_batch(chosen: list[int], batch_size: int) -> list[int]:
 
 
 def _hidden_of(
-    model: LanguageModel, shared: KeyValues, prompts: list[list[int]], answers: list[list[int]], length: int
+    model: LanguageModel,
+    adapter: Adapter | None,
+    shared: KeyValues,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    length: int,
 ) -> tuple[Array, np.ndarray, np.ndarray]:
     """Hidden states over one batch; returns them with the padded answers and which tokens exist."""
     tokens, where = pad_tokens([p + a for p, a in zip(prompts, answers, strict=True)], pad_id=model.tokenizer.pad_id)
     answer, answer_where = pad_tokens(answers, pad_id=model.tokenizer.pad_id, length=length)
     start = np.array([len(p) for p in prompts], np.int32)
     hidden = _answer_hidden(
-        model.decoder, model.params, shared, tokens, where, start, num_answer=length
+        model.decoder, model.params, low_rank_of(adapter), shared, tokens, where, start, num_answer=length
     )
     return hidden, answer, answer_where
 
@@ -74,7 +87,7 @@ def answer_log_probs(
       model: the frozen language model.
       prompts: N user texts.
       answers: N answers.
-      adapter: trained vectors, or None.
+      adapter: a soft prompt, a LoRA or another adapter, or None.
       batch_size: rows that run at once.
       on_batch: called with (rows done, rows in total).
 
@@ -100,7 +113,7 @@ def answer_log_probs(
         filled = _pad_batch(chosen, batch_size)
         length = 1 << (max(len(encoded[i]) for i in filled) - 1).bit_length()
         hidden, answer, where = _hidden_of(
-            model, shared, [rows[i] for i in filled], [encoded[i] for i in filled], length
+            model, adapter, shared, [rows[i] for i in filled], [encoded[i] for i in filled], length
         )
         values = _log_probs(model.decoder, model.params, hidden, jnp.array(answer), jnp.array(where))
         result[chosen] = np.asarray(values)[: len(chosen)]
@@ -144,8 +157,8 @@ def kl_from_base(
         chosen = order[start : start + batch_size]
         filled = _pad_batch(chosen, batch_size)
         batch = [rows[i] for i in filled], [list(answers[i]) for i in filled]
-        teacher, _, where = _hidden_of(model, base, *batch, longest)
-        student, _, _ = _hidden_of(model, adapted, *batch, longest)
+        teacher, _, where = _hidden_of(model, None, base, *batch, longest)
+        student, _, _ = _hidden_of(model, adapter, adapted, *batch, longest)
         values = _mean_kl(model.decoder, model.params, student, teacher, jnp.array(where))
         result[chosen] = np.asarray(values)[: len(chosen)]
     return result

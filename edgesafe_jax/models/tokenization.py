@@ -1,7 +1,8 @@
 """Tokenizer and chat template of a language model, from a GGUF file or a Hugging Face directory.
 
-Text of a user is never read as control tokens: a prompt that contains `<|im_end|>` is encoded as those characters, so
-it cannot close its own turn. Only the template's own text produces control tokens.
+Text of a user is never read as special tokens: a prompt that contains `<|im_end|>` is encoded as those characters, so
+it cannot close its own turn. Only the template's own text produces them. (Added tokens that a tokenizer does not mark
+as special, such as the runs of spaces of Gemma, are ordinary text.)
 """
 
 import dataclasses
@@ -119,8 +120,15 @@ class ChatTokenizer:
 
     @functools.cached_property
     def control_strings(self) -> tuple[str, ...]:
-        """The strings that become control tokens in the text of a template, such as `<|im_end|>`."""
-        return tuple(token["content"] for token in json.loads(self.to_json())["added_tokens"] if token["special"])
+        """The strings that become control tokens in the text of a template, such as `<|im_end|>`.
+
+        Added tokens that the template itself writes, such as `<think>`, count even if they are not marked as special.
+        """
+        return tuple(
+            token["content"]
+            for token in json.loads(self.to_json())["added_tokens"]
+            if token["special"] or (token["content"].strip() and token["content"] in self.chat_template)
+        )
 
     def render_chat(
         self,

@@ -11,6 +11,9 @@ import safetensors.numpy
 from edgesafe_jax.adapters import AdapterError, LoRA, init_lora, load_lora, merge_lora, save_lora
 from edgesafe_jax.adapters.lora import TARGETS, merge_params
 from edgesafe_jax.models.generation import generate
+from edgesafe_jax.models.loading import with_precision
+from edgesafe_jax.models.scoring import answer_log_probs, kl_from_base
+from edgesafe_jax.typing import Adapter
 from tests.tiny import make_tiny_model
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 250, (2, 9)), jnp.int32)
@@ -45,6 +48,31 @@ def test_merged_equals_attached(changes):
     merged = hidden_of(model.decoder, merge_params(model.params, lora), None)
     np.testing.assert_allclose(attached, merged, atol=2e-5)
     assert float(jnp.max(jnp.abs(attached - hidden_of(model.decoder, model.params, None)))) > 1e-2
+
+
+def test_merged_equals_attached_in_low_precision(tiny_model):
+    low = with_precision(tiny_model, matmul_dtype=jnp.dtype(jnp.bfloat16))
+    lora = random_lora(low)
+    merged = merge_params(low.params, lora)
+    assert jax.tree.map(lambda leaf: leaf.dtype, merged) == jax.tree.map(lambda leaf: leaf.dtype, low.params)
+    attached, found = hidden_of(low.decoder, low.params, lora), hidden_of(low.decoder, merged, None)
+    assert np.mean(np.abs(attached - found)) < 0.05 * np.mean(np.abs(attached))
+
+
+def test_one_protocol_serves_generation_and_likelihoods(tiny_model):
+    """A LoRA goes wherever a soft prompt does, and does there what it does in the weights."""
+    lora = random_lora(tiny_model)
+    assert isinstance(lora, Adapter)
+    merged = merge_lora(tiny_model, lora)
+    prompts, answers = ["hello", "the user in"], ["us", "in the"]
+    attached = generate(tiny_model, prompts, max_tokens=5, adapter=lora)
+    assert attached.tokens == generate(merged, prompts, max_tokens=5).tokens
+    assert attached.tokens != generate(tiny_model, prompts, max_tokens=5).tokens
+    found, _ = answer_log_probs(tiny_model, prompts, answers, adapter=lora)
+    np.testing.assert_allclose(found, answer_log_probs(merged, prompts, answers)[0], rtol=1e-4)
+    start = init_lora(tiny_model.config, jax.random.key(0), rank=2)
+    np.testing.assert_allclose(kl_from_base(tiny_model, prompts, attached.tokens, adapter=start), 0, atol=1e-6)
+    assert np.all(kl_from_base(tiny_model, prompts, attached.tokens, adapter=lora) > 1e-3)
 
 
 def test_each_target_alone_matters_and_is_merged(tiny_model):

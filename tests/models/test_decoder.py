@@ -20,10 +20,13 @@ from edgesafe_jax.models.decoder import (
     RopeScaling,
     causal_mask,
     flops_per_token,
+    matmul,
     num_params,
+    pack_bfloat16,
     remainder,
     rope_frequencies,
     truncate,
+    unpack_bfloat16,
 )
 from edgesafe_jax.typing import Adapter
 from tests.tiny import random_params
@@ -319,6 +322,27 @@ def test_bfloat16_activations_stay_near_and_the_logits_are_float32():
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     expected = run(CONFIG, exact, tokens=TOKENS, adapter=prompt).hidden[:, 8:]
     assert np.abs(np.asarray(output.hidden, np.float32) - expected).max() < 0.1
+
+
+def test_bits_of_bfloat16_compute_what_the_numbers_do():
+    """Packed matrices: the same products and the same gradients by the activations, and none by the matrix."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 5, 8)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(8, 6)), jnp.bfloat16)
+    bits = pack_bfloat16(kernel)
+    assert bits.dtype == jnp.uint16
+    np.testing.assert_array_equal(unpack_bfloat16(bits), kernel)
+    assert unpack_bfloat16(x) is x
+
+    def value(x, kernel, dtype):
+        return jnp.sum(jnp.sin(matmul(x, kernel, dtype=dtype)))
+
+    for dtype in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)):
+        found = [jax.jit(jax.value_and_grad(value), static_argnums=2)(x, k, dtype) for k in (kernel, bits)]
+        np.testing.assert_array_equal(*(each[0] for each in found))
+        np.testing.assert_array_equal(*(each[1] for each in found))
+    gradient = jax.grad(value, argnums=(0, 1), allow_int=True)(x, bits, jnp.dtype(jnp.bfloat16))[1]
+    assert gradient.dtype == jax.dtypes.float0
 
 
 def test_rope_scaling_has_three_regimes():

@@ -152,7 +152,7 @@ def test_answers_end_at_any_end_token(tiny_model, greedy):
 
 
 def test_prefilled_answers_begin_as_told_and_continue_by_themselves(tiny_model):
-    prefills = ["the", "Sure, in", "", "a very long beginning that fills it all", "x<|im_end|>", " ", "é", ""]
+    prefills = ["the", "Sure, in", "", "z" * MAX_TOKENS, "x<|im_end|>", " ", "é", ""]
     answers = generate(
         tiny_model, PROMPTS, max_tokens=MAX_TOKENS, prefills=prefills, adapter=PROMPT_ADAPTER, batch_size=BATCH
     )
@@ -161,6 +161,8 @@ def test_prefilled_answers_begin_as_told_and_continue_by_themselves(tiny_model):
     expected = [naive_answer(tiny_model, p, PROMPT_ADAPTER, b) for p, b in zip(PROMPTS, begins, strict=True)]
     assert answers.tokens == expected
     assert answers.texts[0].startswith("the")
+    with pytest.raises(ValueError, match=f"A prefill has {MAX_TOKENS + 1} tokens, more than max_tokens={MAX_TOKENS}"):
+        generate(tiny_model, ["us"], max_tokens=MAX_TOKENS, prefills=["z" * (MAX_TOKENS + 1)])
 
 
 def test_empty_prefills_change_nothing(tiny_model, greedy):
