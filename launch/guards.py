@@ -118,8 +118,10 @@ def kept_features(features: Features, workdir: Path) -> Features:
         if missing:
             values = features([prompts[i] for i in missing], [responses[i] for i in missing], name).astype(np.float32)
             fresh = {keys[i]: value for i, value in zip(missing, values, strict=True)}
+            # A file of its own for each reading: one of the same name would replace what was read before.
+            reading = hashlib.sha256("".join(fresh).encode()).hexdigest()[:12]
             assets.write_atomically(
-                folder / f"{name}.npz",
+                folder / f"{name}-{reading}.npz",
                 lambda part: np.savez(part, keys=np.array(list(fresh)), values=np.stack(list(fresh.values()))),
             )
             known.update(fresh)

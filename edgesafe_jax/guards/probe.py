@@ -47,11 +47,13 @@ def head_probability(head: GatedHead, features: np.ndarray) -> np.ndarray:
 class HiddenStateGuard:
     """A probe on a language model's own hidden states: callable as (prompts, responses) -> P(unsafe).
 
+    A response longer than `max_response` tokens is read in windows of that length; the largest P(unsafe) counts.
+
     Attributes:
       model: whose hidden states are read.
       head: over the features of `probe_features`.
       layers: which layers are read, counted from 1.
-      max_response: tokens of a response that are read.
+      max_response: tokens of a response that are read at once.
       batch_size: pairs that run at once.
     """
 
@@ -63,15 +65,33 @@ class HiddenStateGuard:
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
+        windows = [self._windows(response) for response in responses]
         features = pair_features(
             self.model,
-            prompts,
-            responses,
+            [prompt for prompt, parts in zip(prompts, windows, strict=True) for _ in parts],
+            [part for parts in windows for part in parts],
             layers=self.layers,
             max_response=self.max_response,
             batch_size=self.batch_size,
         )
-        return head_probability(self.head, probe_features(features))
+        probs = head_probability(self.head, probe_features(features))
+        if len(probs) == len(windows):
+            return probs
+        starts = np.cumsum([0, *(len(parts) for parts in windows)])[:-1]
+        return np.maximum.reduceat(probs, starts)
+
+    def _windows(self, response: str) -> list[str]:
+        """The response, in parts of at most `max_response` tokens."""
+        response = response.strip()
+        if len(response) <= self.max_response:  # a token has at least one character
+            return [response]
+        tokens = self.model.tokenizer.encode(response)
+        if len(tokens) <= self.max_response:
+            return [response]
+        return [
+            self.model.tokenizer.decode(tokens[start : start + self.max_response])
+            for start in range(0, len(tokens), self.max_response)
+        ]
 
 
 def probe_features(pooled: np.ndarray) -> np.ndarray:

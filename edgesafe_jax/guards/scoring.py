@@ -11,6 +11,7 @@ import numpy as np
 
 from edgesafe_jax.adapters.lora import LoRA
 from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, Field, GuardFormat, TemplateError, neutralise
+from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
@@ -289,6 +290,11 @@ class LanguageModelGuard:
             captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]
             if on_batch is not None:
                 on_batch(min(start + self.batch_size, len(order)), len(order))
+        if (bad := np.flatnonzero(np.isnan(log_odds) | np.isnan(captured))).size:
+            raise GuardError(
+                f"{model.name} gave NaN for pair {bad[0]} ({bad.size} of {len(rows)}): expected numbers. Look at its "
+                "weights, or compute in float32."
+            )
         return Verdicts(log_odds, captured)
 
     def check_context(self, encoded: Sequence[list[int]]) -> None:

@@ -240,6 +240,8 @@ def train(
             if signals.received and done < num_steps:
                 signals.leave(done, num_steps, saved=checkpoints is not None)
         save()
+        if signals.received:
+            signals.leave(done, num_steps, saved=checkpoints is not None)
     return Trained(state=state, best=best)
 
 

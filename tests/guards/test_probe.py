@@ -105,6 +105,15 @@ def test_hidden_state_guard_learns_what_the_responses_say(tiny_model):
     assert np.mean((scores > 0.5) == unsafe[64:]) > 0.95
 
 
+def test_a_long_response_is_read_in_windows_and_the_worst_counts(tiny_model):
+    guard = HiddenStateGuard(tiny_model, random_head(), LAYERS, max_response=4)
+    parts = ["abcd", "efgh", "ij"]
+    worst = max(guard(["hello"] * 3, parts))
+    found = guard(["us", "hello", "us"], ["ab", "".join(parts), "cd"])
+    assert found[1] == pytest.approx(worst, abs=1e-5)
+    np.testing.assert_allclose(found[[0, 2]], guard(["us", "us"], ["ab", "cd"]), atol=1e-5)
+
+
 def test_stored_head_is_the_same_head(tmp_path, tiny_model):
     head, path = random_head(), tmp_path / "new" / "guard.safetensors"
     save_head(path, head, about(tiny_model))

@@ -17,6 +17,7 @@ from edgesafe_jax.guards.registry import (
     neutralise,
 )
 from edgesafe_jax.guards.scoring import LanguageModelGuard, LowMassWarning, label_ids
+from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LanguageModel, load_model
@@ -158,6 +159,13 @@ def test_the_highest_policy_counts(tiny_model):
     best = np.argmax([each.log_odds for each in alone], axis=0)
     expected = [alone[k].captured[i] for i, k in enumerate(best)]
     np.testing.assert_allclose(joint.captured, expected, atol=1e-6)
+
+
+def test_weights_that_are_not_numbers_give_no_verdict(tiny_model):
+    params = jax.tree.map(lambda leaf: leaf * np.nan, tiny_model.params)
+    broken = LanguageModel("broken", tiny_model.config, params, tiny_model.tokenizer, tiny_model.hash)
+    with pytest.raises(GuardError, match="broken gave NaN for pair 0"):
+        LanguageModelGuard(broken, FORMAT)(PROMPTS, RESPONSES)
 
 
 def test_low_mass_is_warned_about(tiny_model):

@@ -153,6 +153,18 @@ def test_sigkill_and_sigterm_of_a_process_end_the_same(tmp_path):
     assert lines(killed) == lines(steady)
 
 
+def test_a_signal_in_the_last_step_stops_what_comes_after_it(tmp_path):
+    def batches(step):
+        if step == 19:
+            os.kill(os.getpid(), signal.SIGINT)
+        return linear_run.make_batch(step)
+
+    with pytest.raises(TrainingStopped) as stopped:
+        linear_run.run(tmp_path, batches=batches)
+    assert stopped.value.code == 130
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 20
+
+
 def test_signal_saves_at_the_step_boundary_and_restores_handlers(tmp_path, whole, capsys):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
