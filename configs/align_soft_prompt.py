@@ -58,8 +58,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
-    config.data.num_plain = 1000
-    config.data.shares = ml_collections.ConfigDict({"refuse": 4.5, "sensitive": 5.5, "plain": 6.0})
+    config.data.num_plain = -1
+    config.data.num_held_out = 60  # of each kind, whose refused shares are logged as eval/refused
+    config.data.shares = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 3.0, "plain": 6.5})
 
     # Optimisation
     config.batch_size = 16
@@ -89,6 +90,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_harmful = 160
         config.data.num_sensitive = 190
         config.data.num_plain = 150
+        config.data.num_held_out = 0
         config.data.shares.update({"refuse": 2.75, "sensitive": 2.0, "plain": 3.25})
         config.num_positions = 12
         config.batch_size = 8
@@ -103,6 +105,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.evaluation.num_kl = 32
     elif variant == "runlocal":
         config.data.num_harmful = config.data.num_sensitive = config.data.num_plain = 16
+        config.data.num_held_out = 2
         config.num_steps = 4
         config.warmup_steps = 1
         config.save_every = 2

@@ -6,7 +6,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,7 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from edgesafe_jax import adapters, assets, corpora, losses, metrics
-from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_hidden_state_guard
+from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_hidden_state_guard, packaged_head
 from edgesafe_jax.guards.verdicts import Guard, checked
 from edgesafe_jax.metrics.refusal import make_refused_by_meaning
 from edgesafe_jax.models.generation import Generation, generate
@@ -106,21 +108,42 @@ def check(config: Config) -> None:
         )
     if float(config["decision_weight"]) < 0:
         raise errors.ConfigError(f"config.decision_weight={config['decision_weight']}: expected 0 or more.")
-    if int(config["batch_size"]) % jax.device_count():
+    if jax.process_count() > 1 and int(config["batch_size"]) % jax.device_count():
         raise errors.ConfigError(
             f"config.batch_size={config['batch_size']}: expected a multiple of the {jax.device_count()} devices."
         )
     for name in ("num_harmful", "num_sensitive", "num_plain"):
         if int(config["data"][name]) == 0:
             raise errors.ConfigError(f"config.data.{name}=0: expected a positive number, or -1 for all.")
-    for name, weight in config["data"]["shares"].items():
-        if not float(weight) > 0:
-            raise errors.ConfigError(f"config.data.shares.{name}={weight}: expected above 0.")
+    shares = config["data"]["shares"]
+    if set(shares) != set(GROUPS):
+        raise errors.ConfigError(f"config.data.shares names {sorted(shares)}: expected {sorted(GROUPS)}.")
+    try:
+        distillation.row_counts(int(config["batch_size"]), {name: float(share) for name, share in shares.items()})
+    except ValueError as error:
+        raise errors.ConfigError(f"config.data.shares: {error}") from error
+    if int(config["data"]["num_held_out"]) < 0:
+        raise errors.ConfigError(f"config.data.num_held_out={config['data']['num_held_out']}: expected 0 or more.")
+    if int(config["warmup_steps"]) < 0:
+        raise errors.ConfigError(f"config.warmup_steps={config['warmup_steps']}: expected 0 or more.")
+    if not float(config["clip_norm"]) > 0:
+        raise errors.ConfigError(f"config.clip_norm={config['clip_norm']}: expected above 0; inf for no clipping.")
+    if not 0 <= float(config["final_learning_rate"]) <= 1:
+        raise errors.ConfigError(f"config.final_learning_rate={config['final_learning_rate']}: expected 0 to 1.")
     if int(config["adapter"]["num_virtual"]) < 1:
         raise errors.ConfigError(f"config.adapter.num_virtual={config['adapter']['num_virtual']}: expected at least 1.")
     for name, text in (("refusal", config["refusal"]), ("adapter.text", config["adapter"]["text"])):
         if not str(text).strip():
             raise errors.ConfigError(f"config.{name} is empty: expected a sentence.")
+    if int(config["evaluation"]["max_tokens"]) < 1:
+        raise errors.ConfigError(
+            f"config.evaluation.max_tokens={config['evaluation']['max_tokens']}: expected at least 1."
+        )
+    if config["evaluation"]["multiple_choice"] and int(config["evaluation"]["num_choices"]) == 0:
+        raise errors.ConfigError(
+            "config.evaluation.num_choices=0: expected a positive number, or -1 for all; or leave "
+            "config.evaluation.multiple_choice empty."
+        )
     for name in config["evaluation"]["multiple_choice"]:
         errors.lookup(corpora.MULTIPLE_CHOICE, name, "config.evaluation.multiple_choice")
 
@@ -177,10 +200,12 @@ class Teacher:
     Attributes:
       data: encoded rows.
       groups: row numbers by group, see `GROUPS`.
+      held_out: texts of the prompts that are kept out of `groups`, by group.
     """
 
     data: distillation.TeacherData
     groups: dict[str, list[int]]
+    held_out: dict[str, list[str]]
 
 
 def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workdir: Path) -> Teacher:
@@ -196,12 +221,20 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
     texts = [p.text for name in prompts.GROUPS for p in chosen[name]]
     kinds = [name for name in prompts.GROUPS for _ in chosen[name]]
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    # A head that was replaced under the same name gives other verdicts on the same answers.
+    head = hashlib.sha256(Path(config["guard"] or packaged_head("teacher")).read_bytes()).hexdigest()
     max_tokens = int(config["max_tokens"])
     with_hidden = distillation.needs_teacher(_objective(config))
     fresh = kept is None or kept["prompts"] != texts
+    weighed = kept is not None and kept.get("guard") == head
     if kept is not None and not fresh:
         answers = Generation(kept["tokens"], kept["texts"], kept["finished"])
-        sequence = SequenceTeacher(texts, answers, np.array(kept["safe_prob"]), system.refusal)
+        if weighed:
+            safe_prob = np.array(kept["safe_prob"])
+        else:
+            print("another guard than the one that weighed the kept answers: weighing them again", file=sys.stderr)
+            safe_prob = 1.0 - checked(system.guard)(texts, answers.texts)
+        sequence = SequenceTeacher(texts, answers, safe_prob, system.refusal)
     else:
         with Progress(f"sampling {len(texts)} answers of the base model") as progress:
             sequence = system.sequence_teacher(
@@ -220,27 +253,51 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
         with_hidden=with_hidden,
         fresh=fresh,
     )
-    if fresh:
+    if fresh or not weighed:
         record = {
             "prompts": texts,
             "texts": sequence.responses.texts,
             "tokens": sequence.responses.tokens,
             "finished": sequence.responses.finished,
+            "guard": head,
             "safe_prob": sequence.safe_prob.tolist(),
             "removed": removed,
         }
         # The last file of the teacher: where it is, the hidden states that belong to it are too.
         assets.write_atomically(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
+    verdicts = ["refuse" if safe < 0.5 else "plain" if kind == "plain" else "sensitive"
+                for safe, kind in zip(sequence.safe_prob, kinds, strict=True)]  # fmt: skip
+    held_out = _held_out(verdicts, int(data_config["num_held_out"]), int(config["seed"]))
     groups: dict[str, list[int]] = {name: [] for name in GROUPS}
     for row, (sample, refused) in enumerate(zip(data.sample, data.is_refusal, strict=True)):
-        kind = "plain" if kinds[sample] == "plain" else "sensitive"
-        groups["refuse" if refused else kind].append(row)
+        if sample not in held_out:
+            kind = "plain" if kinds[sample] == "plain" else "sensitive"
+            groups["refuse" if refused else kind].append(row)
+    counts = ", ".join(f"{len(groups[name])} {name}" for name in GROUPS)
     print(
-        f"{len(texts)} prompts ({removed} left out, too close to an evaluation prompt); the guard refuses "
-        f"{int(np.sum(sequence.safe_prob < 0.5))} of them.",
+        f"{len(texts)} prompts ({removed} left out, too close to an evaluation prompt), {len(held_out)} of them held "
+        f"out; rows: {counts}.",
         file=sys.stderr,
     )
-    return Teacher(data, {name: rows for name, rows in groups.items() if rows})
+    if empty := [name for name in GROUPS if not groups[name]]:
+        raise errors.ConfigError(
+            f"No row to train on of the kind {', '.join(empty)} ({counts}): the guard {config['guard'] or 'packaged'} "
+            f"with gate_threshold={config['gate_threshold']} refuses all or none of them. Move the threshold, give "
+            "more prompts, or look at the guard."
+        )
+    return Teacher(
+        data, groups, {name: [texts[i] for i in sorted(held_out) if verdicts[i] == name] for name in GROUPS}
+    )
+
+
+def _held_out(verdicts: Sequence[str], num: int, seed: int) -> set[int]:
+    """Chooses `num` prompts of each verdict, or a fifth of them where there are fewer than five times as many."""
+    rng = np.random.default_rng([seed, 11])
+    chosen: set[int] = set()
+    for name in GROUPS:
+        members = np.flatnonzero(np.array(verdicts) == name)
+        chosen.update(rng.permutation(members)[: min(num, len(members) // 5)].tolist())
+    return chosen
 
 
 def _encoded(
@@ -338,18 +395,28 @@ def train(config: Config, workdir: str | Path) -> Path:
     check(config)
     workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
     started = time.monotonic()
-    model, guard, system = load_system(config)
+    model, _, system = load_system(config)
     teacher = make_teacher(config, model, system, workdir)
-    del guard
     order = distillation.make_batch_order(
         teacher.data,
         batch_size=int(config["batch_size"]),
         seed=int(config["seed"]),
         groups=teacher.groups,
-        shares={name: float(config["data"]["shares"][name]) for name in teacher.groups},
+        shares={name: float(config["data"]["shares"][name]) for name in GROUPS},
     )
-    mesh = make_data_mesh()
+    # As many devices as divide the batch evenly.
+    mesh = make_data_mesh(math.gcd(int(config["batch_size"]), jax.device_count()))
     step, state = make_step(config, model, mesh)
+
+    def agreement(current: TrainState) -> dict[str, float]:
+        """Refused shares of the prompts that were held out, by what the system does with them."""
+        return {
+            f"refused/{name}": float(
+                np.mean(distillation.refusal_margins(model, current.params["mean"], texts, system.refusal) > 0)
+            )
+            for name, texts in teacher.held_out.items()
+            if texts
+        }
 
     def batches(number: int) -> distillation.TeacherBatch:
         return shard_batch(teacher.data.batch(order(number), pad_id=model.tokenizer.pad_id), mesh)
@@ -368,6 +435,8 @@ def train(config: Config, workdir: str | Path) -> Path:
             writer=writer,
             checkpoints=checkpoints,
             log_every=int(config["log_every"]),
+            on_eval=agreement if any(teacher.held_out.values()) else None,
+            eval_every=int(config["save_every"]) if any(teacher.held_out.values()) else None,
         )
     stored = workdir / ADAPTER
     stored.parent.mkdir(exist_ok=True)
@@ -502,7 +571,8 @@ def _usefulness(
         texts = [p.text for p in results[name].prompts][:num]
         kl = kl_from_base(model, texts, results[name].base.tokens[:num], adapter=adapter)
         interval = metrics.bootstrap_interval(kl)
-        values |= {f"kl_from_base/{name}": interval.estimate}
+        key = f"kl_from_base/{name}"
+        values |= {key: interval.estimate, f"{key}_low": interval.low, f"{key}_high": interval.high}
         quantity = f"token KL to base, {TITLES[name]} (nats)"
         rows.append({"quantity": quantity, "N": len(texts), "base": 0.0, "student": interval})
     for name in settings["multiple_choice"]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from edgesafe_jax import losses
 from edgesafe_jax.losses.distillation import Divergence
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
 from edgesafe_jax.models.generation import bucket_length, encode_prompts, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.system import SequenceTeacher
@@ -141,7 +141,7 @@ def outcome_hidden(
     """
     shared: KeyValues = encode_shared(decoder, params, adapter, head)
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, batch.tokens, where=batch.where, past=(shared,)
+        {"params": params}, batch.tokens, where=batch.where, past=(shared,), low_rank=low_rank_of(adapter)
     )
     offsets = np.arange(batch.outcome.shape[1], dtype=np.int32)
     columns = jnp.minimum(batch.start[:, None] + offsets[None], batch.tokens.shape[1] - 1)
@@ -286,6 +286,51 @@ def make_loss(decoder: Decoder, *, head: Sequence[int], terms: Sequence[Term]) -
     return loss
 
 
+@functools.partial(jax.jit, static_argnames=("decoder",))
+def _first_margin(
+    decoder: Decoder, params: Params, adapter: Adapter | None, head: Array, tokens: Array, where: Array, refusal: Array
+) -> Array:
+    shared = encode_shared(decoder, params, adapter, head)
+    output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
+        {"params": params}, tokens, where=where, past=(shared,), low_rank=low_rank_of(adapter)
+    )
+    last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
+    logits = _project(decoder, params, jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)[:, 0])
+    return logits[:, refusal] - jnp.max(logits.at[:, refusal].set(-jnp.inf), axis=1)
+
+
+def refusal_margins(
+    model: LanguageModel, adapter: Adapter | None, prompts: Sequence[str], refusal: str, *, batch_size: int = 32
+) -> np.ndarray:
+    """By how much the first token of the refusal leads, in nats, where an answer begins.
+
+    Above 0 a greedy answer begins like the refusal. One forward pass per prompt instead of a generation.
+
+    Args:
+      model: the frozen language model.
+      adapter: the student's, or None.
+      prompts: N user texts.
+      refusal: the refusal.
+      batch_size: rows that run at once.
+
+    Returns:
+      `[N]`, the log-probability of that token less that of the likeliest other one.
+    """
+    rows = encode_prompts(model, prompts, max_tokens=1, adapter=adapter)
+    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
+    first = jnp.int32(refusal_ids(model, refusal)[0])
+    margins = np.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = chosen + [chosen[-1]] * (batch_size - len(chosen))
+        length = bucket_length(max(len(rows[i]) for i in filled), BUCKETS)
+        tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id, length=length)
+        found = _first_margin(model.decoder, model.params, adapter, head, tokens, where, first)
+        margins[chosen] = np.asarray(found)[: len(chosen)]
+    return margins
+
+
 @dataclasses.dataclass(frozen=True)
 class TeacherData:
     """The gated teacher of all training prompts, on the host, ready to be cut into batches.
@@ -424,6 +469,37 @@ def make_teacher_data(
     return dataclasses.replace(data, teacher_hidden=hidden)
 
 
+def row_counts(batch_size: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Divides the rows of a batch among groups, whole rows, largest remainder first.
+
+    Args:
+      batch_size: B.
+      shares: share of the batch by group name, in any unit.
+
+    Returns:
+      Rows by group, at least one each, B in all.
+
+    Raises:
+      ValueError: shares that are not positive, or too small for a row.
+    """
+    for name, value in shares.items():
+        if not value > 0:
+            raise ValueError(f"Share of {name!r} is {value}: expected more than 0.")
+    names = sorted(shares)
+    total = sum(shares[name] for name in names)
+    exact = {name: batch_size * shares[name] / total for name in names}
+    counts = {name: int(exact[name]) for name in names}
+    for name in sorted(names, key=lambda n: counts[n] - exact[n])[: batch_size - sum(counts.values())]:
+        counts[name] += 1
+    for name in names:
+        if not counts[name]:
+            raise ValueError(
+                f"Share of {name!r} is {shares[name]} of {total}: not one row of a batch of {batch_size}. Raise "
+                "batch_size or the share."
+            )
+    return counts
+
+
 def make_batch_order(
     data: TeacherData, *, batch_size: int, seed: int, groups: Mapping[str, Sequence[int]], shares: Mapping[str, float]
 ) -> Callable[[int], np.ndarray]:
@@ -437,7 +513,7 @@ def make_batch_order(
       batch_size: B.
       seed: of the order.
       groups: row numbers by group name; every group has at least one row.
-      shares: share of the batch by group name; rounded to whole rows, largest remainder first.
+      shares: share of the batch by group name, see `row_counts`.
 
     Returns:
       `order(step)`, B row numbers.
@@ -450,20 +526,8 @@ def make_batch_order(
     for name in groups:
         if not len(groups[name]):
             raise ValueError(f"Group {name!r} has no rows: expected at least one of each kind.")
-        if not shares[name] > 0:
-            raise ValueError(f"Share of {name!r} is {shares[name]}: expected more than 0.")
+    counts = row_counts(batch_size, shares)
     names = sorted(groups)
-    total = sum(shares[name] for name in names)
-    exact = {name: batch_size * shares[name] / total for name in names}
-    counts = {name: int(exact[name]) for name in names}
-    for name in sorted(names, key=lambda n: counts[n] - exact[n])[: batch_size - sum(counts.values())]:
-        counts[name] += 1
-    for name in names:
-        if not counts[name]:
-            raise ValueError(
-                f"Share of {name!r} is {shares[name]} of {total}: not one row of a batch of {batch_size}. Raise "
-                "batch_size or the share."
-            )
     window = 16  # batches within which rows are sorted by length
 
     @functools.lru_cache(maxsize=4 * len(names))

@@ -139,24 +139,36 @@ def evaluate_set(
     answered = system.answer(
         texts, max_tokens=max_tokens, prefills=prefills, batch_size=batch_size, on_batch=report(len(texts))
     )
-    base = judge_responses(texts, answered.base.texts, answered.base.tokens, judges)
-    refusal = judge_responses(texts, [system.refusal] * len(texts), [[]] * len(texts), judges)
-    keep = ~answered.refused
-    gated = Judged(
-        responses=answered.responses,
-        tokens=[t if k else [] for t, k in zip(base.tokens, keep, strict=True)],
-        refused=np.where(keep, base.refused, refusal.refused),
-        refused_by_meaning=np.where(keep, base.refused_by_meaning, refusal.refused_by_meaning),
-        unsafe=np.where(keep, base.unsafe, refusal.unsafe),
-        judge_unsafe=np.where(keep, base.judge_unsafe, refusal.judge_unsafe),
+    gated = [[] if no else tokens for no, tokens in zip(answered.refused, answered.base.tokens, strict=True)]
+    base, aligned, safe = _judge_each_once(
+        texts,
+        [
+            (answered.base.texts, answered.base.tokens),
+            (student.texts, student.tokens),
+            (answered.responses, gated),
+        ],
+        judges,
     )
-    return SetResult(
-        prompts=list(prompts),
-        base=base,
-        student=judge_responses(texts, student.texts, student.tokens, judges),
-        system=gated,
-        system_refused=answered.refused,
+    return SetResult(list(prompts), base, aligned, safe, answered.refused)
+
+
+def _judge_each_once(
+    prompts: Sequence[str], answers: Sequence[tuple[Sequence[str], Sequence[Sequence[int]]]], judges: Judges
+) -> list[Judged]:
+    """Collects the verdicts on several answers to each prompt; a pair that occurs twice is judged once."""
+    rows: dict[tuple[int, str], int] = {}
+    for responses, _ in answers:
+        for pair in enumerate(responses):
+            rows.setdefault(pair, len(rows))
+    judged = judge_responses(
+        [prompts[index] for index, _ in rows], [response for _, response in rows], [[] for _ in rows], judges
     )
+    found = []
+    for responses, tokens in answers:
+        chosen = np.array([rows[pair] for pair in enumerate(responses)], int)
+        verdicts = (judged.refused, judged.refused_by_meaning, judged.unsafe, judged.judge_unsafe)
+        found.append(Judged(list(responses), [list(row) for row in tokens], *(each[chosen] for each in verdicts)))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +195,7 @@ def multiple_choice(
     Args:
       model: the frozen language model.
       choices: N questions.
-      adapter: trained vectors, or None.
+      adapter: a soft prompt, a LoRA or another adapter, or None.
       batch_size: options that run at once.
       on_batch: called with (options done, options in total).
 

@@ -93,7 +93,7 @@ def training_prompts(
     Args:
       num_harmful: how many, None for all.
       num_sensitive: how many, None for all.
-      num_plain: how many, None for 1,000.
+      num_plain: how many, None for all.
       seed: of the choice.
 
     Returns:
@@ -109,11 +109,11 @@ def training_prompts(
     groups = {
         "harmful": [*(p for p in contrast if p.label == "harmful"), *corpora.advbench(), *requests],
         "sensitive": [p for p in contrast if p.label == "benign" and not is_plain(p)],
-        "plain": [*(p for p in contrast if is_plain(p)), *questions[:1500]],
+        "plain": [*(p for p in contrast if is_plain(p)), *questions],
     }
     evaluated = evaluation_prompts(EvaluationSizes(jailbreaks=0, plain=0)).values()
     held_out = [*reserved, *(p for prompts in evaluated for p in prompts)]
-    wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": 1000 if num_plain is None else num_plain}
+    wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": num_plain}
     removed = 0
     chosen: dict[str, list[Prompt]] = {}
     for name, prompts in groups.items():

@@ -108,6 +108,37 @@ def test_every_objective_moves_the_vectors(objective, tmp_path):
     assert (tmp_path / "teacher_hidden.safetensors").exists() == objective.startswith("token_")
 
 
+def test_agreement_on_held_out_prompts_is_logged(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "eval/refused/plain" in line]
+    assert [line["step"] for line in logged] == [1, 3]
+    assert all(0 <= line[f"eval/refused/{group}"] <= 1 for line in logged for group in alignment.GROUPS)
+
+
+def test_a_guard_that_never_objects_is_no_teacher(monkeypatch, tmp_path, tiny_model):
+    def mute(prompts, responses):
+        return np.full(len(prompts), 0.01)
+
+    monkeypatch.setattr(
+        alignment, "load_system", lambda config: (tiny_model, mute, SafeSystem(tiny_model, mute, config["refusal"]))
+    )
+    with pytest.raises(errors.ConfigError, match="No row to train on of the kind refuse"):
+        alignment.train(small(), tmp_path)
+
+
+def test_kept_answers_are_weighed_again_when_the_guard_was_replaced(finished, tmp_path, capsys):
+    stored = json.loads((finished / "teacher.json").read_text())
+    for folder, changed in (("same", {}), ("other", {"guard": "0" * 64, "safe_prob": [0.5] * len(stored["prompts"])})):
+        workdir = tmp_path / folder
+        workdir.mkdir()
+        (workdir / "teacher.json").write_text(json.dumps(stored | changed))
+        alignment.train(small(num_steps=1), workdir)
+        again = json.loads((workdir / "teacher.json").read_text())
+        assert again["guard"] == stored["guard"]
+        np.testing.assert_allclose(again["safe_prob"], stored["safe_prob"])
+        assert ("weighing them again" in capsys.readouterr().err) == (folder == "other")
+
+
 def test_evaluation_writes_summary_and_report(finished, monkeypatch, capsys):
     config = small()
     config["evaluation"] |= {"plain": 0, "strongreject": 4, "sensitive": 4, "num_choices": 2, "num_kl": 2}
@@ -148,7 +179,13 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         ("gate_threshold", 1.0, "config.gate_threshold=1.0"),
         ("gate_sharpness", 0.0, "config.gate_sharpness=0.0"),
         ("learning_rate", 0.0, "config.learning_rate=0.0"),
-        ("batch_size", 12, "a multiple of the 8 devices"),
+        ("batch_size", 2, "config.data.shares: Share of 'sensitive'"),
+        ("warmup_steps", -1, "config.warmup_steps=-1"),
+        ("clip_norm", 0.0, "config.clip_norm=0.0"),
+        ("evaluation", {"num_choices": 0}, "config.evaluation.num_choices=0"),
+        ("evaluation", {"max_tokens": 0}, "config.evaluation.max_tokens=0"),
+        ("data", {"num_held_out": -1}, "config.data.num_held_out=-1"),
+        ("data", {"shares": {"refuse": 0.0}}, "config.data.shares: Share of 'refuse' is 0.0"),
         ("num_steps", 0, "config.num_steps=0"),
         ("refusal", " ", "config.refusal is empty"),
     ],

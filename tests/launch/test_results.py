@@ -74,6 +74,12 @@ def test_agreement_counts_by_what_the_system_did(measured):
     assert found["refused_where_system_answers/plain"] == wilson_interval(1, 3)
 
 
+def test_jailbreaks_are_not_pooled_with_the_requests_that_they_wrap(measured):
+    found = results.agreement({**measured, "jailbreaks": measured["harmbench"]})
+    assert found["refused_where_system_refuses"] == wilson_interval(2, 3)
+    assert found["refused_where_system_refuses/jailbreaks"] == wilson_interval(1, 1)
+
+
 def test_agreement_leaves_out_what_does_not_occur(measured):
     harmful = measured["strongreject"]
     answered = SetResult(harmful.prompts, harmful.base, harmful.student, harmful.system, np.zeros(3, bool))

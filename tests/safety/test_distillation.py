@@ -12,7 +12,7 @@ from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.models import generation
 from edgesafe_jax.models.decoder import Decoder
-from edgesafe_jax.models.generation import ContextError, Generation
+from edgesafe_jax.models.generation import ContextError, Generation, generate
 from edgesafe_jax.models.loading import with_precision
 from edgesafe_jax.safety.distillation import (
     BUCKETS,
@@ -26,6 +26,7 @@ from edgesafe_jax.safety.distillation import (
     needs_teacher,
     outcome_hidden,
     refusal_ids,
+    refusal_margins,
     row_losses,
     token_teacher,
 )
@@ -303,8 +304,22 @@ def test_low_precision_factors_stay_close(tiny_model, batch):
         found.append((float(value), np.asarray(gradient.embeddings).ravel()))
     (exact, right), (near, left) = found
     assert near != exact
+    packed = with_precision(tiny_model, matmul_dtype=jnp.dtype(jnp.bfloat16))
+    back = with_precision(packed)
+    assert jax.tree.structure(back.params) == jax.tree.structure(tiny_model.params)
+    for leaf, original in zip(jax.tree.leaves(back.params), jax.tree.leaves(tiny_model.params), strict=True):
+        np.testing.assert_allclose(leaf, original, rtol=2**-8)
     np.testing.assert_allclose(near, exact, rtol=2e-2)
     assert np.dot(left, right) / np.linalg.norm(left) / np.linalg.norm(right) > 0.995
+
+
+def test_margins_say_how_a_greedy_answer_begins(tiny_model):
+    prompts = ["hello", "the user in", "a b c", "us er now and so on"]
+    first = [tokens[0] for tokens in generate(tiny_model, prompts, max_tokens=1, adapter=ADAPTER).tokens]
+    refusal = tiny_model.tokenizer.decode([first[1]])
+    assert refusal_ids(tiny_model, refusal)[0] == first[1]
+    margins = refusal_margins(tiny_model, ADAPTER, prompts, refusal, batch_size=3)
+    np.testing.assert_array_equal(margins > 0, [token == first[1] for token in first])
 
 
 # The teacher's data ---------------------------------------------------------------------------------------------------

@@ -114,6 +114,21 @@ def test_the_system_refuses_where_its_guard_objects(result):
             assert result.system.judge_unsafe[index] == result.base.judge_unsafe[index]
 
 
+def test_each_pair_is_judged_once(tiny_model, adapter, prompts):
+    seen = []
+
+    def counting(texts, responses):
+        seen.extend(zip(texts, responses, strict=True))
+        return unsafe_if_the(texts, responses)
+
+    system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
+    found = evaluate_set(tiny_model, adapter, system, prompts, Judges(counting), max_tokens=6)
+    answers = [judged.responses for judged in (found.base, found.student, found.system)]
+    each = [pair for responses in answers for pair in zip(TEXTS, responses, strict=True)]
+    assert len(seen) == len(set(seen)) < len(each)
+    assert set(seen) == set(each)
+
+
 def test_prefilled_answers_begin_as_they_are_told(tiny_model, adapter, prompts):
     system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
     attacked = evaluate_set(
