@@ -40,7 +40,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     if variant == "halfcheetah":
         config.environments = ml_collections.ConfigDict({"halfcheetah": 150})
-        config.cells = ml_collections.ConfigDict({"icem": (100, 300), "cem": (100, 300)})
+        config.cells = ml_collections.ConfigDict({"icem": (100, 300), "cem": (100, 300, 500, 1000)})
+    elif variant == "equal_budget":
+        config.num_seeds = 3
+        config.environments = ml_collections.ConfigDict(
+            {"fetch_pick_and_place": 50, "door": 100, "relocate": 100, "humanoidstandup": 60}
+        )
+        config.cells = ml_collections.ConfigDict({"icem": (100,), "cem": (100,)})
     elif variant == "ablation":
         config.environments = ml_collections.ConfigDict({"halfcheetah": 150})
         names = ("", "_white", "_no_shift", "_no_keep", "_no_decay", "_no_mean", "_execute_mean")
