@@ -17,7 +17,7 @@ brax compiles for long: `--config.icem.population=padded` compiles one iteration
 
     --config.simulator=brax --config.icem.population=padded --config.num_steps=100 --config.budget=50
     --config.environment=halfcheetah    return 354.8     42 s
-    --config.environment=reacher        return -18.2     24 s    (from 0.31 m to within 0.15 m of the target)
+    --config.environment=reacher        return -18.2     24 s    (from 0.20 m to 0.05 m, mean of the last 50 steps)
 """
 
 import ml_collections

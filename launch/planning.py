@@ -451,11 +451,13 @@ def _interval(values: Sequence[float]) -> Interval | float:
 
 
 def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of a study's table and its flat numbers."""
+    """The rows of a study's table and its flat numbers; a difference from iCEM is of the same budget, seed by seed."""
     rows, values = [], {}
     for (environment, name, budget), seeds in cells.items():
         returns = [float(row["return"]) for row in seeds]
         success = float(np.mean([row["success"] for row in seeds]))
+        icem = [float(row["return"]) for row in cells.get((environment, "icem", budget), ())]
+        compared = name != "icem" and len(icem) == len(returns) > 1
         rows.append(
             {
                 "environment": environment,
@@ -463,6 +465,7 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
                 "budget": budget,
                 "seeds": len(seeds),
                 "return": _interval(returns),
+                "minus icem": metrics.paired_bootstrap_interval(values=returns, baseline=icem) if compared else None,
                 "success": success,
                 "plan (ms)": 1000 * float(np.median([row["plan_seconds"] for row in seeds])),
             }

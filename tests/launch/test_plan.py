@@ -138,6 +138,24 @@ def cell(*returns):
     return [{"return": value, "success": False, "plan_seconds": 0.0} for value in returns]
 
 
+def test_planners_are_compared_with_icem_seed_by_seed_at_the_same_budget():
+    cells = {
+        ("run", "icem", 50): cell(10.0, 20.0, 60.0),
+        ("run", "cem", 50): cell(7.0, 17.0, 57.0),
+        ("run", "cem", 100): cell(1.0, 2.0, 3.0),
+        ("walk", "cem", 50): cell(1.0, 2.0, 3.0),
+        ("jump", "icem", 50): cell(1.0),
+        ("jump", "cem", 50): cell(2.0),
+    }
+    rows, values = planning.study_results(cells)
+    difference = rows[1]["minus icem"]
+    # Seeds differ by 50, the planners by 3 on each of them.
+    assert (difference.estimate, difference.low, difference.high) == (-3.0, -3.0, -3.0)
+    assert rows[1]["return"].high - rows[1]["return"].low > 10
+    assert [row["minus icem"] for row in (rows[0], *rows[2:])] == [None] * 5
+    assert values["run/cem/50/return"] == 27.0
+
+
 def test_samples_to_reach_the_best_rival():
     cells = {
         ("run", "icem", 50): cell(0.0, 2.0),
