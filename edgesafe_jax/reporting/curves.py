@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from edgesafe_jax.reporting.plots import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Pose = tuple[np.ndarray, np.ndarray]
+Pose: TypeAlias = tuple[np.ndarray, np.ndarray]
 """Ends of segments `[L, 2, 3]` and their radii `[L]` in metres, as from `edgesafe_jax.planning.figure_segments`."""
 
 
