@@ -457,7 +457,9 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
         returns = [float(row["return"]) for row in seeds]
         success = float(np.mean([row["success"] for row in seeds]))
         icem = [float(row["return"]) for row in cells.get((environment, "icem", budget), ())]
-        compared = name != "icem" and len(icem) == len(returns) > 1
+        difference = None
+        if name != "icem" and len(icem) == len(returns) > 1:
+            difference = metrics.paired_bootstrap_interval(values=np.array(returns), baseline=np.array(icem))
         rows.append(
             {
                 "environment": environment,
@@ -465,7 +467,7 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
                 "budget": budget,
                 "seeds": len(seeds),
                 "return": _interval(returns),
-                "minus icem": metrics.paired_bootstrap_interval(values=returns, baseline=icem) if compared else None,
+                "minus icem": difference,
                 "success": success,
                 "plan (ms)": 1000 * float(np.median([row["plan_seconds"] for row in seeds])),
             }
