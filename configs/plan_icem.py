@@ -9,7 +9,15 @@ halfcheetah, humanoidstandup, pusher, reacher, ant.
 `--config.budget` picks iterations and population from the paper's table (trajectories at each step: 50, 70, 100, 150,
 200, 250, 300, 400, 500, 1000, 2000, 4000); `--config.num_steps=-1` runs the paper's whole episode. HalfCheetah, 150
 steps, seed 0: a return of 650 at budget 100 and of 946 at 300, see configs/plan_study.py for more seeds; at budget 100
-an episode took 17 s on one core of a busy machine.
+an episode takes 14 s of processor time. With C MuJoCo the work directory also holds the first episode as a GIF at its
+own speed.
+
+brax compiles for long: `--config.icem.population=padded` compiles one iteration instead of each size. 100 steps, budget
+50, seed 0, processor time with compilation:
+
+    --config.simulator=brax --config.icem.population=padded --config.num_steps=100 --config.budget=50
+    --config.environment=halfcheetah    return 354.8     42 s
+    --config.environment=reacher        return -18.2     24 s    (from 0.20 m to 0.05 m, mean of the last 50 steps)
 """
 
 import ml_collections

@@ -17,7 +17,7 @@ import numpy as np
 from edgesafe_jax import metrics, planning
 from edgesafe_jax.metrics import Interval
 from edgesafe_jax.planning import Episode, JaxTask, MujocoTask, Planner, Simulator
-from edgesafe_jax.reporting import Section, build_report, curves, make_table, pose_strip, write_fragment
+from edgesafe_jax.reporting import Section, build_report, curves, make_table, pose_animation, pose_strip, write_fragment
 from edgesafe_jax.training import open_workdir, write_json, write_summary
 from launch import errors
 from launch.progress import Progress
@@ -193,7 +193,12 @@ def run(config: Config, workdir: str | Path) -> Path:
     title = f"Planning: {config['environment']} with {config['planner']}, budget {config['budget']}"
     section = episode_section(title, {"return": episodes[0]}, environment)
     section.table([{"seed": s, **_row(e)} for s, e in zip(seeds, episodes, strict=True)], caption="Episodes")
-    section.notes([_about(planner, environment, values)])
+    notes = [_about(planner, environment, values)]
+    if isinstance(environment, MujocoTask):
+        file = workdir / "episodes" / f"seed_{seeds[0]}.gif"
+        file.write_bytes(episode_animation(episodes[0], environment))
+        notes.append(f"The same episode as it moves: {file.relative_to(workdir)}.")
+    section.notes(notes)
     write_fragment(workdir, "planning", section)
     print(make_table([{"seed": s, **_row(e)} for s, e in zip(seeds, episodes, strict=True)]).to_text())
     print(_about(planner, environment, values))
@@ -292,6 +297,18 @@ def episode_section(
                 caption="Segments of the bodies, seen from the side; each pose is centred",
             )
     return section
+
+
+def episode_animation(episode: Mapping[str, np.ndarray], environment: MujocoTask) -> bytes:
+    """An episode at its own speed as a GIF of at most 75 poses, whatever its length."""
+    num_steps, step = len(episode["physics"]), environment.control_step
+    stride = max(math.ceil(num_steps / 75), math.ceil(0.04 / step))
+    chosen = range(0, num_steps, stride)
+    return pose_animation(
+        [planning.figure_segments(environment.world.model, episode["physics"][index]) for index in chosen],
+        frame_seconds=stride * step,
+        captions=[f"{(index + 1) * step:.1f} s" for index in chosen],
+    )
 
 
 COMPARED, COMPARED_STEPS, COMPARED_BUDGET = ("icem", "cem"), 60, 100
@@ -434,11 +451,15 @@ def _interval(values: Sequence[float]) -> Interval | float:
 
 
 def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of a study's table and its flat numbers."""
+    """The rows of a study's table and its flat numbers; a difference from iCEM is of the same budget, seed by seed."""
     rows, values = [], {}
     for (environment, name, budget), seeds in cells.items():
         returns = [float(row["return"]) for row in seeds]
         success = float(np.mean([row["success"] for row in seeds]))
+        icem = [float(row["return"]) for row in cells.get((environment, "icem", budget), ())]
+        difference = None
+        if name != "icem" and len(icem) == len(returns) > 1:
+            difference = metrics.paired_bootstrap_interval(values=np.array(returns), baseline=np.array(icem))
         rows.append(
             {
                 "environment": environment,
@@ -446,6 +467,7 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
                 "budget": budget,
                 "seeds": len(seeds),
                 "return": _interval(returns),
+                "minus icem": difference,
                 "success": success,
                 "plan (ms)": 1000 * float(np.median([row["plan_seconds"] for row in seeds])),
             }

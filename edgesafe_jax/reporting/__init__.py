@@ -1,6 +1,6 @@
 """What a run says of itself: tables, figures and the HTML report."""
 
-from edgesafe_jax.reporting.curves import curves, pose_strip
+from edgesafe_jax.reporting.curves import curves, pose_animation, pose_strip
 from edgesafe_jax.reporting.html import Report, Section, build_report, shorten, write_fragment
 from edgesafe_jax.reporting.maps import grid_maps, lines, point_map
 from edgesafe_jax.reporting.plots import Point, bars, loss_curve, reliability_diagram, safety_usefulness
@@ -21,6 +21,7 @@ __all__ = [
     "loss_curve",
     "make_table",
     "point_map",
+    "pose_animation",
     "pose_strip",
     "reliability_diagram",
     "safety_usefulness",

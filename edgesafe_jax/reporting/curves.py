@@ -1,7 +1,8 @@
-"""Figures of planning: curves with intervals, and poses of a figure side by side."""
+"""Figures of planning: curves with intervals, and poses of a figure side by side or one after another."""
 
+import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,12 @@ from edgesafe_jax.reporting.plots import (
     _name_lines,
     _png,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Pose: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Ends of segments `[L, 2, 3]` and their radii `[L]` in metres, as from `edgesafe_jax.planning.figure_segments`."""
 
 
 def curves(
@@ -68,17 +75,14 @@ def curves(
     return _png(figure)
 
 
-def pose_strip(
-    poses: Sequence[tuple[np.ndarray, np.ndarray]], *, captions: Sequence[str] = (), title: str = ""
-) -> bytes:
+def pose_strip(poses: Sequence[Pose], *, captions: Sequence[str] = (), title: str = "") -> bytes:
     """Draws poses of a figure side by side, from the side: x to the right, z up, the same scale for all.
 
     Each pose is centred on its own mean x; the line at z = 0 is the ground.
 
     Args:
-      poses: of each moment, ends of segments `[L, 2, 3]` and their radii `[L]` in metres, as from
-        `edgesafe_jax.planning.figure_segments`.
-      captions: under each pose.
+      poses: of each moment.
+      captions: over each pose.
       title: over the figure.
 
     Returns:
@@ -87,37 +91,92 @@ def pose_strip(
     Raises:
       ValueError: if there are no poses, or not as many captions.
     """
-    if not poses or (captions and len(captions) != len(poses)):
-        raise ValueError(f"{len(poses)} poses, {len(captions)} captions: expected some poses and a caption for each")
-    centred = [ends - [np.mean(ends[..., 0]), 0.0, 0.0] for ends, _ in poses]
-    points = np.concatenate([ends.reshape(-1, 3) for ends in centred])
-    reach = 1.1 * max(float(np.abs(points[:, 0]).max()), 0.1)
-    bottom, top = min(float(points[:, 2].min()), 0.0) - 0.1, float(points[:, 2].max()) + 0.2
+    _check_poses(poses, captions)
+    reach, bottom, top = _frame(poses)
     width = 9.6 / len(poses)
     height = min(width * (top - bottom) / (2 * reach), 4.0)
     figure = _figure(9.6, height + 0.7)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
-    for number, (axes, ends, (_, radii)) in enumerate(
-        zip(np.atleast_1d(figure.subplots(1, len(poses))), centred, poses, strict=True)
-    ):
-        axes.set_xlim(-reach, reach)
-        axes.set_ylim(bottom, top)
-        axes.set_aspect("equal")
+    for number, (axes, pose) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(poses))), poses, strict=True)):
+        _draw_pose(axes, pose, (reach, bottom, top), width)
         axes.axis("off")
-        axes.axhline(0.0, color=_FAINT, linewidth=1.0)
-        points_per_metre = 72 * width / (2 * reach)
-        for (one, other), radius in zip(ends, radii, strict=True):
-            axes.plot(
-                [one[0], other[0]],
-                [one[2], other[2]],
-                color=PALETTE[0],
-                linewidth=max(1.0, min(2 * radius * points_per_metre, 12.0)),
-                solid_capstyle="round",
-                marker="o",
-                markersize=max(1.0, min(1.6 * radius * points_per_metre, 9.0)),
-                alpha=0.85,
-            )
         if captions:
             axes.set_title(captions[number], fontsize=8, parse_math=False)
     return _png(figure)
+
+
+def pose_animation(poses: Sequence[Pose], *, frame_seconds: float = 0.1, captions: Sequence[str] = ()) -> bytes:
+    """Draws poses of a figure one after another, as `pose_strip` does; the view follows the figure along x.
+
+    Args:
+      poses: of each frame.
+      frame_seconds: how long a frame is shown; GIFs count in hundredths of a second.
+      captions: over each frame.
+
+    Returns:
+      A GIF that repeats.
+
+    Raises:
+      ValueError: if there are no poses, not as many captions, or frames shorter than 0.02 s (which viewers ignore).
+    """
+    from PIL import Image
+
+    _check_poses(poses, captions)
+    if not frame_seconds >= 0.02:
+        raise ValueError(f"frame_seconds={frame_seconds}: expected at least 0.02")
+    reach, bottom, top = _frame(poses)
+    width = 3.2
+    height = min(width * (top - bottom) / (2 * reach), 4.0)
+    figure = _figure(width, height + 0.7)
+    figure.set_layout_engine("none")  # so that the axes are at the same place in all frames
+    axes = figure.add_axes((0.0, 0.45 / (height + 0.7), 1.0, height / (height + 0.7)))
+    frames = []
+    for number, pose in enumerate(poses):
+        axes.clear()
+        _draw_pose(axes, pose, (reach, bottom, top), width)
+        axes.spines[:].set_visible(False)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=7)
+        axes.set_title(captions[number] if captions else "", fontsize=8, parse_math=False)
+        axes.set_xlabel("m", fontsize=7)
+        frames.append(Image.open(io.BytesIO(_png(figure))).convert("RGB").quantize(16, dither=Image.Dither.NONE))
+    buffer = io.BytesIO()
+    milliseconds = round(1000 * frame_seconds)
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return buffer.getvalue()
+
+
+def _check_poses(poses: Sequence[Pose], captions: Sequence[str]) -> None:
+    if not poses or (captions and len(captions) != len(poses)):
+        raise ValueError(f"{len(poses)} poses, {len(captions)} captions: expected some poses and a caption for each")
+
+
+def _frame(poses: Sequence[Pose]) -> tuple[float, float, float]:
+    """What holds every pose: how far it reaches from its mean x to either side, and its lowest and highest z."""
+    sides = max(float(np.abs(ends[..., 0] - np.mean(ends[..., 0])).max()) for ends, _ in poses)
+    heights = np.concatenate([ends[..., 2].ravel() for ends, _ in poses])
+    return 1.1 * max(sides, 0.1), min(float(heights.min()), 0.0) - 0.1, float(heights.max()) + 0.2
+
+
+def _draw_pose(axes: "Axes", pose: Pose, frame: tuple[float, float, float], width: float) -> None:
+    """Draws a pose and the ground, centred on its mean x, in axes about `width` inches wide."""
+    reach, bottom, top = frame
+    ends, radii = pose
+    centre = float(np.mean(ends[..., 0]))
+    axes.set_xlim(centre - reach, centre + reach)
+    axes.set_ylim(bottom, top)
+    axes.set_aspect("equal")
+    axes.axhline(0.0, color=_FAINT, linewidth=1.0)
+    points_per_metre = 72 * width / (2 * reach)
+    for (one, other), radius in zip(ends, radii, strict=True):
+        axes.plot(
+            [one[0], other[0]],
+            [one[2], other[2]],
+            color=PALETTE[0],
+            linewidth=max(1.0, min(2 * radius * points_per_metre, 12.0)),
+            solid_capstyle="round",
+            marker="o",
+            markersize=max(1.0, min(1.6 * radius * points_per_metre, 9.0)),
+            alpha=0.85,
+        )

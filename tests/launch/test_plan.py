@@ -2,9 +2,11 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgesafe_jax import planning as library
 from launch import plan, planning
@@ -136,6 +138,24 @@ def cell(*returns):
     return [{"return": value, "success": False, "plan_seconds": 0.0} for value in returns]
 
 
+def test_planners_are_compared_with_icem_seed_by_seed_at_the_same_budget():
+    cells = {
+        ("run", "icem", 50): cell(10.0, 20.0, 60.0),
+        ("run", "cem", 50): cell(7.0, 17.0, 57.0),
+        ("run", "cem", 100): cell(1.0, 2.0, 3.0),
+        ("walk", "cem", 50): cell(1.0, 2.0, 3.0),
+        ("jump", "icem", 50): cell(1.0),
+        ("jump", "cem", 50): cell(2.0),
+    }
+    rows, values = planning.study_results(cells)
+    difference = rows[1]["minus icem"]
+    # Seeds differ by 50, the planners by 3 on each of them.
+    assert (difference.estimate, difference.low, difference.high) == (-3.0, -3.0, -3.0)
+    assert rows[1]["return"].high - rows[1]["return"].low > 10
+    assert [row["minus icem"] for row in (rows[0], *rows[2:])] == [None] * 5
+    assert values["run/cem/50/return"] == 27.0
+
+
 def test_samples_to_reach_the_best_rival():
     cells = {
         ("run", "icem", 50): cell(0.0, 2.0),
@@ -158,6 +178,27 @@ def test_samples_to_reach_the_best_rival():
     assert (run["iCEM needs"], run["factor"]) == ("100", "20.0")
     assert (easy["iCEM needs"], easy["factor"]) == ("<50", ">6.0")
     assert (hard["iCEM needs"], hard["factor"]) == (">100", "<3.0")
+
+
+@pytest.mark.assets
+def test_an_episode_in_mujoco_is_drawn_and_moves(monkeypatch, tmp_path):
+    small = ("--config.num_steps=6", "--config.horizon=4", "--config.budget=50")
+    cli.run(monkeypatch, plan, "--config=configs/plan_icem.py:halfcheetah", f"--workdir={tmp_path}/w", *small)
+    with Image.open(tmp_path / "w" / "episodes" / "seed_0.gif") as gif:
+        assert (gif.n_frames, gif.info["duration"]) == (6, 50)  # a step of HalfCheetah lasts 0.05 s
+    assert "episodes/seed_0.gif" in (tmp_path / "w" / "report.html").read_text()
+
+
+def test_a_long_episode_is_a_short_animation_at_its_own_speed(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(planning, "pose_animation", lambda poses, **options: asked.update(poses=poses, **options))
+    monkeypatch.setattr(library, "figure_segments", lambda model, physics: physics)
+    task = SimpleNamespace(control_step=0.015, world=SimpleNamespace(model=None))
+    planning.episode_animation({"physics": np.arange(1000)}, task)
+    assert list(asked["poses"]) == list(range(0, 1000, 14))
+    assert asked["frame_seconds"] == pytest.approx(14 * 0.015)
+    planning.episode_animation({"physics": np.arange(20)}, task)
+    assert asked["frame_seconds"] == pytest.approx(0.045)
 
 
 @pytest.mark.assets

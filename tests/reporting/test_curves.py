@@ -1,10 +1,13 @@
-"""Curves with intervals and strips of poses, as PNGs."""
+"""Curves with intervals and strips of poses, as PNGs; poses that move, as a GIF."""
+
+import io
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from edgesafe_jax.metrics import Interval
-from edgesafe_jax.reporting import curves, pose_strip
+from edgesafe_jax.reporting import curves, pose_animation, pose_strip
 
 
 def size(png):
@@ -42,7 +45,29 @@ def test_poses_are_drawn_side_by_side_wherever_the_figure_is():
     assert near != pose_strip([pose(1.0), pose(0.9)])
 
 
+def test_an_animation_has_a_frame_for_each_pose_and_the_poses_differ():
+    gif = Image.open(io.BytesIO(pose_animation([pose(1.0), pose(0.6), pose(0.2)], frame_seconds=0.05)))
+    assert gif.format == "GIF"
+    assert (gif.n_frames, gif.info["duration"], gif.info["loop"]) == (3, 50, 0)
+    frames = [np.asarray(frame.convert("RGB"), np.int32) for frame in ImageSequence.Iterator(gif)]
+    blue = [np.sum((frame[..., 2] > 120) & (frame[..., 0] < 90)) for frame in frames]
+    assert blue[0] > blue[1] > blue[2] > 100  # the post of the figure becomes shorter
+
+
+def test_the_view_of_an_animation_follows_the_figure():
+    gif = Image.open(io.BytesIO(pose_animation([pose(1.0), pose(1.0, 3.0)])))
+    first, second = (np.asarray(frame.convert("RGB"), np.int32) for frame in ImageSequence.Iterator(gif))
+    changed = np.flatnonzero(np.abs(first - second).max(axis=(1, 2)) > 60)
+    assert changed.min() > 0.75 * len(first)  # only the scale under the ground
+
+
+@pytest.mark.parametrize("draw", [pose_strip, pose_animation])
 @pytest.mark.parametrize(("poses", "captions"), [([], []), ([pose(1.0)], ["a", "b"])])
-def test_poses_without_or_with_too_many_captions(poses, captions):
+def test_poses_without_or_with_too_many_captions(draw, poses, captions):
     with pytest.raises(ValueError, match="expected some poses and a caption for each"):
-        pose_strip(poses, captions=captions)
+        draw(poses, captions=captions)
+
+
+def test_frames_that_are_too_short():
+    with pytest.raises(ValueError, match=r"frame_seconds=0\.01: expected at least 0\.02"):
+        pose_animation([pose(1.0)], frame_seconds=0.01)
