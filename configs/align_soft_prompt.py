@@ -14,11 +14,12 @@ r"""Distil SmolLM2-135M-Instruct and its guard into a soft prompt.
     token_tv   total variation to the gated teacher at every position, full vocabulary
     token_kl   forward KL to the gated teacher at every position, full vocabulary
 
-The full config trained for 1,591 s on two cores beside other work. `launch.evaluate`, seed 0, refused shares of
-base, student and system: StrongREJECT .04, .73, .78; HarmBench standard .00, .94, .82; in-the-wild jailbreaks .05,
-.33, .60; StrongREJECT with a prefilled answer .00, .08, .69; sensitive benign .00, .01, .02; plain questions .01, .03,
-.01. Of what the system refuses in the first three sets the student refuses .79 [.75, .82]; a larger share of `refuse`
-among the rows would raise that at some cost in benign prompts.
+The full config trained for 1,913 s on one core. `launch.evaluate`, seed 0, refused shares of base, student and system:
+StrongREJECT .04, .88, .78; HarmBench standard .00, .96, .82; in-the-wild jailbreaks .05, .74, .60; StrongREJECT with a
+prefilled answer .00, .09, .69; sensitive benign .00, .01, .02; plain questions .01, .04, .01. Of what the system
+refuses in the first two sets the student refuses .94 [.91, .96], of the jailbreaks .82 [.70, .90]. An earlier run with
+shares of 4.5, 5.5 and 6 and 1,000 plain prompts refused .73 of StrongREJECT and .03 of the plain questions; the shares
+were moved because sensitive prompts had room.
 """
 
 import ml_collections

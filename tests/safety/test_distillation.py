@@ -12,7 +12,7 @@ from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.models import generation
 from edgesafe_jax.models.decoder import Decoder
-from edgesafe_jax.models.generation import ContextError, Generation, generate
+from edgesafe_jax.models.generation import ContextError, Generation
 from edgesafe_jax.models.loading import with_precision
 from edgesafe_jax.safety.distillation import (
     BUCKETS,
@@ -313,13 +313,17 @@ def test_low_precision_factors_stay_close(tiny_model, batch):
     assert np.dot(left, right) / np.linalg.norm(left) / np.linalg.norm(right) > 0.995
 
 
-def test_margins_say_how_a_greedy_answer_begins(tiny_model):
-    prompts = ["hello", "the user in", "a b c", "us er now and so on"]
-    first = [tokens[0] for tokens in generate(tiny_model, prompts, max_tokens=1, adapter=ADAPTER).tokens]
-    refusal = tiny_model.tokenizer.decode([first[1]])
-    assert refusal_ids(tiny_model, refusal)[0] == first[1]
-    margins = refusal_margins(tiny_model, ADAPTER, prompts, refusal, batch_size=3)
-    np.testing.assert_array_equal(margins > 0, [token == first[1] for token in first])
+def test_margins_are_those_of_a_plain_forward_pass(tiny_model):
+    prompts = ["hello", "the user in", "us er now and so on"]
+    margins = refusal_margins(tiny_model, ADAPTER, prompts, "user", batch_size=2)
+    first = tiny_model.tokenizer.encode("user")[0]
+    parts = tiny_model.tokenizer.chat_parts
+    for prompt, margin in zip(prompts, margins, strict=True):
+        row = np.array([[*parts.head, *tiny_model.tokenizer.encode(prompt), *parts.tail]], np.int32)
+        hidden = tiny_model.decoder.apply({"params": tiny_model.params}, row, adapter=ADAPTER).hidden[0, -1]
+        logits = np.array(tiny_model.decoder.apply({"params": tiny_model.params}, hidden, method=Decoder.logits))
+        others = np.delete(logits, first)
+        assert margin == pytest.approx(logits[first] - others.max(), abs=1e-4)
 
 
 # The teacher's data ---------------------------------------------------------------------------------------------------
