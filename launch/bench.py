@@ -1,4 +1,4 @@
-r"""Benchmarks: `python -m launch.bench --suite=align|offline_rl [--workdir=DIR]`.
+r"""Benchmarks: `python -m launch.bench --suite=align|guards|offline_rl|planner [--workdir=DIR]`.
 
 Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured
 in the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
