@@ -10,7 +10,7 @@ from absl import flags
 
 from edgesafe_jax.adapters import AdapterError
 from edgesafe_jax.assets import AssetError
-from edgesafe_jax.dynamics import CalibrationError
+from edgesafe_jax.dynamics import DynamicsError
 from edgesafe_jax.guards.paraphrases import ParaphraseError
 from edgesafe_jax.guards.probe import GuardFileError
 from edgesafe_jax.guards.registry import TemplateError
@@ -18,7 +18,7 @@ from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LoadingError
 from edgesafe_jax.models.tokenization import TokenizerError
-from edgesafe_jax.offline_rl import DatasetError
+from edgesafe_jax.offline_rl import DatasetError, LearningError
 from edgesafe_jax.planning import PlanningError
 from edgesafe_jax.training import CheckpointError, TrainingError, WorkdirError
 
@@ -32,13 +32,14 @@ class ConfigError(ValueError):
 EXPECTED = (
     AdapterError,
     AssetError,
-    CalibrationError,
     CheckpointError,
     ConfigError,
     ContextError,
     DatasetError,
+    DynamicsError,
     GuardError,
     GuardFileError,
+    LearningError,
     LoadingError,
     ParaphraseError,
     PlanningError,

@@ -401,19 +401,9 @@ def study(config: Config, workdir: str | Path) -> Path:
             planner = make_planner(name, environment.simulator(), environment, budget=budget)
             for seed in range(len(rows), int(config["num_seeds"])):
                 steps = int(config["environments"][environment_name])
-                episode = planning.run_episode(planner, environment, seed=seed, num_steps=steps)
-                cost = float(np.sum(episode.results.cost))
-                rows.append(
-                    {
-                        "return": float(np.sum(episode.results.reward)),
-                        "cost": cost if math.isfinite(cost) else None,
-                        "success": bool(np.any(episode.results.success)),
-                        "trajectories": planner.num_trajectories,
-                        "plan_seconds": float(np.median(episode.plan_seconds)),
-                    }
-                )
+                rows.append(_study_row(planner, environment, seed=seed, num_steps=steps))
                 write_json(file, rows)
-                print(f"{environment_name} {name} {budget} seed {seed}: {rows[-1]['return']:.2f}", file=sys.stderr)
+                print(f"{environment_name} {name} {budget} seed {seed}: {rows[-1]['return']}", file=sys.stderr)
     cells = {
         (environment, name, budget): json.loads(
             (folder / f"{environment}-{name}-{budget}.json").read_text(encoding="utf-8")
@@ -430,8 +420,8 @@ def study(config: Config, workdir: str | Path) -> Path:
     for environment in config["environments"]:
         series: dict[str, list[tuple[float, Any]]] = {}
         for (where, name, budget), seeds in cells.items():
-            if where == environment:
-                series.setdefault(name, []).append((budget, _interval([row["return"] for row in seeds])))
+            if where == environment and (returns := _returns(seeds)):
+                series.setdefault(name, []).append((budget, _interval(returns)))
         section.figure(
             curves(series, xlabel="trajectories a step", ylabel="return", title=environment, log_x=True),
             alt=f"Return against the budget of trajectories on {environment}",
@@ -443,7 +433,27 @@ def study(config: Config, workdir: str | Path) -> Path:
     return build_report(workdir, title="edgesafe_jax: planning")
 
 
+def _study_row(planner: Planner, environment: Environment, *, seed: int, num_steps: int) -> dict[str, Any]:
+    """The numbers of one episode; its return is None where the true environment did not stay finite."""
+    row: dict[str, Any] = {"return": None, "success": False, "trajectories": planner.num_trajectories}
+    try:
+        episode = planning.run_episode(planner, environment, seed=seed, num_steps=num_steps)
+    except planning.DivergedError:
+        return row
+    return row | {
+        "return": float(np.sum(episode.results.reward)),
+        "cost": float(np.sum(episode.results.cost)),
+        "success": bool(np.any(episode.results.success)),
+        "plan_seconds": float(np.median(episode.plan_seconds)),
+    }
+
+
 Cells = Mapping[tuple[str, str, int], Sequence[Mapping[str, Any]]]
+
+
+def _returns(seeds: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Returns of the episodes that stayed finite."""
+    return [float(row["return"]) for row in seeds if row["return"] is not None and math.isfinite(row["return"])]
 
 
 def _interval(values: Sequence[float]) -> Interval | float:
@@ -454,7 +464,10 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
     """The rows of a study's table and its flat numbers; a difference from iCEM is of the same budget, seed by seed."""
     rows, values = [], {}
     for (environment, name, budget), seeds in cells.items():
-        returns = [float(row["return"]) for row in seeds]
+        returns = _returns(seeds)
+        if not returns:
+            rows.append({"environment": environment, "planner": name, "budget": budget, "diverged": len(seeds)})
+            continue
         success = float(np.mean([row["success"] for row in seeds]))
         icem = [float(row["return"]) for row in cells.get((environment, "icem", budget), ())]
         difference = None
@@ -466,10 +479,11 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
                 "planner": name,
                 "budget": budget,
                 "seeds": len(seeds),
+                "diverged": len(seeds) - len(returns),
                 "return": _interval(returns),
                 "minus icem": difference,
                 "success": success,
-                "plan (ms)": 1000 * float(np.median([row["plan_seconds"] for row in seeds])),
+                "plan (ms)": 1000 * float(np.median([row["plan_seconds"] for row in seeds if "plan_seconds" in row])),
             }
         )
         values[f"{environment}/{name}/{budget}/return"] = float(np.mean(returns))
@@ -492,9 +506,9 @@ def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
     rows = []
     for environment in dict.fromkeys(where for where, _, _ in cells):
         mean = {
-            (name, budget): float(np.mean([row["return"] for row in seeds]))
+            (name, budget): float(np.mean(returns))
             for (where, name, budget), seeds in cells.items()
-            if where == environment
+            if where == environment and (returns := _returns(seeds))
         }
         ours = sorted((budget, value) for (name, budget), value in mean.items() if name == "icem")
         rivals = {key: value for key, value in mean.items() if not key[0].startswith("icem")}

@@ -11,6 +11,7 @@ Reference:
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from edgesafe_jax.dynamics.transitions import Transitions
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims
 from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
 
 _EPSILON = 1e-6
@@ -78,11 +79,12 @@ class Ensemble(struct.PyTreeNode):
 
     Attributes:
       params: of the elites, every leaf with a leading axis `[E]`.
-      input_mean: `[S+A]`.
-      input_std: `[S+A]`.
+      input_mean: `[M]`, of state, action and the differences of `relations`: M = S + A + R.
+      input_std: `[M]`.
       target_mean: `[S]`.
       target_std: `[S]`.
       hidden: widths of the hidden layers.
+      relations: R pairs (i, j) of state dimensions whose differences s_i - s_j are inputs too.
     """
 
     params: Params
@@ -91,10 +93,11 @@ class Ensemble(struct.PyTreeNode):
     target_mean: Array
     target_std: Array
     hidden: tuple[int, ...] = struct.field(pytree_node=False)
+    relations: tuple[tuple[int, int], ...] = struct.field(pytree_node=False, default=())
 
     def normalize(self, state: Array, action: Array) -> Array:
-        """Returns the normalised input, `[S+A]`, of one state and action."""
-        return (jnp.concatenate([state, action]) - self.input_mean) / self.input_std
+        """Returns the normalised input, `[M]`, of one state and action."""
+        return (_inputs(state, action, self.relations) - self.input_mean) / self.input_std
 
     def predict(self, state: Array, action: Array) -> Prediction:
         r"""Predicts the next state of one state `[S]` and action `[A]`.
@@ -120,10 +123,22 @@ class Ensemble(struct.PyTreeNode):
         return jax.lax.scan(step, state, actions)[1]
 
 
+def _inputs(states: Array, actions: Array, relations: tuple[tuple[int, int], ...]) -> Array:
+    """Inputs `[..., M]` of states `[..., S]` and actions `[..., A]`."""
+    differences = [(states[..., i] - states[..., j])[..., None] for i, j in relations]
+    return jnp.concatenate([states, actions, *differences], axis=-1)
+
+
 @jax.jit
 def predict_many(ensemble: Ensemble, states: Array, actions: Array) -> Prediction:
     """Predicts the next states of states `[N, S]` and actions `[N, A]`; leaves `[N, S]`."""
     return jax.vmap(ensemble.predict)(states, actions)
+
+
+@jax.jit
+def rollout_many(ensemble: Ensemble, states: Array, actions: Array) -> Prediction:
+    """Predicts K steps open-loop from states `[N, S]` under actions `[N, K, A]`; leaves `[N, K, S]`."""
+    return jax.vmap(ensemble.rollout)(states, actions)
 
 
 class FitLog(struct.PyTreeNode):
@@ -155,6 +170,7 @@ def fit_ensemble(
     batch_size: int = 256,
     num_epochs: int = 60,
     patience: int = 8,
+    relations: tuple[tuple[int, int], ...] = (),
 ) -> tuple[Ensemble, FitLog]:
     r"""Fits an ensemble by maximum likelihood.
 
@@ -176,23 +192,27 @@ def fit_ensemble(
       batch_size: transitions of a batch, for each member its own.
       num_epochs: most epochs.
       patience: epochs without a lower validation error after which a member stops.
+      relations: pairs (i, j) of state dimensions whose differences s_i - s_j are inputs beside the state, such as the
+        place of an object seen from the agent: what a contact depends on is then an input, not learned.
 
     Returns:
       The ensemble of the elites and the log of the fit.
 
     Raises:
-      ValueError: if a count is out of range, or an episode is in both sets.
+      DynamicsError: if a count is out of range, a relation names a dimension that the state lacks, or an episode is in
+        both sets.
     """
     if not 1 <= num_elites <= num_members:
-        raise ValueError(f"num_elites={num_elites}: expected 1 to num_members={num_members}")
+        raise DynamicsError(f"num_elites={num_elites}: expected 1 to num_members={num_members}")
     for name, count in (("batch_size", batch_size), ("num_epochs", num_epochs), ("patience", patience)):
         if count < 1:
-            raise ValueError(f"{name}={count}: expected at least 1")
+            raise DynamicsError(f"{name}={count}: expected at least 1")
     if shared := np.intersect1d(training.episodes, validation.episodes).tolist():
-        raise ValueError(f"episode {shared[0]} is in training and in validation: split by episode (split_episodes)")
+        raise DynamicsError(f"episode {shared[0]} is in training and in validation: split by episode (split_episodes)")
+    check_dims("relations", itertools.chain(*relations), training.states.shape[1])
     key_rows, key_fit = jax.random.split(key)
     rows = _bootstrap_rows(key_rows, np.asarray(training.episodes), num_members)
-    inputs = jnp.concatenate([training.states, training.actions], 1)
+    inputs = _inputs(jnp.asarray(training.states), jnp.asarray(training.actions), relations)
     targets = training.next_states - training.states
     stats = {
         "input_mean": jnp.mean(inputs, 0),
@@ -201,10 +221,12 @@ def fit_ensemble(
         "target_std": jnp.maximum(jnp.std(targets, 0), _EPSILON),
     }
     settings = _FitSettings(hidden, learning_rate, weight_decay, batch_size, num_epochs, patience)
-    params, log = _fit(settings, key_fit, _normalized(training, stats), _normalized(validation, stats), rows)
+    params, log = _fit(
+        settings, key_fit, *(_normalized(part, relations, stats) for part in (training, validation)), rows
+    )
     elites = jnp.argsort(log.best)[:num_elites]
     kept = jax.tree.map(lambda leaf: leaf[elites], params)
-    return Ensemble(params=kept, hidden=hidden, **stats), log.replace(elites=elites)
+    return Ensemble(params=kept, hidden=hidden, relations=relations, **stats), log.replace(elites=elites)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,9 +252,11 @@ def _bootstrap_rows(key: PRNGKey, episodes: np.ndarray, num_members: int) -> Arr
     return jnp.asarray(np.stack(members), jnp.int32)
 
 
-def _normalized(data: Transitions, stats: dict[str, Array]) -> tuple[Array, Array]:
-    """Normalised inputs `[N, S+A]` and targets `[N, S]`."""
-    inputs = jnp.concatenate([data.states, data.actions], 1)
+def _normalized(
+    data: Transitions, relations: tuple[tuple[int, int], ...], stats: dict[str, Array]
+) -> tuple[Array, Array]:
+    """Normalised inputs `[N, M]` and targets `[N, S]`."""
+    inputs = _inputs(jnp.asarray(data.states), jnp.asarray(data.actions), relations)
     targets = data.next_states - data.states
     return (
         (inputs - stats["input_mean"][None]) / stats["input_std"][None],

@@ -23,6 +23,10 @@ One number is calibrated, for all dimensions at once, so no correction for their
 foresees an error (next to a wall) the model is not trusted and nothing is claimed; a margin c * sigma with one c for
 all places has instead to be as wide everywhere as the worst surprise anywhere demands.
 
+A difference that no single step makes large, such as a push that is missed, shows over several: with a horizon of K
+steps the same is done with segments (s_0, a_0, ..., a_{K-1}, s_K). f becomes the open-loop prediction of s_K, u the
+largest along its path, and the path as a whole has to be inside the support.
+
 **What is guaranteed.** Let episodes be exchangeable: the calibration episodes and the one from which a transition
 (S, A, S') is drawn at random. L_k lies in [0, 1] and grows with lambda, so for any sample size, model and distribution
 
@@ -57,10 +61,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from edgesafe_jax.dynamics.ensemble import Ensemble, predict_many
+from edgesafe_jax.dynamics.ensemble import Ensemble, rollout_many
 from edgesafe_jax.dynamics.groups import Element, GroupAction
-from edgesafe_jax.dynamics.transitions import Transitions
-from edgesafe_jax.metrics import bootstrap_interval
+from edgesafe_jax.dynamics.transitions import (
+    DynamicsError,
+    Segments,
+    Transitions,
+    as_segments,
+    check_dims,
+    make_segments,
+)
+from edgesafe_jax.metrics import bootstrap_interval, wilson_interval
 from edgesafe_jax.metrics.intervals import Interval
 from edgesafe_jax.typing import Array
 
@@ -78,52 +89,40 @@ class Verdict(enum.IntEnum):
     """Neither: the model is too poor there to be trusted, or the difference is about the tolerance."""
 
 
-class CalibrationError(ValueError):
+class CalibrationError(DynamicsError):
     """Calibration data that cannot give the level that is asked for."""
 
 
-def residuals(ensemble: Ensemble, group: GroupAction, elements: Element, data: Transitions) -> tuple[Array, Array]:
-    """One-step residuals, anchored to the observed next states.
+def residuals(
+    ensemble: Ensemble, group: GroupAction, elements: Element, data: Transitions | Segments
+) -> tuple[Array, Array]:
+    r"""Residuals of open-loop predictions over K steps, anchored to the observed states.
 
-    Args:
-      ensemble: the model.
-      group: the group.
-      elements: one element a transition, leaves `[N, ...]`.
-      data: N transitions.
-
-    Returns:
-      f(g.s, g.a) - g.s' and the spread at (g.s, g.a), each `[N, S]` in the units of the state.
-    """
-
-    def one(element: Element, state: Array, action: Array, after: Array) -> tuple[Array, Array]:
-        prediction = ensemble.predict(group.state(element, state), group.action(element, action))
-        return prediction.mean - group.state(element, after), prediction.spread
-
-    return jax.vmap(one)(elements, data.states, data.actions, data.next_states)
-
-
-def segment_residuals(
-    ensemble: Ensemble, group: GroupAction, elements: Element, states: Array, actions: Array
-) -> Array:
-    r"""Residuals of open-loop predictions over K steps: :math:`\hat f^k(g s_0, g a_{0:k}) - g s_k`.
+    .. math:: r_k = \hat f^k(g s_0, g a_{0:k}) - g s_k
 
     Args:
       ensemble: the model.
       group: the group.
       elements: one element a segment, leaves `[N, ...]`.
-      states: observed `[N, K+1, S]`.
-      actions: `[N, K, A]`.
+      data: N segments, or N transitions: segments of one step.
 
     Returns:
-      `[N, K, S]`; horizon 1 is the residual of `residuals`.
+      The residuals and the spreads of each step alone, both `[N, K, S]` in the units of the state.
     """
 
-    def one(element: Element, states: Array, actions: Array) -> Array:
-        moved = jax.vmap(group.state, in_axes=(None, 0))(element, states)
-        acted = jax.vmap(group.action, in_axes=(None, 0))(element, actions)
-        return ensemble.rollout(moved[0], acted).mean - moved[1:]
+    def one(element: Element, states: Array, actions: Array) -> tuple[Array, Array]:
+        moved, acted = _moved(group, element, states, actions)
+        prediction = ensemble.rollout(moved[0], acted)
+        return prediction.mean - moved[1:], prediction.spread
 
-    return jax.vmap(one)(elements, states, actions)
+    segments = as_segments(data)
+    return jax.vmap(one)(elements, jnp.asarray(segments.states), jnp.asarray(segments.actions))
+
+
+def _moved(group: GroupAction, element: Element, states: Array, actions: Array) -> tuple[Array, Array]:
+    """Acts with one element on the states and the actions of a segment."""
+    act = (jax.vmap(group.state, in_axes=(None, 0)), jax.vmap(group.action, in_axes=(None, 0)))
+    return act[0](element, states), act[1](element, actions)
 
 
 class Calibration(struct.PyTreeNode):
@@ -134,12 +133,14 @@ class Calibration(struct.PyTreeNode):
       threshold: lambda, the expected error in tolerances below which the model is trusted.
       alpha: bound on the share of trusted predictions that are wrong by more than half of a tolerance.
       num_episodes: calibration episodes.
+      horizon: K, steps of the segments that are judged.
     """
 
     tolerance: Array
     threshold: Array
     alpha: float = struct.field(pytree_node=False)
     num_episodes: int = struct.field(pytree_node=False)
+    horizon: int = struct.field(pytree_node=False, default=1)
 
     def expected_error(self, spread: Array) -> Array:
         """Returns u, the largest spread `[..., S]` in tolerances, `[...]`."""
@@ -147,15 +148,21 @@ class Calibration(struct.PyTreeNode):
 
 
 def calibrate(
-    ensemble: Ensemble, data: Transitions, *, tolerance: Sequence[float] | np.ndarray, alpha: float = 0.05
+    ensemble: Ensemble,
+    data: Transitions,
+    *,
+    tolerance: Sequence[float] | np.ndarray,
+    alpha: float = 0.05,
+    horizon: int = 1,
 ) -> Calibration:
     """Finds where the model may be trusted, by conformal risk control with episodes as the exchangeable unit.
 
     Args:
       ensemble: the model.
       data: transitions of calibration episodes, which had no part in the fit, its early stopping included.
-      tolerance: `[S]` differences of a next state that do not matter, above 0, in the units of the state.
+      tolerance: `[S]` differences after `horizon` steps that do not matter, above 0, in the units of the state.
       alpha: the level, over all dimensions together.
+      horizon: K; more than one step shows differences that a single step is too short for.
 
     Returns:
       The calibration. Its threshold is at most the largest expected error of the data: of larger ones nothing is known.
@@ -163,26 +170,28 @@ def calibrate(
     Raises:
       CalibrationError: if `alpha` is not inside (0, 1), or there are fewer episodes than 1 / alpha - 1, so that nothing
         could be trusted.
-      ValueError: if `tolerance` has another length or an entry that is not above 0.
+      DynamicsError: if `tolerance` has another length or an entry that is not above 0, or no episode is as long as
+        `horizon`.
     """
     limits = check_tolerance(tolerance, data.states.shape[1])
     if not 0 < alpha < 1:
         raise CalibrationError(f"alpha={alpha}: expected a number inside (0, 1)")
-    episodes = np.asarray(data.episodes)
-    num = len(np.unique(episodes))
+    segments = make_segments(data, horizon)
+    num = len(np.unique(segments.episodes))
     if num < _fewest_episodes(alpha):
         raise CalibrationError(
             f"{num} calibration episodes with alpha={alpha}: expected at least {_fewest_episodes(alpha)} "
             "(1 / alpha - 1); take more episodes or a larger alpha"
         )
-    prediction = predict_many(ensemble, data.states, data.actions)
-    wrong = np.any(np.abs(np.asarray(data.next_states) - np.asarray(prediction.mean)) > limits / 2, axis=1)
-    scores = np.max(np.asarray(prediction.spread) / limits, axis=1)
+    prediction = rollout_many(ensemble, segments.states[:, 0], segments.actions)
+    wrong = np.any(np.abs(segments.states[:, -1] - np.asarray(prediction.mean)[:, -1]) > limits / 2, axis=1)
+    scores = np.max(np.asarray(prediction.spread) / limits, axis=(1, 2))
     return Calibration(
         tolerance=jnp.asarray(limits),
-        threshold=jnp.float32(trust_threshold(scores, wrong, episodes, alpha)),
+        threshold=jnp.float32(trust_threshold(scores, wrong, np.asarray(segments.episodes), alpha)),
         alpha=alpha,
         num_episodes=num,
+        horizon=horizon,
     )
 
 
@@ -242,9 +251,9 @@ class Support(struct.PyTreeNode):
     """Where the model has seen data: the distance to the nearest training input, in one or several views of the input.
 
     Attributes:
-      references: `[R, S+A]` normalised training inputs.
+      references: `[R, M]` normalised training inputs.
       thresholds: `[V]` largest distance of each view that is still inside.
-      views: for each view its dimensions of the input (state, then action).
+      views: for each view its dimensions of the input (state, action, differences).
     """
 
     references: Array
@@ -252,12 +261,12 @@ class Support(struct.PyTreeNode):
     views: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
 
     def distances(self, inputs: Array) -> Array:
-        """Returns how far normalised inputs `[N, S+A]` are, in thresholds, `[V, N]`."""
+        """Returns how far normalised inputs `[N, M]` are, in thresholds, `[V, N]`."""
         near = jnp.stack([_nearest(inputs, self.references, view) for view in self.views])
         return near / self.thresholds[:, None]
 
     def contains(self, inputs: Array) -> Array:
-        """Returns whether normalised inputs `[N, S+A]` are inside, `[N]`."""
+        """Returns whether normalised inputs `[N, M]` are inside, `[N]`."""
         return jnp.all(self.distances(inputs) <= 1, axis=0)
 
 
@@ -272,9 +281,12 @@ def fit_support(
 ) -> Support:
     """Finds how near to a training input a fresh input of the same world is.
 
-    Two views: the dimensions of the state that the group moves, in which the shift happens, and the whole input of the
-    model. The thresholds are conformal quantiles over the calibration episodes, alpha / 2 each: at most a share `alpha`
-    of fresh data is called outside.
+    Two views or three: the dimensions of the state that the group moves, in which the shift happens; the whole input of
+    the model; and the differences of dimensions among its inputs (`Ensemble.relations`), if there are any, such as the
+    place of an object seen from the agent. Where a group moves one body alone, each body may be where the data are and
+    both together nowhere near them, one inside the other, say; the whole input, in many dimensions, is too coarse to
+    tell. The thresholds are conformal quantiles over the calibration episodes, alpha over the number of views each: at
+    most a share `alpha` of fresh data is called outside.
 
     Args:
       ensemble: its normaliser is the metric.
@@ -288,22 +300,27 @@ def fit_support(
       The support.
 
     Raises:
-      CalibrationError: if there are fewer calibration episodes than 2 / alpha - 1.
+      CalibrationError: if there are fewer calibration episodes than V / alpha - 1, for V views.
+      DynamicsError: if a dimension is named that the state lacks.
     """
+    check_dims("moved", moved, training.states.shape[1])
+    size = len(ensemble.input_mean)
+    views = [tuple(moved), tuple(range(size))]
+    if ensemble.relations:
+        views.append(tuple(range(size - len(ensemble.relations), size)))
+    level = alpha / len(views)
     num = len(np.unique(np.asarray(calibration.episodes)))
-    if num < _fewest_episodes(alpha / 2):
+    if num < _fewest_episodes(level):
         raise CalibrationError(
-            f"{num} calibration episodes for a support with alpha={alpha}: expected at least "
-            f"{_fewest_episodes(alpha / 2)}"
+            f"{num} calibration episodes for a support with alpha={alpha}: expected at least {_fewest_episodes(level)}"
         )
     rows = np.unique(np.linspace(0, len(training.states) - 1, max_references).astype(int))
     normalize = jax.vmap(ensemble.normalize)
     references = normalize(jnp.asarray(training.states)[rows], jnp.asarray(training.actions)[rows])
     fresh = normalize(jnp.asarray(calibration.states), jnp.asarray(calibration.actions))
-    views = (tuple(moved), tuple(range(references.shape[1])))
     near = [np.asarray(_nearest(fresh, references, view)) for view in views]
-    thresholds = [episode_quantile(each, np.asarray(calibration.episodes), alpha / 2) for each in near]
-    return Support(references=references, thresholds=jnp.asarray(thresholds, jnp.float32), views=views)
+    thresholds = [episode_quantile(each, np.asarray(calibration.episodes), level) for each in near]
+    return Support(references=references, thresholds=jnp.asarray(thresholds, jnp.float32), views=tuple(views))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -330,7 +347,7 @@ class Equivalence(struct.PyTreeNode):
       errors: `[N, S]` |residual|.
       expected: `[N]` expected errors, in tolerances.
       trusted: `[N]` whether the model is trusted there.
-      states: `[N, S]` the transformed states.
+      states: `[N, S]` the transformed states; of a segment, its first.
       tolerance: `[S]`.
       episodes: `[N]`.
     """
@@ -351,9 +368,9 @@ def equivalence_test(
     support: Support,
     group: GroupAction,
     elements: Element,
-    data: Transitions,
+    data: Transitions | Segments,
 ) -> Equivalence:
-    """Tests whether each transition may be transformed by its element.
+    """Tests whether each transition, or segment of several, may be transformed by its element.
 
     Outside the support, `EXTRAPOLATED`; else, where the model is not trusted, `INCONCLUSIVE`; else |residual| below
     half of the tolerance in all dimensions, `VERIFIED`; above one and a half tolerances in one, `REJECTED`; otherwise
@@ -364,19 +381,31 @@ def equivalence_test(
       calibration: from `calibrate`, with the tolerance.
       support: from `fit_support`.
       group: the group.
-      elements: one element a transition, leaves `[N, ...]`.
-      data: N transitions.
+      elements: one element a transition or segment, leaves `[N, ...]`.
+      data: N transitions, or N segments of as many steps as the calibration's.
 
     Returns:
-      Verdicts with errors.
+      Verdicts with errors. A segment is inside the support if all of its transformed states and actions are; its
+      expected error is the largest along the predicted path, its error that of the last state.
+
+    Raises:
+      DynamicsError: if the segments are of another length than those of the calibration.
     """
-    residual, spread = residuals(ensemble, group, elements, data)
-    errors, tolerance = jnp.abs(residual), calibration.tolerance
-    expected = calibration.expected_error(spread)
+    segments = as_segments(data)
+    if segments.horizon != calibration.horizon:
+        raise DynamicsError(
+            f"segments of {segments.horizon} steps, a calibration for {calibration.horizon}: expected the same "
+            "(`make_segments`)"
+        )
+    residual, spread = residuals(ensemble, group, elements, segments)
+    errors, tolerance = jnp.abs(residual[:, -1]), calibration.tolerance
+    expected = jnp.max(calibration.expected_error(spread), axis=1)
     trusted = expected < calibration.threshold
-    states = jax.vmap(group.state)(elements, jnp.asarray(data.states))
-    actions = jax.vmap(group.action)(elements, jnp.asarray(data.actions))
-    known = support.contains(jax.vmap(ensemble.normalize)(states, actions))
+    states, actions = jax.vmap(functools.partial(_moved, group))(
+        elements, jnp.asarray(segments.states), jnp.asarray(segments.actions)
+    )
+    inputs = jax.vmap(jax.vmap(ensemble.normalize))(states[:, :-1], actions)
+    known = jnp.all(support.contains(inputs.reshape(-1, inputs.shape[-1])).reshape(inputs.shape[:2]), axis=1)
     verified = trusted & jnp.all(errors < 0.5 * tolerance[None], axis=1)
     rejected = trusted & jnp.any(errors > 1.5 * tolerance[None], axis=1)
     tested = jnp.where(verified, Verdict.VERIFIED, jnp.where(rejected, Verdict.REJECTED, Verdict.INCONCLUSIVE))
@@ -385,9 +414,9 @@ def equivalence_test(
         errors=errors,
         expected=expected,
         trusted=trusted,
-        states=states,
+        states=states[:, 0],
         tolerance=tolerance,
-        episodes=jnp.asarray(data.episodes),
+        episodes=jnp.asarray(segments.episodes),
     )
 
 
@@ -395,14 +424,14 @@ def check_tolerance(tolerance: Sequence[float] | np.ndarray, size: int) -> np.nd
     """Returns the tolerance as float32 `[S]`.
 
     Raises:
-      ValueError: if it has another length or an entry that is not above 0.
+      DynamicsError: if it has another length or an entry that is not above 0.
     """
     limits = np.asarray(tolerance, np.float32)
     if limits.shape != (size,):
-        raise ValueError(f"tolerance has shape {limits.shape}: expected [{size}], one a dimension of the state")
+        raise DynamicsError(f"tolerance has shape {limits.shape}: expected [{size}], one a dimension of the state")
     bad = np.flatnonzero(~(limits > 0))
     if len(bad):
-        raise ValueError(
+        raise DynamicsError(
             f"tolerance[{bad[0]}]={limits[bad[0]]}: expected above 0, the difference that does not matter, in the "
             "units of the state; no model can show a difference to be zero"
         )
@@ -426,15 +455,15 @@ class BoxDomain:
     high: tuple[float, ...]
 
     def __post_init__(self):
-        if not len(self.dims) == len(self.low) == len(self.high) or any(
-            not low < high for low, high in zip(self.low, self.high, strict=True)
-        ):
-            raise ValueError(
+        lengths = {len(self.dims), len(self.low), len(self.high)}
+        if len(lengths) != 1 or any(not low < high for low, high in zip(self.low, self.high, strict=True)):
+            raise DynamicsError(
                 f"dims {self.dims}, low {self.low}, high {self.high}: expected one low below one high for each"
             )
 
     def excess(self, state: Array) -> Array:
         """Returns how far a state `[S]` is outside, as a share of the box's size, the largest; 0 inside."""
+        check_dims("dims", self.dims, state.shape[-1])
         low, high = jnp.asarray(self.low, jnp.float32), jnp.asarray(self.high, jnp.float32)
         values = state[jnp.array(self.dims)]
         return jnp.max(jnp.maximum(jnp.maximum(low - values, values - high), 0.0) / (high - low))
@@ -480,9 +509,9 @@ class EquivalenceReport:
       shares: from verdict name to its share of the samples.
       overall: the verdict on the transformation as a whole: `REJECTED` if the share of rejected among the tested
         samples (inside the support) is above the allowed exceptions, by the lower end of its interval; `VERIFIED` if
-        the share of not verified is at most that, by the upper end; `EXTRAPOLATED` if no sample could be tested; else
-        `INCONCLUSIVE`.
-      rejected: the share of rejected among the tested samples, bootstrapped over episodes; None if none was tested.
+        the share of not verified is at most that, by the upper end; `EXTRAPOLATED` if too few samples could be tested;
+        else `INCONCLUSIVE`.
+      rejected: the share of rejected among the tested samples, with an interval over episodes; None if none was tested.
       verified: the share of verified among them.
       dimensions: one row a dimension: tolerance, median error among the tested, shares of tested samples in which the
         model is trusted and the dimension alone would verify or reject.
@@ -495,13 +524,24 @@ class EquivalenceReport:
     dimensions: list[dict[str, float]]
 
 
-def summarize(result: Equivalence, *, exceptions: float = 0.05, confidence: float = 0.95) -> EquivalenceReport:
+def summarize(
+    result: Equivalence,
+    *,
+    exceptions: float = 0.05,
+    confidence: float = 0.95,
+    min_tested: float = 0.05,
+    min_episodes: int = 20,
+) -> EquivalenceReport:
     """Sums up an equivalence test.
 
     Args:
       result: from `equivalence_test`.
       exceptions: share of tested samples that a verdict on the whole may leave out.
-      confidence: of the intervals, which are over episodes because transitions of one episode are alike.
+      confidence: of the intervals, which are over episodes because transitions of one episode are alike. However alike
+        the episodes are, an interval reaches as far as Wilson's of as many episodes without an exception: with
+        `exceptions` 0.05, nothing is verified by fewer than 73 episodes.
+      min_tested: share of the samples that have to be tested for a verdict on the whole other than `EXTRAPOLATED`.
+      min_episodes: number of episodes from which they have to come.
 
     Returns:
       The report.
@@ -513,12 +553,12 @@ def summarize(result: Equivalence, *, exceptions: float = 0.05, confidence: floa
         return EquivalenceReport(shares, Verdict.EXTRAPOLATED, None, None, [])
     episodes = np.asarray(result.episodes)[tested]
     intervals = {
-        verdict: bootstrap_interval(
-            (verdicts[tested] == verdict).astype(np.float64), clusters=episodes, confidence=confidence, num_samples=500
-        )
+        verdict: episode_interval(verdicts[tested] == verdict, episodes, confidence=confidence)
         for verdict in (Verdict.REJECTED, Verdict.VERIFIED)
     }
-    if intervals[Verdict.REJECTED].low > exceptions:
+    if tested.mean() < min_tested or len(np.unique(episodes)) < min_episodes:
+        overall = Verdict.EXTRAPOLATED
+    elif intervals[Verdict.REJECTED].low > exceptions:
         overall = Verdict.REJECTED
     elif 1 - intervals[Verdict.VERIFIED].low <= exceptions:
         overall = Verdict.VERIFIED
@@ -537,6 +577,30 @@ def summarize(result: Equivalence, *, exceptions: float = 0.05, confidence: floa
         for j in range(len(limits))
     ]
     return EquivalenceReport(shares, overall, intervals[Verdict.REJECTED], intervals[Verdict.VERIFIED], dimensions)
+
+
+def episode_interval(hits: np.ndarray, episodes: np.ndarray, *, confidence: float = 0.95) -> Interval:
+    """Interval of a share of samples that come in episodes: bootstrap over episodes, with ends that have a width.
+
+    Where all episodes are alike the bootstrap has no width, however few they are. So the interval reaches as far as
+    Wilson's of as many episodes without a hit, and without a miss.
+
+    Args:
+      hits: `[N]` booleans, at least one.
+      episodes: `[N]` the episode of each.
+      confidence: coverage aimed at.
+
+    Returns:
+      The share of hits and its interval.
+
+    Example:
+      >>> interval = episode_interval(np.zeros(200, bool), np.arange(200) // 10)
+      >>> interval.estimate, interval.low, round(interval.high, 3)  # of 20 episodes
+      (0.0, 0.0, 0.161)
+    """
+    found = bootstrap_interval(np.asarray(hits, np.float64), clusters=episodes, confidence=confidence, num_samples=500)
+    reach = wilson_interval(0, len(np.unique(episodes)), confidence=confidence).high
+    return dataclasses.replace(found, low=min(found.low, 1 - reach), high=max(found.high, reach))
 
 
 def verdict_map(

@@ -10,6 +10,11 @@ by dual ascent: the distribution descends on :math:`-H + \lambda\, E \log(1 + v)
 in tolerances, and 0 where it passes; its logarithm keeps gradients alive near the bound and bounded far from it. It
 starts from narrow intervals, where the data are.
 
+What the level does not cover: the translations are fitted to pass. Their reach is maximised against the score and the
+threshold that `make_bank` applies afterwards, on transitions among which are those of the calibration, so they are no
+inputs with the law of the calibration inputs, and P(verified and wrong) <= alpha is not promised for them. What a bank
+accepts has to be checked for itself, on fresh episodes.
+
 The paper enlarges the equivariant set by an entropy regulariser; its equations were not available, and the above is
 this project's form of it.
 
@@ -35,7 +40,7 @@ from edgesafe_jax.dynamics.equivariance import (
     equivalence_test,
 )
 from edgesafe_jax.dynamics.groups import Translation
-from edgesafe_jax.dynamics.transitions import Transitions
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
 
@@ -152,13 +157,16 @@ def fit_translations(
       The distribution and the log of its fit.
 
     Raises:
-      ValueError: if `max_violation` is not inside (0, 1), or the group cannot move both ways.
+      DynamicsError: if `max_violation` is not inside (0, 1), the group cannot move both ways, or the calibration is one
+        for several steps.
     """
     if not 0 < max_violation < 1:
-        raise ValueError(f"max_violation={max_violation}: expected a share inside (0, 1)")
+        raise DynamicsError(f"max_violation={max_violation}: expected a share inside (0, 1)")
+    if calibration.horizon != 1:
+        raise DynamicsError(f"a calibration for {calibration.horizon} steps: expected one for single transitions")
     for axis, (low, high) in enumerate(zip(group.low, group.high, strict=True)):
         if not low < 0 < high:
-            raise ValueError(f"axis {axis} of the group reaches from {low} to {high}: expected below 0 to above 0")
+            raise DynamicsError(f"axis {axis} of the group reaches from {low} to {high}: expected below 0 to above 0")
     settings = (group, domain, max_violation, hidden, num_steps, batch_size, learning_rate, dual_rate)
     params, stats, log = _fit(settings, ensemble, calibration, support, data, key)
     return TranslationDistribution(params, *stats, group=group, hidden=hidden), log

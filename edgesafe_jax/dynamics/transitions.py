@@ -1,11 +1,16 @@
 """Transitions by episode, and their split into parts that share no episode."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from edgesafe_jax.typing import Array
+
+
+class DynamicsError(ValueError):
+    """Data or settings that mean nothing; the message names the value and what was expected."""
 
 
 class Transitions(struct.PyTreeNode):
@@ -29,6 +34,70 @@ class Transitions(struct.PyTreeNode):
         return Transitions(*(np.asarray(column)[rows] for column in columns))  # type: ignore[arg-type]
 
 
+class Segments(struct.PyTreeNode):
+    """Runs of K consecutive transitions, each of one episode.
+
+    Attributes:
+      states: `[N, K+1, S]` float32.
+      actions: `[N, K, A]` float32.
+      episodes: `[N]` int32, the episode of each segment.
+    """
+
+    states: Array
+    actions: Array
+    episodes: Array
+
+    @property
+    def horizon(self) -> int:
+        """K."""
+        return self.actions.shape[1]
+
+
+def make_segments(data: Transitions, horizon: int) -> Segments:
+    """Cuts out every run of consecutive transitions of one episode; runs overlap.
+
+    Args:
+      data: transitions, those of an episode in order.
+      horizon: K, transitions of a run.
+
+    Returns:
+      The segments, in the order of their first transitions, as numpy arrays.
+
+    Raises:
+      DynamicsError: if `horizon` is below 1, or no episode has as many consecutive transitions.
+
+    Example:
+      >>> x = np.arange(4.0)[:, None]
+      >>> data = make_transitions(states=x, actions=x, next_states=x + 1, episodes=np.array([0, 0, 0, 1]))
+      >>> make_segments(data, 2).states[:, :, 0].tolist()
+      [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]
+    """
+    if horizon < 1:
+        raise DynamicsError(f"horizon={horizon}: expected at least 1 step")
+    states, actions, after, episodes = (
+        np.asarray(x) for x in (data.states, data.actions, data.next_states, data.episodes)
+    )
+    broken = (episodes[1:] != episodes[:-1]) | np.any(states[1:] != after[:-1], axis=1)
+    number = np.concatenate([[0], np.cumsum(broken)])  # of the run of consecutive transitions
+    starts = np.flatnonzero(number[horizon - 1 :] == number[: len(number) - horizon + 1])
+    if not len(starts):
+        raise DynamicsError(f"horizon={horizon}: expected an episode with as many consecutive transitions")
+    rows = starts[:, None] + np.arange(horizon)
+    return Segments(
+        states=np.concatenate([states[rows], after[rows[:, -1:]]], axis=1),  # type: ignore[arg-type]
+        actions=actions[rows],  # type: ignore[arg-type]
+        episodes=episodes[starts],  # type: ignore[arg-type]
+    )
+
+
+def as_segments(data: Transitions | Segments) -> Segments:
+    """Returns segments as they are, and each transition as a segment of one step; traceable."""
+    if isinstance(data, Segments):
+        return data
+    states = jnp.stack([jnp.asarray(data.states), jnp.asarray(data.next_states)], axis=1)
+    return Segments(states=states, actions=jnp.asarray(data.actions)[:, None], episodes=jnp.asarray(data.episodes))
+
+
 def make_transitions(*, states: Array, actions: Array, next_states: Array, episodes: Array) -> Transitions:
     """Makes transitions of checked arrays.
 
@@ -42,7 +111,7 @@ def make_transitions(*, states: Array, actions: Array, next_states: Array, episo
       The transitions, as float32 and int32 numpy arrays.
 
     Raises:
-      ValueError: if a shape does not fit or a number is not finite; the message names the array and the index.
+      DynamicsError: if a shape does not fit or a number is not finite; the message names the array and the index.
 
     Example:
       >>> one = np.zeros((3, 2))
@@ -56,9 +125,9 @@ def make_transitions(*, states: Array, actions: Array, next_states: Array, episo
     wanted = {"actions": (num, kept["actions"].shape[1]), "next_states": (num, size)}
     for name, shape in wanted.items():
         if kept[name].shape != shape:
-            raise ValueError(f"{name} has shape {kept[name].shape}: expected {shape}, as states are {(num, size)}")
+            raise DynamicsError(f"{name} has shape {kept[name].shape}: expected {shape}, as states are {(num, size)}")
     if ids.shape != (num,) or not num:
-        raise ValueError(f"episodes has shape {ids.shape}: expected [{num}], one episode a transition, at least one")
+        raise DynamicsError(f"episodes has shape {ids.shape}: expected [{num}], one episode a transition, at least one")
     return Transitions(**kept, episodes=ids.astype(np.int32))  # type: ignore[arg-type]
 
 
@@ -66,18 +135,28 @@ def check_finite(name: str, array: Array | np.ndarray, *, ndim: int) -> np.ndarr
     """Returns an array as float32.
 
     Raises:
-      ValueError: if it has another number of axes or a number that is not finite; the message names the index.
+      DynamicsError: if it has another number of axes or a number that is not finite; the message names the index.
     """
     found = np.asarray(array, np.float32)
     if found.ndim != ndim:
-        raise ValueError(f"{name} has shape {found.shape}: expected {ndim} axes")
+        raise DynamicsError(f"{name} has shape {found.shape}: expected {ndim} axes")
     bad = np.argwhere(~np.isfinite(found))
     if len(bad):
         index = tuple(bad[0].tolist())
-        raise ValueError(
+        raise DynamicsError(
             f"{name}[{', '.join(map(str, index))}] is {found[index]} ({len(bad)} such): expected finite numbers"
         )
     return found
+
+
+def check_dims(what: str, dims: Iterable[int], size: int) -> None:
+    """Refuses dimensions that a state of `size` lacks; indexing by them would take others in silence.
+
+    Raises:
+      DynamicsError: if there is one.
+    """
+    if missing := [dim for dim in dims if not 0 <= dim < size]:
+        raise DynamicsError(f"{what} names dimension {missing[0]} of a state of {size}: expected 0 to {size - 1}")
 
 
 def split_episodes(
@@ -94,7 +173,7 @@ def split_episodes(
       From name to the rows of the part, an index array. No episode is in two parts, every one is in some part.
 
     Raises:
-      ValueError: if shares are not positive or do not add up to 1, or there are fewer episodes than parts.
+      DynamicsError: if shares are not positive or do not add up to 1, or there are fewer episodes than parts.
 
     Example:
       >>> parts = split_episodes(np.array([0, 0, 1, 1]), {"training": 0.5, "calibration": 0.5})
@@ -104,9 +183,9 @@ def split_episodes(
     ids = np.asarray(episodes)
     names = np.unique(ids)
     if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares={dict(shares)}: expected positive shares that add up to 1")
+        raise DynamicsError(f"shares={dict(shares)}: expected positive shares that add up to 1")
     if len(names) < len(shares):
-        raise ValueError(
+        raise DynamicsError(
             f"{len(names)} episodes for {len(shares)} parts ({', '.join(shares)}): expected at least one episode a part"
         )
     order = np.random.default_rng(seed).permutation(names)

@@ -8,6 +8,7 @@ from edgesafe_jax.offline_rl.iql import expectile_loss, make_iql
 from edgesafe_jax.offline_rl.learning import Agent, Learner, Trainer, make_trainer
 from edgesafe_jax.offline_rl.relabelling import (
     Batch,
+    LearningError,
     Row,
     Sampler,
     SamplerData,
@@ -26,6 +27,7 @@ __all__ = [
     "DatasetError",
     "Episodes",
     "Learner",
+    "LearningError",
     "OfflineDataset",
     "Provenance",
     "Row",

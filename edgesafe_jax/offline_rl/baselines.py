@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.dynamics import BoxDomain, Ensemble, GroupAction, TransformBank, Transitions, Verdict
+from edgesafe_jax.dynamics import (
+    BoxDomain,
+    Ensemble,
+    GroupAction,
+    Segments,
+    TransformBank,
+    Transitions,
+    Verdict,
+    as_segments,
+)
 from edgesafe_jax.offline_rl.datasets import OfflineDataset, Provenance, make_dataset
 from edgesafe_jax.offline_rl.relabelling import RewardFn
 from edgesafe_jax.typing import Array, PRNGKey
@@ -41,26 +50,28 @@ def uniform_bank(
 
 
 def true_gaps(
-    step: Callable[[Array, Array], Array], group: GroupAction, elements: Array, data: Transitions
+    step: Callable[[Array, Array], Array], group: GroupAction, elements: Array, data: Transitions | Segments
 ) -> np.ndarray:
-    """How far transformed transitions are from the true world, where there is a simulator of it.
+    """How far transformed transitions, or segments, end from the true world, where there is a simulator of it.
 
     Args:
       step: the true dynamics, from a state `[S]` and an action `[A]` to the next state.
       group: the group.
       elements: leaves `[N, M, ...]`.
-      data: N transitions.
+      data: N transitions, or segments of several steps.
 
     Returns:
-      `[N, M, S]`, |g.s' - step(g.s, g.a)|.
+      `[N, M, S]`, |g.s' - step(g.s, g.a)|, or the same after all steps of the segment.
     """
 
-    def gap(element: Array, state: Array, action: Array, after: Array) -> Array:
-        truth = step(group.state(element, state), group.action(element, action))
-        return jnp.abs(truth - group.state(element, after))
+    def gap(element: Array, states: Array, actions: Array) -> Array:
+        acted = jax.vmap(group.action, in_axes=(None, 0))(element, actions)
+        truth, _ = jax.lax.scan(lambda s, a: (step(s, a), None), group.state(element, states[0]), acted)
+        return jnp.abs(truth - group.state(element, states[-1]))
 
-    over_elements = jax.vmap(gap, in_axes=(0, None, None, None))
-    return np.asarray(jax.jit(jax.vmap(over_elements))(elements, data.states, data.actions, data.next_states))
+    segments = as_segments(data)
+    over_elements = jax.vmap(gap, in_axes=(0, None, None))
+    return np.asarray(jax.jit(jax.vmap(over_elements))(elements, segments.states, segments.actions))
 
 
 def is_wrong(

@@ -20,7 +20,7 @@ from edgesafe_jax.offline_rl.learning import (
     start_training,
 )
 from edgesafe_jax.offline_rl.policies import GaussianPolicy, log_likelihood
-from edgesafe_jax.offline_rl.relabelling import Batch
+from edgesafe_jax.offline_rl.relabelling import Batch, LearningError
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
 
@@ -79,10 +79,10 @@ def make_iql(
       The learner. Its metrics are ``critic_loss``, ``value_loss``, ``actor_loss`` and ``value``.
 
     Raises:
-      ValueError: if `expectile` is not inside (0, 1).
+      LearningError: if `expectile` is not inside (0, 1).
     """
     if not 0 < expectile < 1:
-        raise ValueError(f"expectile={expectile}: expected a number inside (0, 1)")
+        raise LearningError(f"expectile={expectile}: expected a number inside (0, 1)")
     network = MLP((*hidden, 1))
     optimizer = optax.adam(learning_rate)
 

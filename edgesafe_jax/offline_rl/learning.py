@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from edgesafe_jax.offline_rl.relabelling import Batch, Sampler, SamplerData
+from edgesafe_jax.offline_rl.datasets import Provenance
+from edgesafe_jax.offline_rl.relabelling import Batch, LearningError, Sampler, SamplerData
 from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
 
 
@@ -59,7 +60,8 @@ class Trainer(NamedTuple):
     Attributes:
       init: from a key and data to an agent; its normaliser is fitted on batches as the sampler draws them, after
         relabelling and augmentation.
-      run: from an agent, data and a key to the trained agent and the mean of each metric.
+      run: from an agent, data and a key to the trained agent and the mean of each metric; ``augmented`` is the share of
+        rows that are not as they were in the data (moved, noisy or made by a model), goals aside.
     """
 
     init: Callable[[PRNGKey, SamplerData], Agent]
@@ -89,7 +91,7 @@ def make_trainer(
       The pair of functions; neither is jitted.
 
     Raises:
-      ValueError: if `num_updates` is no such multiple, or less than 1.
+      LearningError: if `num_updates` is no such multiple, or less than 1.
 
     Example:
       >>> from edgesafe_jax.offline_rl import make_bc, make_sampler, Sampling
@@ -100,7 +102,7 @@ def make_trainer(
     """
     count = learner.batches_per_call
     if num_updates < 1 or num_updates % count:
-        raise ValueError(f"num_updates={num_updates}: expected a multiple of {count}, at least {count}")
+        raise LearningError(f"num_updates={num_updates}: expected a multiple of {count}, at least {count}")
 
     def init(key: PRNGKey, data: SamplerData) -> Agent:
         key_rows, key_learner = jax.random.split(key)
@@ -119,7 +121,9 @@ def make_trainer(
                 next_observations=agent.normalize(rows.next_observations),
             )
             batches = jax.tree.map(lambda leaf: leaf.reshape(count, batch_size, *leaf.shape[1:]), rows)
-            return learner.update(state, batches, key_update)
+            state, metrics = learner.update(state, batches, key_update)
+            changed = jnp.mean((rows.provenance != Provenance.REAL).astype(jnp.float32))
+            return state, {**metrics, "augmented": changed}
 
         state, metrics = jax.lax.scan(step, agent.learner, jax.random.split(key, num_updates // count))
         return agent.replace(learner=state), jax.tree.map(jnp.mean, metrics)

@@ -22,6 +22,11 @@ from edgesafe_jax.dynamics import BoxDomain, GroupAction, TransformBank, act_on_
 from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, Provenance
 from edgesafe_jax.typing import Array, PRNGKey, PyTree
 
+
+class LearningError(ValueError):
+    """Settings of batches or of training that mean nothing; the message names the value and what was expected."""
+
+
 RewardFn = Callable[[Array, Array], Array]
 """From a next state `[S]` and a goal `[G]` to a reward."""
 
@@ -174,9 +179,11 @@ class Sampling:
     def __post_init__(self):
         for name in ("her_share", "augment_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a share from 0 to 1")
+                raise LearningError(f"{name}={getattr(self, name)}: expected a share from 0 to 1")
         if self.augment_share and self.group is None:
-            raise ValueError(f"augment_share={self.augment_share} without a group: expected the group that acts, or 0")
+            raise LearningError(
+                f"augment_share={self.augment_share} without a group: expected the group that acts, or 0"
+            )
 
 
 def make_sampler(sampling: Sampling) -> Sampler:
@@ -187,7 +194,8 @@ def make_sampler(sampling: Sampling) -> Sampler:
 
     Returns:
       The sampler. Rows whose transformation is not accepted, leads the goal out of the domain or is rejected by the
-      reward policy stay as they are; `Batch.provenance` says which were changed.
+      reward policy stay as they are; `Batch.provenance` says which were changed. It raises DatasetError where hindsight
+      goals have another length than those of the data.
     """
 
     def one(data: SamplerData, index: Array, draws: Array) -> tuple[Row, Array]:
@@ -208,6 +216,8 @@ def make_sampler(sampling: Sampling) -> Sampler:
         return row, provenance
 
     def sample(data: SamplerData, key: PRNGKey, batch_size: int) -> Batch:
+        if sampling.her_share:
+            _check_goals(sampling, data)
         key_rows, key_draws, key_noise = jax.random.split(key, 3)
         index = jax.random.randint(key_rows, (batch_size,), 0, data.last_rows.shape[0])
         draws = jax.random.uniform(key_draws, (batch_size, 4))
@@ -226,6 +236,16 @@ def make_sampler(sampling: Sampling) -> Sampler:
         )
 
     return sample
+
+
+def _check_goals(sampling: Sampling, data: SamplerData) -> None:
+    """Refuses goals that a hindsight goal would be broadcast to."""
+    achieved = jax.eval_shape(sampling.achieved, data.rows.next_state[0]).shape
+    if achieved != data.rows.goal.shape[1:]:
+        raise DatasetError(
+            f"goals have {data.rows.goal.shape[1]} dimensions and `achieved` gives {list(achieved)}: expected the goal "
+            "that a state achieves to be as long as those of the data"
+        )
 
 
 def _transform(sampling: Sampling, row: Row, element: PyTree) -> tuple[Row, Array]:

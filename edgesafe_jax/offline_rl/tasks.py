@@ -82,6 +82,7 @@ class Task:
         by up to 0.15.
       domain: box of positions in which the user declares the dynamics to be the same everywhere.
       walls: what stands in the way.
+      relations: pairs of state dimensions whose differences the dynamics depends on, see `fit_ensemble`.
       horizon: steps of an episode.
       radius: an episode succeeds if the final distance to the goal is below it.
     """
@@ -98,6 +99,7 @@ class Task:
     tolerance: tuple[float, ...]
     domain: Box = ARENA
     walls: tuple[Wall, ...] = ()
+    relations: tuple[tuple[int, int], ...] = ()
     horizon: int = 50
     radius: float = 0.2
 
@@ -231,6 +233,7 @@ def make_pusher() -> Task:
         data=Stratum(inner, inner),
         strata={"in distribution": Stratum(inner, inner), "far corner": Stratum(far, far)},
         tolerance=(0.05, 0.05, 0.25, 0.25, 0.05, 0.05),
+        relations=((4, 0), (5, 1)),
     )
 
 

@@ -10,7 +10,7 @@ K for the knots of a plan (K = T where the search is over actions) and M for the
 
 from edgesafe_jax.planning.cem import make_cem, make_pets_cem, make_planet_cem
 from edgesafe_jax.planning.icem import BUDGETS, ElitesState, make_icem, population_sizes
-from edgesafe_jax.planning.mpc import Episode, loop_episode, run_episode, scan_episode
+from edgesafe_jax.planning.mpc import DivergedError, Episode, loop_episode, run_episode, scan_episode
 from edgesafe_jax.planning.mppi import make_dial, make_mppi, path_integral_weights
 from edgesafe_jax.planning.noise import colored_noise, colored_noise_std
 from edgesafe_jax.planning.physics import MujocoState, MujocoWorld, figure_segments, load_model
@@ -39,6 +39,7 @@ __all__ = [
     "BRAX_TASKS",
     "BUDGETS",
     "TASKS",
+    "DivergedError",
     "ElitesState",
     "Episode",
     "JaxTask",

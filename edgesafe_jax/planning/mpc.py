@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.planning.planner import Planner, checked_count
+from edgesafe_jax.planning.planner import Planner, PlanningError, checked_count
 from edgesafe_jax.planning.simulators import Step, StepResult
 from edgesafe_jax.planning.tasks import JaxTask, MujocoTask
 from edgesafe_jax.typing import Array, PRNGKey, PyTree
+
+
+class DivergedError(PlanningError):
+    """An episode whose true environment did not stay finite."""
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +26,7 @@ class Episode:
     Attributes:
       results: of the steps `[T]`, summed over the repeats of an action; success is that of the last repeat.
       actions: that were taken `[T, A]`.
-      best_cost: of the best trajectory that the planner found `[T]`.
+      best_cost: that of the `Plan` `[T]`.
       num_nonfinite: simulated trajectories that were not finite `[T]`.
       states: of the environment after each action, leading axis T.
       plan_seconds: wall time of each plan `[T]`; zeros where the whole episode is one compiled loop.
@@ -96,6 +100,7 @@ def loop_episode(
 
     Raises:
       PlanningError: if a number is below 1, or the state is not one of this task.
+      DivergedError: if the true environment does not stay finite.
     """
     num_steps = checked_count(num_steps, "num_steps")
     action_repeat = checked_count(action_repeat, "action_repeat")
@@ -110,6 +115,8 @@ def loop_episode(
         results = []
         for _ in range(action_repeat):
             env_state, result = task.step(env_state, np.asarray(action))
+            if not np.isfinite(result.cost):  # MuJoCo would go on from another state
+                raise _diverged(task, number, num_steps)
             results.append(result)
         joined = _joined(jax.tree.map(lambda *leaves: np.stack(leaves), *results))
         steps.append(Episode(joined, action, made.best_cost, made.num_nonfinite, env_state, np.float32(seconds)))  # type: ignore[arg-type]
@@ -142,6 +149,7 @@ def run_episode(
 
     Raises:
       PlanningError: if a number is below 1.
+      DivergedError: if the true environment does not stay finite.
 
     Example:
       >>> from edgesafe_jax.planning import double_integrator, make_icem
@@ -151,6 +159,7 @@ def run_episode(
       >>> bool(episode.results.cost[-1] < 0.1 * episode.results.cost[0])
       True
     """
+    action_repeat = checked_count(action_repeat, "action_repeat")
     start_key, plan_key = jax.random.split(jax.random.key(seed))
     num_steps = task.episode_length // action_repeat if num_steps is None else num_steps
     if isinstance(task, MujocoTask):
@@ -167,7 +176,16 @@ def run_episode(
     episode = _compiled_episode(
         planner, task.step, plan_key, start, num_steps=num_steps, action_repeat=action_repeat
     )
-    return jax.tree.map(np.asarray, episode)
+    episode = jax.tree.map(np.asarray, episode)
+    bad = np.flatnonzero(~np.isfinite(episode.results.cost))
+    if len(bad):
+        raise _diverged(task, int(bad[0]), num_steps)
+    return episode
+
+
+def _diverged(task: JaxTask | MujocoTask, number: int, num_steps: int) -> DivergedError:
+    where = f"step {number + 1} of {num_steps}"
+    return DivergedError(f"{task.name}: the cost of {where} in the true environment is not finite")
 
 
 # Compiled once for a planner and an environment, however many episodes there are.

@@ -384,11 +384,13 @@ class MujocoWorld:
         }
         for name, size in sizes.items():
             shape = np.shape(getattr(state, name))
-            if not shape or shape[-1] != size:
+            if shape != (size,):
                 raise PlanningError(
                     f"the state's {name} has shape {list(shape)}, this model needs [{size}]: it is the state of "
-                    "another model"
+                    "another model, or of several at once: `jax.vmap` maps over states"
                 )
+        if np.ndim(state.goal) != 1:
+            raise PlanningError(f"the state's goal has shape {list(np.shape(state.goal))}: expected one axis, [G]")
 
     def make_simulator(
         self, cost: Cost, *, terminal_cost: Callable[[Features, Array], Array] | None = None

@@ -44,7 +44,8 @@ class Plan:
 
     Attributes:
       actions: the sequence whose first action is returned `[T, A]`.
-      best_cost: cost of the best simulated trajectory `[]`; inf where no trajectory is finite.
+      best_cost: cost of the best trajectory of the last iteration, with the elites that it keeps from earlier ones
+        where the planner keeps any `[]`; inf where none is finite.
       elite_spread: standard deviation of the elites' actions in units of half the range, averaged `[]`.
       num_nonfinite: simulated trajectories whose cost or violation is not finite `[]`.
       num_infeasible: simulated trajectories that leave the constraints `[]`.

@@ -438,6 +438,8 @@ def _usual_promotion() -> Iterator[None]:
 def brax_task(name: str, *, backend: str = "spring") -> JaxTask:
     """Makes a task of a brax environment: its cost is its reward with the sign turned.
 
+    Episodes have a fixed length: where brax says that one is done (an ant that has fallen), it goes on.
+
     Args:
       name: a key of `BRAX_TASKS`.
       backend: brax's physics, ``"spring"``, ``"positional"`` or ``"generalized"``.
@@ -457,7 +459,7 @@ def brax_task(name: str, *, backend: str = "spring") -> JaxTask:
         from brax import envs
 
         env: Any = envs.get_environment(name, backend=backend)  # its base class does not name all that it has
-    limits = np.asarray(env.sys.actuator.ctrl_range, np.float32)
+    bound = np.ones(env.action_size, np.float32)  # what brax's environments take; some scale it to their actuators
 
     def reset(key: PRNGKey) -> PyTree:
         with _usual_promotion():
@@ -470,8 +472,8 @@ def brax_task(name: str, *, backend: str = "spring") -> JaxTask:
 
     return JaxTask(
         name=f"brax_{name}",
-        low=-np.ones(env.action_size, np.float32) if not limits.size else np.maximum(limits[:, 0], -1.0),
-        high=np.ones(env.action_size, np.float32) if not limits.size else np.minimum(limits[:, 1], 1.0),
+        low=-bound,
+        high=bound,
         episode_length=1000,
         horizon=30,
         noise_beta=BRAX_TASKS[name],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import GaussianMLP, fit_ensemble, prediction_error, variance_calibration
+from edgesafe_jax.dynamics import DynamicsError, GaussianMLP, fit_ensemble, prediction_error, variance_calibration
 from edgesafe_jax.dynamics.ensemble import _bootstrap_rows, _fit
 from tests.dynamics.worlds import collect
 
@@ -150,6 +150,20 @@ def test_bad_settings_are_refused(settings, message):
     data = collect(num_episodes=4)
     with pytest.raises(ValueError, match=message):
         fit_ensemble(data.take(data.episodes < 2), data.take(data.episodes >= 2), key=jax.random.key(0), **settings)
+
+
+def test_differences_are_inputs_too():
+    data = collect(num_episodes=8)
+    training, validation = data.take(data.episodes < 4), data.take(data.episodes >= 4)
+    settings = {"key": jax.random.key(0), "num_members": 1, "num_elites": 1, "hidden": (4,), "num_epochs": 1}
+    ensemble, _ = fit_ensemble(training, validation, relations=((1, 0),), **settings)
+    found = jax.vmap(ensemble.normalize)(training.states, training.actions)
+    assert found.shape[1] == 4
+    difference = training.states[:, 1] - training.states[:, 0]
+    np.testing.assert_allclose(found[:, 3], (difference - difference.mean()) / difference.std(), atol=1e-5)
+    assert ensemble.predict(training.states[0], training.actions[0]).mean.shape == (2,)
+    with pytest.raises(DynamicsError, match="relations names dimension 2 of a state of 2: expected 0 to 1"):
+        fit_ensemble(training, validation, relations=((2, 0),), **settings)
 
 
 def test_an_episode_in_both_parts_is_refused():

@@ -8,14 +8,18 @@ import pytest
 from edgesafe_jax.dynamics import (
     BoxDomain,
     CalibrationError,
+    DynamicsError,
+    Equivalence,
     Verdict,
     accept,
     calibrate,
     episode_quantile,
     equivalence_test,
+    fit_ensemble,
     fit_support,
+    make_segments,
+    make_transitions,
     residuals,
-    segment_residuals,
     summarize,
     trust_threshold,
     verdict_map,
@@ -29,15 +33,15 @@ def shifts(data, low=-1.0, high=1.0, seed=0):
     return places - data.states[:, :1]
 
 
-def run(fitted, group, elements, tolerance=TOLERANCE):
-    data = fitted.parts["calibration"]
-    calibration = calibrate(fitted.ensemble, data, tolerance=tolerance)
+def run(fitted, group, elements, tolerance=TOLERANCE, data=None):
+    calibration = calibrate(fitted.ensemble, fitted.parts["calibration"], tolerance=tolerance)
+    data = fitted.parts["calibration"] if data is None else data
     return equivalence_test(fitted.ensemble, calibration, fitted.support, group, elements, data)
 
 
 def test_a_true_symmetry_is_verified(fitted):
-    result = run(fitted, SHIFT, shifts(fitted.parts["calibration"]))
-    report = summarize(result)
+    fresh = collect(num_episodes=100, seed=50)
+    report = summarize(run(fitted, SHIFT, shifts(fresh), data=fresh))
     assert report.overall == Verdict.VERIFIED
     assert report.verified.low > 0.95
     assert report.shares["rejected"] == 0
@@ -72,6 +76,35 @@ def test_an_underfitted_model_is_inconclusive(underfitted):
     assert np.mean(np.asarray(result.trusted)) < 0.1
 
 
+def verdicts_of(*episodes):
+    """A result with the given verdicts, one list for each episode."""
+    verdicts = np.concatenate([np.asarray(each, np.int8) for each in episodes])
+    num = len(verdicts)
+    return Equivalence(
+        verdicts=verdicts,
+        errors=np.zeros((num, 1)),
+        expected=np.zeros(num),
+        trusted=np.ones(num, bool),
+        states=np.zeros((num, 1)),
+        tolerance=np.ones(1),
+        episodes=np.repeat(np.arange(len(episodes)), [len(each) for each in episodes]),
+    )
+
+
+def test_few_tested_samples_decide_nothing():
+    v, e, r = Verdict.VERIFIED, Verdict.EXTRAPOLATED, Verdict.REJECTED
+    # Three verified samples of one episode among five thousand outside the data.
+    report = summarize(verdicts_of([v, v, v], *[[e] * 50] * 100))
+    assert report.overall == Verdict.EXTRAPOLATED
+    assert report.verified.low < 0.3
+    # Samples of few episodes, however many they are.
+    assert summarize(verdicts_of(*[[r] * 50] * 19)).overall == Verdict.EXTRAPOLATED
+    assert summarize(verdicts_of(*[[r] * 50] * 20)).overall == Verdict.REJECTED
+    # All verified: 72 episodes do not show that at most 5 % are not, 73 do.
+    assert summarize(verdicts_of(*[[v] * 50] * 72)).overall == Verdict.INCONCLUSIVE
+    assert summarize(verdicts_of(*[[v] * 50] * 73)).overall == Verdict.VERIFIED
+
+
 def test_outside_the_data_nothing_is_claimed(fitted):
     # A world with a wall at 3 that the data never reach cannot be told from one without: the verdict says so.
     data = fitted.parts["calibration"]
@@ -87,26 +120,107 @@ def test_the_identity_has_the_residual_of_the_model(fitted):
     data = fitted.parts["calibration"]
     residual, spread = residuals(fitted.ensemble, SHIFT, jnp.zeros((len(data.states), 1)), data)
     prediction = jax.vmap(fitted.ensemble.predict)(data.states, data.actions)
-    np.testing.assert_allclose(residual, prediction.mean - data.next_states, atol=1e-6)
-    np.testing.assert_allclose(spread, prediction.spread, rtol=1e-5)
+    np.testing.assert_allclose(residual[:, 0], prediction.mean - data.next_states, atol=1e-6)
+    np.testing.assert_allclose(spread[:, 0], prediction.spread, rtol=1e-5)
 
 
-def test_segments_of_one_step_have_the_one_step_residual(fitted):
-    data = fitted.parts["calibration"].take(np.arange(20))
-    elements = shifts(data)
-    one, _ = residuals(fitted.ensemble, SHIFT, elements, data)
-    states = jnp.stack([data.states, data.next_states], 1)
-    many = segment_residuals(fitted.ensemble, SHIFT, elements, states, jnp.asarray(data.actions)[:, None])
-    np.testing.assert_allclose(many[:, 0], one, atol=1e-6)
+def test_a_segment_is_predicted_from_its_moved_start(fitted):
+    data = make_segments(fitted.parts["calibration"].take(np.arange(15)), 4)
+    residual, spread = residuals(fitted.ensemble, SHIFT, jnp.full((len(data.states), 1), 0.5), data)
+    state = data.states[0, 0] + np.array([0.5, 0.0], np.float32)
+    for k in range(4):
+        prediction = fitted.ensemble.predict(state, data.actions[0, k])
+        state = prediction.mean
+        np.testing.assert_allclose(residual[0, k], state - data.states[0, k + 1] - jnp.array([0.5, 0.0]), atol=1e-5)
+        np.testing.assert_allclose(spread[0, k], prediction.spread, rtol=1e-4)
 
 
 def test_a_false_symmetry_shows_more_over_several_steps(sloped):
-    data = sloped.parts["calibration"]
-    states = np.concatenate([data.states.reshape(-1, 15, 2), data.next_states.reshape(-1, 15, 2)[:, -1:]], 1)
-    actions = data.actions.reshape(-1, 15, 1)
-    elements = jnp.full((len(states), 1), 0.5)
-    error = np.abs(segment_residuals(sloped.ensemble, SHIFT, elements, jnp.asarray(states[:, :6]), actions[:, :5]))
+    data = make_segments(sloped.parts["calibration"], 5)
+    error = np.abs(residuals(sloped.ensemble, SHIFT, jnp.full((len(data.states), 1), 0.5), data)[0])
     assert error[:, 4, 0].mean() > 2 * error[:, 0, 0].mean()
+
+
+def test_several_steps_reject_what_one_step_cannot(sloped):
+    # A shift by 0.15 changes the velocity by 0.09 a step: below one and a half tolerances at first, not after four.
+    shares = []
+    for horizon in (1, 4):
+        calibration = calibrate(sloped.ensemble, sloped.parts["calibration"], tolerance=TOLERANCE, horizon=horizon)
+        fresh = make_segments(collect(num_episodes=60, seed=5, slope=0.6), horizon)
+        elements = jnp.full((len(fresh.states), 1), 0.15)
+        result = equivalence_test(sloped.ensemble, calibration, sloped.support, SHIFT, elements, fresh)
+        shares.append(np.mean(np.asarray(result.verdicts) == Verdict.REJECTED))
+        verified = np.mean(np.asarray(result.verdicts) == Verdict.VERIFIED)
+    assert shares[0] == 0
+    assert shares[1] > 0.5
+    assert verified == 0
+
+
+def test_a_segment_is_known_only_if_its_whole_path_is(fitted):
+    fresh = make_segments(collect(num_episodes=20, seed=6), 4)
+    calibration = calibrate(fitted.ensemble, fitted.parts["calibration"], tolerance=TOLERANCE, horizon=4)
+    states = np.array(fresh.states)
+    states[:, 2, 0] += 9.0  # far outside, in the middle of the path
+    elements = jnp.zeros((len(states), 1))
+    for data, share in ((fresh, 0.3), (fresh.replace(states=states), 1.0)):
+        result = equivalence_test(fitted.ensemble, calibration, fitted.support, SHIFT, elements, data)
+        outside = np.mean(np.asarray(result.verdicts) == Verdict.EXTRAPOLATED)
+        assert outside <= share
+        assert share < 1 or outside == 1
+
+
+def test_segments_of_another_length_than_the_calibration_are_refused(fitted):
+    data = fitted.parts["calibration"]
+    with pytest.raises(DynamicsError, match="segments of 2 steps, a calibration for 1: expected the same"):
+        equivalence_test(
+            fitted.ensemble,
+            fitted.calibration,
+            fitted.support,
+            SHIFT,
+            shifts(data)[: 14 * 54],
+            make_segments(data, 2),
+        )
+
+
+def test_bodies_that_are_never_so_near_each_other_are_outside_the_support():
+    # Two bodies on a line, always at least 0.3 apart, and two numbers more that are noise to this question.
+    def episodes(seed, num=60, length=40):
+        rng = np.random.default_rng(seed)
+        one = rng.uniform(-1, 1, num * length)
+        other = one + rng.choice([-1, 1], num * length) * rng.uniform(0.3, 0.6, num * length)
+        states = np.stack([one, other, *rng.normal(size=(2, num * length))], 1)
+        return make_transitions(
+            states=states,
+            actions=np.zeros((num * length, 1)),
+            next_states=states,
+            episodes=np.repeat(np.arange(num), length),
+        )
+
+    training, calibration = episodes(0), episodes(1)
+    fresh = episodes(2)
+    overlap = fresh.replace(states=np.concatenate([fresh.states[:, :1], fresh.states[:, :1], fresh.states[:, 2:]], 1))
+    shares = {}
+    for relations in ((), ((1, 0),)):
+        # Only its normaliser matters here.
+        ensemble, _ = fit_ensemble(
+            training,
+            calibration.replace(episodes=calibration.episodes + 100),
+            key=jax.random.key(0),
+            num_members=1,
+            num_elites=1,
+            hidden=(1,),
+            num_epochs=1,
+            relations=relations,
+        )
+        support = fit_support(ensemble, training, calibration, moved=(1,))
+        for name, data in (("fresh", fresh), ("overlap", overlap)):
+            known = support.contains(jax.vmap(ensemble.normalize)(data.states, data.actions))
+            shares[name, len(relations)] = float(np.mean(np.asarray(known)))
+    assert shares["overlap", 0] > 0.8
+    assert shares["overlap", 1] == 0
+    assert shares["fresh", 1] > 0.92
+    with pytest.raises(DynamicsError, match="moved names dimension -1 of a state of 4"):
+        fit_support(ensemble, training, calibration, moved=(-1,))
 
 
 def test_the_conformal_quantile_in_closed_form():
@@ -225,6 +339,10 @@ def test_a_box_domain_measures_how_far_outside():
     np.testing.assert_allclose(box.excess(jnp.array([2.0, 0.0, 5.0])), 0.5)
     with pytest.raises(ValueError, match="one low below one high"):
         BoxDomain(dims=(0,), low=(1.0,), high=(1.0,))
+    with pytest.raises(ValueError, match="one low below one high"):
+        BoxDomain(dims=(0, 1), low=(1.0,), high=(1.0,))
+    with pytest.raises(DynamicsError, match="dims names dimension 9 of a state of 4: expected 0 to 3"):
+        BoxDomain(dims=(0, 9), low=(-1.0, -1.0), high=(1.0, 1.0)).contains(jnp.zeros(4))
 
 
 def test_the_map_shows_where_it_breaks(sloped):

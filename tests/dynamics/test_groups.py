@@ -29,6 +29,7 @@ FLIP = Reflection(SIZES, state_dims=(0, 2, 4, 6), action_dims=(0, 2), goal_dims=
 SWAP = Permutation(
     SIZES, state_blocks=((0, 1, 2, 3), (4, 5, 6, 7)), action_blocks=((0, 1), (2, 3)), goal_blocks=((0, 1), (2, 3))
 )
+ONE_FLIP = Reflection(SIZES, state_dims=(0,))
 BOTH = Product((SHIFT, SWAP))
 GROUPS = {"translation": SHIFT, "rotation": TURN, "reflection": FLIP, "permutation": SWAP, "product": BOTH}
 every_group = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
@@ -193,6 +194,10 @@ def test_what_breaks_the_symmetry_shows_by_its_size():
         ),
         (lambda: Product(()), "at least one"),
         (lambda: Product((SHIFT, Reflection(Sizes(3, 1), state_dims=(0,)))), "all the same"),
+        (lambda: Product((SHIFT, FLIP)), r"0 \(Translation\) and 1 \(Reflection\) do not commute"),
+        (lambda: Product((FLIP, SHIFT)), r"0 \(Reflection\) and 1 \(Translation\) do not commute"),
+        (lambda: Product((SWAP, ONE_FLIP)), r"0 \(Permutation\) and 1 \(Reflection\) do not commute"),
+        (lambda: Product((ONE_FLIP, SWAP)), r"0 \(Reflection\) and 1 \(Permutation\) do not commute"),
         (lambda: Product((SHIFT, TURN)), r"0 \(Translation\) and 1 \(PlanarRotation\) do not commute"),
     ],
 )

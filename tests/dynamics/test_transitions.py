@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import make_transitions, split_episodes
+from edgesafe_jax.dynamics import DynamicsError, as_segments, make_segments, make_transitions, split_episodes
 
 SHARES = {"training": 0.5, "validation": 0.1, "calibration": 0.4}
 
@@ -71,3 +71,33 @@ def test_bad_splits_are_refused(episodes, shares, message):
 def test_bad_arrays_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_transitions(**{**arrays(), **changes})
+
+
+def counted(episodes, gaps=()):
+    """Transitions from place i to i + 1; at a gap the next row does not follow."""
+    x = np.arange(len(episodes), dtype=float)[:, None]
+    after = x + 1
+    after[list(gaps)] += 0.5
+    return make_transitions(states=x, actions=10 * x, next_states=after, episodes=np.array(episodes))
+
+
+def test_segments_stay_in_their_episode_and_are_consecutive():
+    found = make_segments(counted([0, 0, 0, 0, 1, 1, 1, 1, 1], gaps=(5,)), 3)
+    assert found.states[:, :, 0].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [6, 7, 8, 9]]
+    assert found.actions[:, :, 0].tolist() == [[0, 10, 20], [10, 20, 30], [60, 70, 80]]
+    assert found.episodes.tolist() == [0, 0, 1]
+    assert found.horizon == 3
+
+
+def test_a_transition_is_a_segment_of_one_step():
+    data = counted([0, 0, 1])
+    one, cut = as_segments(data), make_segments(data, 1)
+    for name in ("states", "actions", "episodes"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(cut, name))
+    assert as_segments(cut) is cut
+
+
+@pytest.mark.parametrize("horizon", [0, 3, 4])
+def test_segments_that_there_are_not(horizon):
+    with pytest.raises(DynamicsError, match=f"horizon={horizon}: expected"):
+        make_segments(counted([0, 0, 1]), horizon)

@@ -4,10 +4,12 @@ import pytest
 
 from edgesafe_jax.adapters import AdapterError
 from edgesafe_jax.assets import AssetError
+from edgesafe_jax.dynamics import CalibrationError, DynamicsError
 from edgesafe_jax.guards.probe import GuardFileError
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LoadingError
+from edgesafe_jax.offline_rl import LearningError
 from edgesafe_jax.training import CheckpointError, TrainingError, TrainingStopped, WorkdirError
 from launch import bench, errors, quickstart
 from tests.launch import cli
@@ -18,10 +20,13 @@ from tests.launch import cli
     [
         AdapterError,
         AssetError,
+        CalibrationError,
         CheckpointError,
         ContextError,
+        DynamicsError,
         GuardError,
         GuardFileError,
+        LearningError,
         LoadingError,
         TrainingError,
         WorkdirError,

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.offline_rl import get_config
 from edgesafe_jax.offline_rl import make_dataset, tasks
 from edgesafe_jax.offline_rl.formats import write_ogbench
 from launch import offline, train
@@ -30,12 +31,42 @@ def test_policies_are_trained_reported_and_resumed(monkeypatch, capsys, tmp_path
         name = f"offline_rl/her_learned/{stratum}"
         assert 0 <= summary[f"{name}_low"] <= summary[name] <= summary[f"{name}_high"] <= 1
     assert summary["offline_rl/symmetry/coverage_after"] >= 0
+    assert summary["offline_rl/model/error of 5 steps"] > summary["offline_rl/model/error of 1 step"] > 0
+    assert "offline_rl/symmetry_fresh/accepted" not in summary  # a file has no fresh episodes
     lines = (run / "methods" / "her_learned" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
+    # At most the share that the config asks for, where an element was accepted.
+    assert 0 <= json.loads(lines[-1])["augmented"] <= 0.9
     assert (run / "report.html").read_text().count("data:image/png") >= 3
     assert "her_learned" in capsys.readouterr().out
     cli.run(monkeypatch, train, *arguments)  # nothing is left to train
     assert json.loads((run / "summary.json").read_text()) == summary
+
+
+def test_translations_are_checked_on_fresh_episodes(monkeypatch, tmp_path):
+    monkeypatch.setattr(offline, "FRESH_EPISODES", 3)
+    cli.run(monkeypatch, train, RL, f"--workdir={tmp_path}/run", "--config.methods=('her_learned',)")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    name = "offline_rl/symmetry_fresh"
+    shares = [summary[f"{name}/{v}"] for v in ("verified", "extrapolated", "rejected", "inconclusive")]
+    assert sum(shares) == pytest.approx(1)
+    if summary[f"{name}/accepted"]:
+        # Of three episodes nothing is known for sure.
+        low, estimate, high = (summary[f"{name}/wrong_among_accepted{end}"] for end in ("_low", "", "_high"))
+        assert low <= estimate <= high
+        assert high > 0.5
+
+
+def test_a_file_without_goals_pursues_where_it_ended(tmp_path):
+    task = tasks.make_point_mass()
+    data = tasks.generate(task, jax.random.key(0), num_episodes=3)
+    path = write_ogbench(tmp_path / "data.npz", data.replace(goals=np.zeros((150, 0), np.float32)))
+    config = get_config()
+    config.data.path = str(path)
+    found = offline.load_data(config, task)
+    last = data.next_states[data.last_rows()][:, :2]
+    np.testing.assert_allclose(found.goals, last, atol=1e-6)
+    np.testing.assert_allclose(found.rewards, -np.linalg.norm(data.next_states[:, :2] - last, axis=1), atol=1e-5)
 
 
 def test_symmetries_are_tested_and_reported(monkeypatch, tmp_path):
@@ -44,6 +75,8 @@ def test_symmetries_are_tested_and_reported(monkeypatch, tmp_path):
     shares = [summary[f"dynamics/velocity_shift/{v}"] for v in ("verified", "extrapolated", "rejected", "inconclusive")]
     assert sum(shares) == pytest.approx(1)
     assert "dynamics/velocity_shift/scale_4/false acceptance" in summary
+    assert summary["dynamics/velocity_shift/scale_1/could be rejected"] > 0.1
+    assert 0 <= summary["dynamics/velocity_shift/model/inside the 90 % interval"] <= 1
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -54,6 +87,8 @@ def test_what_means_nothing_is_refused(monkeypatch, capsys, tmp_path):
     assert "her_learned" in message
     message = cli.refused(monkeypatch, capsys, train, TESTS, workdir, "--config.cases=('magic',)")
     assert "config.cases='magic'" in message
+    message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.data.shares.training=0.9")
+    assert "expected positive shares that add up to 1" in message
     message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.updates_per_step=3")
     assert "num_updates=8: expected a multiple of config.updates_per_step, 3" in message
 
@@ -72,8 +107,10 @@ def test_data_of_another_world_are_refused(monkeypatch, capsys, tmp_path):
 
 
 def test_every_named_learner_and_case_can_be_made():
-    for make in offline.LEARNERS.values():
-        assert make(hidden=(4,)).batches_per_call >= 1
+    for name in offline.LEARNERS:
+        config = get_config()
+        config.learner.name = name
+        assert offline.make_learner(config.learner).batches_per_call >= 1
     for case in offline.CASES.values():
         task = case.task()
         group = task.group if case.make_group is None else case.make_group(task)

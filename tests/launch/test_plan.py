@@ -120,6 +120,25 @@ def test_a_study_is_resumed_cell_by_cell(monkeypatch, tmp_path, capsys):
     assert "Return against the budget" in (tmp_path / "s" / "report.html").read_text()
 
 
+def test_an_episode_that_diverges_is_counted_and_leaves_no_return(monkeypatch, tmp_path, capsys):
+    run = library.run_episode
+
+    def sometimes(*arguments, **options):
+        if options["seed"] == 1:
+            raise library.DivergedError("the cost is not finite")
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(library, "run_episode", sometimes)
+    cli.run(monkeypatch, plan, f"--config={STUDY}", f"--workdir={tmp_path}/s")
+    kept = json.loads((tmp_path / "s" / "cells" / "double_integrator-icem-50.json").read_text())
+    assert [row["return"] is None for row in kept] == [False, True]
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert summary["planning_study/double_integrator/icem/50/return"] == pytest.approx(kept[0]["return"])
+    assert "diverged" in capsys.readouterr().out
+    rows, values = planning.study_results({("run", "icem", 50): [{"return": None, "success": False}]})
+    assert (rows[0]["diverged"], values) == (1, {})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

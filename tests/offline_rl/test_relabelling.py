@@ -8,6 +8,7 @@ import pytest
 from edgesafe_jax.dynamics import BoxDomain, Sizes, TransformBank, Translation
 from edgesafe_jax.offline_rl import (
     DatasetError,
+    LearningError,
     Provenance,
     Sampling,
     make_dataset,
@@ -155,10 +156,17 @@ def test_terminals_pass_to_the_batch_as_they_are():
     assert np.all(np.asarray(batch.observations[:, 0])[ended] == 12)
 
 
+def test_goals_of_another_length_are_refused():
+    # A hindsight goal of two numbers in a column of one would be broadcast.
+    sampler = make_sampler(Sampling(achieved=lambda state: state[:2], reward_fn=reward, her_share=0.5))
+    with pytest.raises(DatasetError, match=r"goals have 1 dimensions and `achieved` gives \[2\]"):
+        sampler(make_sampler_data(line()), jax.random.key(0), 8)
+
+
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match=r"her_share=1\.5"):
+    with pytest.raises(LearningError, match=r"her_share=1\.5"):
         Sampling(achieved=achieved, reward_fn=reward, her_share=1.5)
-    with pytest.raises(ValueError, match="without a group"):
+    with pytest.raises(LearningError, match="without a group"):
         Sampling(achieved=achieved, reward_fn=reward, augment_share=0.5)
     with pytest.raises(DatasetError, match="the bank has 12 rows, the data set 6"):
         make_sampler_data(line(2), bank=bank_of(line(4), [1.0], [True]))

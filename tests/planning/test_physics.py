@@ -216,6 +216,27 @@ def test_problems_over_eight_devices_share_one_simulator(world):
         np.testing.assert_allclose(spread[0][number], alone[0], atol=1e-4)
 
 
+def test_an_environment_that_explodes_ends_the_episode():
+    wild = make_world(EXPLODING)
+
+    def start(rng):
+        data = mujoco.MjData(wild.model)
+        data.qpos[:] = 0.01
+        mujoco.mj_forward(wild.model, data)
+        return wild.state_of(data)
+
+    def cost(before, action, after, goal):
+        return step_result(after["x"][..., 0])
+
+    bound = np.ones(1, np.float32)
+    task = planning.MujocoTask("wild", -bound, bound, 100, 5, 1.0, 0.03, wild, cost, start)
+    planner = planning.make_icem(task.simulator(), low=task.low, high=task.high, horizon=5, num_samples=8, num_elites=4)
+    with pytest.raises(planning.DivergedError, match=r"wild: the cost of step \d+ of 100 in the true environment"):
+        planning.run_episode(planner, task, seed=0)
+    with pytest.raises(PlanningError, match="action_repeat=0"):
+        planning.run_episode(planner, task, seed=0, action_repeat=0)
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +249,12 @@ def test_a_state_of_another_model_is_refused_before_compilation(world):
         jax.jit(world.make_simulator(cost)).lower(state, actions)
     with pytest.raises(PlanningError, match="state of another model"):
         world.step(state, actions[0, 0])
+    mine, _ = start_of(world, 0)
+    batch = dataclasses.replace(mine, physics=np.stack([mine.physics] * 2))
+    with pytest.raises(PlanningError, match=r"physics has shape \[2, 6\].*`jax.vmap` maps over states"):
+        world.step(batch, actions[0, 0])
+    with pytest.raises(PlanningError, match=r"the state's goal has shape \[\]: expected one axis"):
+        world.step(dataclasses.replace(mine, goal=np.float64(0.3)), actions[0, 0])
     with pytest.raises(PlanningError, match="expected a MujocoState, got ndarray"):
         world.make_simulator(cost)(np.zeros(3), actions)
 

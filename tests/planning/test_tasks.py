@@ -202,6 +202,14 @@ def test_a_brax_task_steps_and_pays_its_reward():
     assert task.control_step == pytest.approx(0.02)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_brax_takes_the_same_actions_whatever_its_actuators():
+    # Its humanoid scales [-1, 1] to actuators of +-0.4 itself.
+    task = planning.brax_task("humanoidstandup")
+    np.testing.assert_array_equal(task.high, np.ones(17, np.float32))
+    np.testing.assert_array_equal(task.low, -task.high)
+
+
 @pytest.mark.parametrize(
     ("name", "backend", "match"), [("hopper", "spring", "hopper"), ("ant", "mjx", "backend='mjx'")]
 )
