@@ -469,9 +469,9 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
             rows.append({"environment": environment, "planner": name, "budget": budget, "diverged": len(seeds)})
             continue
         success = float(np.mean([row["success"] for row in seeds]))
-        icem = [float(row["return"]) for row in cells.get((environment, "icem", budget), ())]
+        icem = _returns(cells.get((environment, "icem", budget), ()))
         difference = None
-        if name != "icem" and len(icem) == len(returns) > 1:
+        if name != "icem" and len(icem) == len(returns) == len(seeds) > 1:  # none diverged: seeds pair up
             difference = metrics.paired_bootstrap_interval(values=np.array(returns), baseline=np.array(icem))
         rows.append(
             {
