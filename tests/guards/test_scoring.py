@@ -146,8 +146,8 @@ def test_earlier_fields_hold_the_more_probable_label(tiny_model):
         assert found.log_odds[i] == pytest.approx(second, abs=1e-4)
 
 
-def test_the_highest_policy_counts(tiny_model):
-    model = with_template(tiny_model, SHAPES["shieldgemma"])
+def test_the_highest_policy_counts(word_model):
+    model = with_template(word_model, SHAPES["shieldgemma"])
     policies = ({"guideline": "in the"}, {"guideline": "us"}, {"guideline": "er a"})
     fields = (Field("", unsafe=("Y",), safe=("N",)),)
     alone = [
