@@ -113,7 +113,6 @@ class HeadSubject:
             anchor_weight=float(self.config["anchor_weight"]),
             learning_rate=float(self.config["learning_rate"]),
             num_steps=int(self.config["num_steps"]),
-            whitening=float(self.config["whitening"]),
             ema_decay=None if float(self.config["ema_decay"]) < 0 else float(self.config["ema_decay"]),
         )
         return [jax.tree.map(lambda leaf, seed=seed: leaf[seed], heads) for seed in range(len(keys))]
@@ -183,10 +182,10 @@ def check(config: Config) -> None:
             raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
     if not config["guards"]:
         raise errors.ConfigError(f"config.guards is empty: expected some of {', '.join(SUBJECTS)}.")
-    if not float(config["learning_rate"]) > 0 or min(float(config["anchor_weight"]), float(config["whitening"])) < 0:
+    if not float(config["learning_rate"]) > 0 or float(config["anchor_weight"]) < 0:
         raise errors.ConfigError(
-            f"config.learning_rate={config['learning_rate']}, config.anchor_weight={config['anchor_weight']}, "
-            f"config.whitening={config['whitening']}: expected above 0, and twice 0 or more."
+            f"config.learning_rate={config['learning_rate']}, config.anchor_weight={config['anchor_weight']}: expected "
+            "above 0, and 0 or more."
         )
     if "smolguard" in config["guards"] and float(config["ema_decay"]) >= 0:
         raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: SmolGuard takes fixed targets, -1.")

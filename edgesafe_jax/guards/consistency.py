@@ -3,10 +3,6 @@
 Pinneri and Louizos, "Guarding the Meaning: Self-Supervised Training for Semantic Robustness in Guard Models", arXiv
 2511.10665. The objective is this project's reading of it: cross-entropy from a set-level target
 (`edgesafe_jax.guards.targets`) for every member, and an anchor to the first verdict on the originals.
-
-A head on frozen features is linear, and what paraphrasing moves in the features is known from the sets alone: it is
-first turned away from that in closed form (`whiten_head`), which carries over to other ways of paraphrasing better
-than gradient steps do, and then trained.
 """
 
 import functools
@@ -18,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
 
 from edgesafe_jax.adapters.lora import LoRA
-from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_log_odds
+from edgesafe_jax.guards.heads import GatedHead, unsafe_log_odds
 from edgesafe_jax.guards.paraphrases import ParaphraseError, ParaphraseSet
 from edgesafe_jax.guards.scoring import LanguageModelGuard, label_scores
 from edgesafe_jax.guards.targets import Rule, set_target
@@ -81,100 +76,6 @@ def _with(head: GatedHead, trained: dict[str, dict[str, Array]]) -> GatedHead:
     )
 
 
-def whiten_head(head: GatedHead, sets: SetFeatures, *, strength: float) -> GatedHead:
-    r"""Turns the verdicts of a head away from what paraphrasing moves in its features, without labels.
-
-    .. math:: w' = k\, (I + c\, \Sigma)^{-1} w
-
-    with the covariance :math:`\Sigma` of the members' standardised features around the mean of their set, and the
-    strength c. By least squares, k and the bias keep the log-odds of the originals as they were. This is within-class
-    covariance normalisation with sets in the place of classes. The gate stays.
-
-    Args:
-      head: the head; its maps `general` and `own` are changed.
-      sets: features of the paraphrase sets.
-      strength: c, above 0: a direction that paraphrasing moves with a variance of 1 / c loses half its weight.
-
-    Returns:
-      The head.
-
-    Raises:
-      ValueError: a strength that is not above 0.
-
-    Reference:
-      Hatch, Kajarekar, Stolcke, "Within-Class Covariance Normalization for SVM-based Speaker Recognition", 2006.
-    """
-    if not strength > 0:
-        raise ValueError(f"strength={strength}: expected above 0.")
-    features, where = np.asarray(sets.features, np.float32), np.asarray(sets.where)
-    exists = where[:, :, None]
-    centre = np.sum(features, axis=1, where=exists, keepdims=True) / exists.sum(axis=1, keepdims=True)
-    deviations, originals = (features - centre)[where], features[:, 0]
-
-    def whitened(part: Head) -> Head:
-        scale, linear = np.asarray(part.scale), np.asarray(part.linear)
-        moved = deviations * scale
-        # (I + c A'A / n)^-1 w by the matrix A A', which is the smaller one.
-        gram = moved @ moved.T
-        gram[np.diag_indices_from(gram)] += len(moved) / strength
-        turned = linear - moved.T @ np.linalg.solve(gram, moved @ linear)
-        standardised = (originals - np.asarray(part.mean)) * scale
-        before, after = standardised @ linear, standardised @ turned
-        k = np.cov(before, after)[0, 1] / np.maximum(np.var(after, ddof=1), 1e-12)
-        return part.replace(  # type: ignore[attr-defined]
-            linear=jnp.asarray(k * turned, jnp.float32),
-            bias=jnp.float32(part.bias + before.mean() - k * after.mean()),
-        )
-
-    return head.replace(general=whitened(head.general), own=whitened(head.own))  # type: ignore[attr-defined]
-
-
-@jax.jit
-def _calibration_gradient(
-    change: Array, head: GatedHead, sets: SetFeatures, target: Array, reference: Array, anchor_weight: Array
-) -> tuple[Array, Array]:
-    """Mean `consistency_objective` of `_recalibrated` with its gradient by the change."""
-
-    def objective(change: Array) -> Array:
-        values = consistency_objective(
-            log_odds=unsafe_log_odds(_recalibrated(head, change), sets.features),
-            target=target,
-            reference=reference,
-            where=sets.where,
-            anchor_weight=anchor_weight,
-        )
-        return jnp.mean(values)
-
-    return jax.value_and_grad(objective)(change)
-
-
-def _recalibrated(head: GatedHead, change: Array) -> GatedHead:
-    """The head with the log-odds of both its verdicts multiplied by `exp(change[0])` and moved by `change[1]`."""
-    factor = jnp.exp(change[0])
-    parts = {
-        part: getattr(head, part).replace(
-            slope=getattr(head, part).slope * factor, offset=getattr(head, part).offset * factor + change[1]
-        )
-        for part in ("general", "own")
-    }
-    return head.replace(**parts)  # type: ignore[attr-defined]
-
-
-def _calibrate(
-    head: GatedHead, sets: SetFeatures, *, target: Array, reference: Array, anchor_weight: float
-) -> GatedHead:
-    """Fits slope and offset of a head to set-level targets: two numbers, which cannot learn the sets by heart."""
-
-    def objective(change: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = _calibration_gradient(
-            jnp.asarray(change, jnp.float32), head, sets, target, reference, jnp.float32(anchor_weight)
-        )
-        return float(value), np.asarray(gradient, np.float64)
-
-    found = scipy.optimize.minimize(objective, np.zeros(2), jac=True, method="L-BFGS-B", options={"maxiter": 30})
-    return _recalibrated(head, jnp.asarray(found.x, jnp.float32))
-
-
 def tune_heads(
     head: GatedHead,
     sets: SetFeatures,
@@ -184,15 +85,13 @@ def tune_heads(
     anchor_weight: float,
     learning_rate: float,
     num_steps: int,
-    whitening: float = 0.0,
     ema_decay: float | None = None,
 ) -> tuple[GatedHead, Array]:
     """Trains the linear maps of a head on frozen features towards set-level targets, once per key.
 
-    With `whitening`, the head goes through `whiten_head` first and its calibration is fitted to the targets of the head
-    as it was; the whitened head then stands for the head. Adam on the whole sample at once follows: frozen features are
-    read by one matrix product for all keys. Standardisation and calibration stay. Each key draws its own sample of the
-    sets for Adam, as many as there are with replacement: several keys show how much the choice of answers matters.
+    Adam on the whole sample at once: frozen features are read by one matrix product for all keys. The standardisation
+    and the calibration of the head stay. Each key draws its own sample of the sets, as many as there are with
+    replacement: several keys show how much the choice of answers matters.
 
     Args:
       head: where training starts, and what the anchor holds on to.
@@ -202,7 +101,6 @@ def tune_heads(
       anchor_weight: weight of the anchor.
       learning_rate: of Adam, decayed to zero along a cosine.
       num_steps: steps.
-      whitening: strength of `whiten_head`; 0 leaves it out.
       ema_decay: None takes the targets from the head at the start; a decay in [0, 1] from an exponential moving
         average of the trained one.
 
@@ -214,11 +112,6 @@ def tune_heads(
     """
     reference = _log_odds(head, sets.features)
     target = set_target(jax.nn.sigmoid(reference), rule=rule, where=sets.where)
-    if whitening:
-        whitened = whiten_head(head, sets, strength=whitening)
-        head = _calibrate(whitened, sets, target=target, reference=reference[:, 0], anchor_weight=anchor_weight)
-        reference = _log_odds(head, sets.features)
-        target = set_target(jax.nn.sigmoid(reference), rule=rule, where=sets.where)
     return _tune(
         head,
         sets,

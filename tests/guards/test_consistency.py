@@ -13,9 +13,8 @@ from edgesafe_jax.guards.consistency import (
     lora_objective,
     set_log_odds,
     tune_heads,
-    whiten_head,
 )
-from edgesafe_jax.guards.heads import GatedHead, fit_head, head_logits, unsafe_log_odds, unsafe_probability
+from edgesafe_jax.guards.heads import GatedHead, fit_head, unsafe_log_odds, unsafe_probability
 from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseError, ParaphraseSet
 from edgesafe_jax.guards.registry import FORMATS, Field, GuardFormat, TemplateError
 from edgesafe_jax.guards.robustness import SetScores, robustness, score_sets
@@ -93,57 +92,6 @@ def test_training_makes_verdicts_steadier_without_losing_what_they_mean(tuned):
         assert after["std"] < 0.7 * before["std"]
         assert after["flips"] < before["flips"]
         assert after["auroc"] > before["auroc"]
-
-
-def test_whitening_takes_the_weight_from_what_paraphrasing_moves():
-    head, sets, labels = world()
-    before = robustness(scores_of(head, sets, labels))
-    after = robustness(scores_of(whiten_head(head, sets, strength=30.0), sets, labels))
-    assert after["std"] < 0.6 * before["std"]
-    assert after["flips"] < before["flips"]
-    assert after["auroc"] > before["auroc"]
-
-
-def test_whitening_is_its_formula_and_keeps_the_log_odds_of_originals():
-    head, sets, _ = world()
-    strength = 4.0
-    members, where = np.asarray(sets.features, np.float64), np.asarray(sets.where)
-    deviations = np.concatenate([m[w] - m[w].mean(0) for m, w in zip(members, where, strict=True)])
-    scale, linear = np.asarray(head.general.scale, np.float64), np.asarray(head.general.linear, np.float64)
-    covariance = (deviations * scale).T @ (deviations * scale) / len(deviations)
-    turned = np.linalg.solve(np.eye(5) + strength * covariance, linear)
-    found = whiten_head(head, sets, strength=strength)
-    ratio = np.asarray(found.general.linear) / turned
-    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
-    first, then = (np.asarray(head_logits(h.general, sets.features[:, 0])) for h in (head, found))
-    slope, offset = np.polyfit(then, first, 1)
-    assert slope == pytest.approx(1, abs=1e-3)
-    assert offset == pytest.approx(0, abs=1e-3)
-    for part in ("mean", "scale", "slope", "offset"):
-        np.testing.assert_array_equal(getattr(found.general, part), getattr(head.general, part))
-    np.testing.assert_array_equal(found.gate.linear, head.gate.linear)
-
-
-def test_weak_whitening_changes_nothing_and_none_is_refused():
-    head, sets, _ = world()
-    np.testing.assert_allclose(whiten_head(head, sets, strength=1e-6).own.linear, head.own.linear, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"strength=0\.0: expected above 0"):
-        whiten_head(head, sets, strength=0.0)
-
-
-def test_tuning_after_whitening_starts_from_the_whitened_head():
-    head, sets, labels = world()
-    still = {**OPTIONS, "learning_rate": 1e-9}
-    heads, _ = tune_heads(head, sets, KEYS, **still, whitening=30.0)
-    one = jax.tree.map(lambda leaf: leaf[0], heads)
-    np.testing.assert_allclose(one.general.linear, whiten_head(head, sets, strength=30.0).general.linear, atol=1e-5)
-    # A conservative target moves the calibration towards unsafe.
-    flagged = {}
-    for rule in ("mean", "max"):
-        heads, _ = tune_heads(head, sets, KEYS, **{**still, "rule": RULES[rule]}, whitening=30.0)
-        one = jax.tree.map(lambda leaf: leaf[0], heads)
-        flagged[rule] = robustness(scores_of(one, sets, labels))["flagged"]
-    assert flagged["max"] > flagged["mean"]
 
 
 def test_only_the_linear_maps_move(tuned):
