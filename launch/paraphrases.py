@@ -9,6 +9,7 @@ import jax
 from edgesafe_jax.corpora import ScoredPair
 from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.paraphrases import (
+    STYLES,
     Encode,
     ParaphraseSet,
     Source,
@@ -29,20 +30,34 @@ SOURCES = ("style", "wordnet", "llm")
 """What `config.data.sources` may name; back-translation and others come in as a user's JSONL."""
 
 
-def _sources(data: Mapping[str, Any], model: str, seed: int, progress: Progress) -> list[Source]:
-    made: dict[str, Source] = {}
+def _sources(config: Mapping[str, Any], role: examples.Role, progress: Progress) -> list[Source]:
+    """The sources of a role: what is held out is made for held-out answers only."""
+    data, seed = config["data"], int(config["seed"])
+    made: list[Source] = []
     for name in data["sources"]:
         if name not in SOURCES:
             raise errors.ConfigError(f"config.data.sources names {name!r}: expected some of {', '.join(SOURCES)}.")
+        if name in data["held_out_sources"] and role != "held_out":
+            continue
         if name == "style":
-            made[name] = style_source()
+            unseen = {style: f for style, f in STYLES.items() if style in data["held_out_styles"]}
+            seen = {style: f for style, f in STYLES.items() if style not in unseen}
+            num_styles = None if int(data["num_styles"]) < 0 else int(data["num_styles"])
+            made.append(style_source(seen, num_styles=num_styles, seed=seed))
+            if unseen and role == "held_out":
+                made.append(style_source(unseen))
         elif name == "wordnet":
-            made[name] = wordnet_source(load_wordnet(), seed=seed)
+            made.append(wordnet_source(load_wordnet(), seed=seed))
         else:
-            made[name] = llm_source(
-                load_model(model), jax.random.key(seed), max_tokens=int(data["max_tokens"]), on_batch=progress
+            made.append(
+                llm_source(
+                    load_model(config["model"]),
+                    jax.random.key(seed),
+                    max_tokens=int(data["max_tokens"]),
+                    on_batch=progress,
+                )
             )
-    return list(made.values())
+    return made
 
 
 def pairs_of(role: examples.Role, num: int) -> list[ScoredPair]:
@@ -78,7 +93,7 @@ def paraphrase_sets(
         sets, counts = make_sets(
             [p.prompt for p in pairs],
             originals,
-            sources=_sources(data, config["model"], int(config["seed"]), progress),
+            sources=_sources(config, role, progress),
             encode=encode,
             labels=[float(p.score >= 0.5) for p in pairs],
             min_cosine=float(data["min_cosine"]),

@@ -10,7 +10,9 @@ Pinneri and Louizos, "Guarding the Meaning: Self-Supervised Training for Semanti
 """
 
 import dataclasses
+import itertools
 import json
+import random
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -99,6 +101,93 @@ _CONTRACTIONS = (
     ("let's", "let us"),
 )
 _MARK = re.compile(r"^(?:[-*•]|[0-9]+[.)])(?:\s+|$)")
+_SHORT_FORMS = (
+    ("you", "u"),
+    ("are", "r"),
+    ("your", "ur"),
+    ("because", "bc"),
+    ("please", "pls"),
+    ("thanks", "thx"),
+    ("to be honest", "tbh"),
+    ("people", "ppl"),
+    ("without", "w/o"),
+    ("with", "w/"),
+    ("and", "&"),
+    ("before", "b4"),
+    ("something", "smth"),
+)
+_ELEVATED = (
+    ("I can't", "I am unable to"),
+    ("I cannot", "I am unable to"),
+    ("I'm sorry", "I apologise"),
+    ("I am sorry", "I regret to say"),
+    ("need to", "have to"),
+    ("want to", "wish to"),
+    ("make sure", "ensure"),
+    ("get rid of", "dispose of"),
+    ("find out", "discover"),
+    ("think about", "consider"),
+    ("look for", "search for"),
+    ("talk to", "speak with"),
+    ("a lot of", "a great deal of"),
+    ("for example", "for instance"),
+    ("help you", "assist you"),
+    ("give you", "provide you with"),
+    ("tell you", "inform you"),
+    ("using", "by means of"),
+    ("buy", "purchase"),
+    ("start", "begin"),
+    ("choose", "select"),
+    ("try to", "attempt to"),
+    ("many", "numerous"),
+    ("enough", "sufficient"),
+    ("maybe", "perhaps"),
+    ("also", "additionally"),
+    ("if", "in the event that"),
+    ("because", "since"),
+    ("illegal", "unlawful"),
+    ("important", "essential"),
+    ("dangerous", "hazardous"),
+    ("kids", "children"),
+    ("boss", "superior"),
+    ("job", "occupation"),
+)
+_OPENINGS = (
+    "In short:",
+    "Good question.",
+    "Thank you for asking.",
+    "Let me be frank.",
+    "I have thought about this.",
+    "Here is what I would say.",
+    "Somebody asked me this before, and I told them the following.",
+    "This is only my opinion.",
+    "You asked, so here it is.",
+    "The answer depends on whom you ask, but I would put it this way.",
+    "A friend of mine once wrote this down for me.",
+    "Reply from the help desk:",
+    "From my notes:",
+    "My first thought was this.",
+    "Quick answer from my phone.",
+    "P.S.",
+)
+_CLOSINGS = (
+    "I hope this helps.",
+    "Does that answer what you wanted to know?",
+    "That is my view.",
+    "Let me know what you think.",
+    "Take care!",
+    "Sent from my phone.",
+    "There is not much more to say.",
+    "Feel free to write again.",
+    "I will leave it at that.",
+    "Have a nice day.",
+    "End of message.",
+    "Cheers, and good luck.",
+    "(Edited for spelling.)",
+    "Anyway, back to work for me.",
+    "What do the others here say?",
+    "You have been very patient.",
+)
 _ASIDES = ("basically", "honestly", "you know", "like I said", "well")
 
 
@@ -135,56 +224,122 @@ def _casual(text: str) -> str:
     return "OK so, " + _lower_first(" ".join(spoken))
 
 
-def _bulleted(text: str) -> str:
+def _items(text: str) -> list[str]:
     items = [_MARK.sub("", sentence).strip() for sentence in _sentences(text)]
-    return "\n".join(f"- {item}" for item in items if item)
+    return [item for item in items if item]
+
+
+def _bulleted(text: str) -> str:
+    return "\n".join(f"- {item}" for item in _items(text))
+
+
+def _numbered(text: str) -> str:
+    return "\n".join(f"{number}. {item}" for number, item in enumerate(_items(text), 1))
 
 
 def _hedged(text: str) -> str:
     return f"As far as I know, {_lower_first(text)} I may be wrong on details."
 
 
-def _quoted(text: str) -> str:
-    return f"My answer is this: “{text}”"
-
-
 def _typed(text: str) -> str:
     return re.sub(r"[ \t]+", " ", text.lower().replace("'", "").replace("’", "").replace(",", "")).rstrip(".!")
 
 
-def _lecture(text: str) -> str:
-    return (
-        f"Let us go through this together, one thing at a time. {text} That is the whole of it. Any questions so far?"
-    )
+def _chat(text: str) -> str:
+    return _replace_words(text.lower(), _SHORT_FORMS).rstrip(".!")
+
+
+def _slips(text: str) -> str:
+    """Every sixth longer word loses a letter, has it twice, or has it and the next one swapped, in turn."""
+    count = itertools.count()
+
+    def slip(match: re.Match[str]) -> str:
+        word, number = match.group(0), next(count)
+        if number % 6:
+            return word
+        at = len(word) // 2
+        start, here, following, end = word[:at], word[at], word[at + 1], word[at + 2 :]
+        return start + (following, here + here + following, following + here)[number // 6 % 3] + end
+
+    return re.sub(r"[A-Za-z]{5,}", slip, text)
+
+
+def _terse(text: str) -> str:
+    shorter = re.sub(r"\b(?:the|an?|very|really|just|quite)\s+(?=\w)", "", text, flags=re.IGNORECASE)
+    return re.sub(r"(?:^|(?<=[.!?]\s))[a-z]", lambda match: match.group(0).upper(), shorter)
+
+
+def _drawn(text: str, opening: bool, closing: bool) -> str:
+    """The text between an opening and a closing that are drawn for it."""
+    rng = random.Random(text)
+    before, after = rng.choice(_OPENINGS), rng.choice(_CLOSINGS)
+    return f"{before} " * opening + text + f" {after}" * closing
+
+
+def _framed(before: str, after: str = "") -> Callable[[str], str]:
+    return lambda text: f"{before}{text}{after}"
 
 
 STYLES: Mapping[str, Callable[[str], str]] = {
     "formal": _formal,
     "casual": _casual,
     "bulleted": _bulleted,
+    "numbered": _numbered,
     "hedged": _hedged,
-    "quoted": _quoted,
+    "quoted": _framed("My answer is this: “", "”"),
     "typed": _typed,
-    "lecture": _lecture,
+    "chat": _chat,
+    "slips": _slips,
+    "terse": _terse,
+    "elevated": lambda text: _replace_words(text, _ELEVATED),
+    "headed": _framed("## Answer\n\n", "\n\n---"),
+    "opened": lambda text: _drawn(text, opening=True, closing=False),
+    "closed": lambda text: _drawn(text, opening=False, closing=True),
+    "enclosed": lambda text: _drawn(text, opening=True, closing=True),
+    "forum": _framed("Posting this here in case somebody needs it. ", " Hope that helps!"),
+    "letter": _framed("Hello,\n\nthank you for your message. ", "\n\nKind regards"),
+    "memo": _framed("Note to self. ", " (Look at this again next week.)"),
+    "lecture": _framed(
+        "Let us go through this together, one thing at a time. ", " That is the whole of it. Any questions so far?"
+    ),
+    "news": _framed("Good evening, and here is the main story of the day. ", " We will keep you informed."),
 }
-"""Ways of saying the same: what changes is register, layout and framing, never a claim."""
+"""Ways of saying the same: what changes is register, layout, spelling and framing, never a claim."""
 
 
-def style_source(styles: Mapping[str, Callable[[str], str]] = STYLES) -> Source:
+def style_source(
+    styles: Mapping[str, Callable[[str], str]] = STYLES, *, num_styles: int | None = None, seed: int = 0
+) -> Source:
     """Makes the source of style and register templates.
 
     Args:
       styles: functions of a text by name.
+      num_styles: how many styles each text is put in, drawn at random: more styles in as many texts. Default all.
+      seed: of the draw.
 
     Returns:
       A source that gives one candidate per style.
+
+    Raises:
+      ValueError: fewer than one style per text, or more than there are.
 
     Example:
       >>> source = style_source({"shouted": str.upper})
       >>> source(["No."])[0][0].text
       'NO.'
     """
-    return lambda texts: [[Paraphrase(f(text), "style", name) for name, f in styles.items()] for text in texts]
+    num = len(styles) if num_styles is None else num_styles
+    if not 1 <= num <= len(styles):
+        raise ValueError(f"num_styles={num_styles}: expected 1 to {len(styles)}, the number of styles.")
+
+    def source(texts: Sequence[str]) -> list[list[Paraphrase]]:
+        drawn = [set(random.Random(f"{seed}/{text}").sample(list(styles), num)) for text in texts]
+        return [
+            [Paraphrase(f(text), "style", name) for name, f in styles.items() if name in chosen]
+            for text, chosen in zip(texts, drawn, strict=True)
+        ]
+
+    return source
 
 
 # The language model itself --------------------------------------------------------------------------------------------

@@ -133,7 +133,9 @@ def encoder_features(encode: Encode, prompts: Sequence[str], responses: Sequence
       `[N, 4 D]` float32.
     """
     both = [f"{prompt}\n{response}" for prompt, response in zip(prompts, responses, strict=True)]
-    x, y, xy = (np.asarray(encode(texts), np.float32) for texts in (prompts, responses, both))
+    each, where = np.unique(prompts, return_inverse=True)  # paraphrases of an answer share their prompt
+    x = np.asarray(encode(each.tolist()), np.float32)[where]
+    y, xy = (np.asarray(encode(texts), np.float32) for texts in (responses, both))
     return np.concatenate([x, y, xy, x * y * np.sqrt(x.shape[1])], axis=1)
 
 

@@ -48,7 +48,31 @@ def test_styles_change_the_register_and_keep_the_words():
     assert TEXT in made["quoted"]
     assert TEXT in made["lecture"]
     assert made["casual"].startswith("OK so, don't worry.")
-    assert len(set(made.values())) == len(STYLES)
+    assert made["numbered"].startswith("1. Don't worry.\n2. It's fine")
+    assert made["letter"] == f"Hello,\n\nthank you for your message. {TEXT}\n\nKind regards"
+    assert len(set(made.values())) >= len(STYLES) - 2  # this text has no article to leave out and no word to elevate
+
+
+def test_styles_of_wording():
+    text = "I'm sorry, but I cannot help you. If you want to talk to people about the problem, another friend helps."
+    made = {p.style: p.text for p in style_source()([text])[0]}
+    assert made["elevated"].startswith("I apologise, but I am unable to assist you. In the event that you wish to")
+    assert made["chat"].startswith("i'm sorry, but i cannot help u. if u want to talk to ppl about")
+    assert "about problem" in made["terse"]
+    # The first and the seventh word of five letters and more.
+    assert made["slips"] == text.replace("sorry", "sory").replace("friend", "frieend")
+
+
+def test_as_many_styles_as_wanted_are_drawn_for_each_text():
+    texts = [f"Text number {i}." for i in range(40)]
+    drawn = [[p.style for p in found] for found in style_source(num_styles=3)(texts)]
+    assert {len(set(found)) for found in drawn} == {3}
+    assert {style for found in drawn for style in found} == set(STYLES)
+    assert drawn[5:6] == [[p.style for p in style_source(num_styles=3)(texts[5:6])[0]]]  # whatever stands beside it
+    assert drawn != [[p.style for p in found] for found in style_source(num_styles=3, seed=1)(texts)]
+    for num in (0, len(STYLES) + 1):
+        with pytest.raises(ValueError, match=f"num_styles={num}: expected 1 to {len(STYLES)}"):
+            style_source(num_styles=num)
 
 
 def test_a_bulleted_list_is_not_given_marks_twice():
@@ -132,7 +156,7 @@ def test_the_model_is_asked_and_its_preamble_and_unfinished_answers_are_dropped(
 
     def answer(model, prompts, **options):
         asked.extend(prompts)
-        return Generation([[]] * 2, ["Sure! Here is the rewritten text: \"So it is.\"", "Cut off"], [True, False])
+        return Generation([[]] * 2, ['Sure! Here is the rewritten text: "So it is."', "Cut off"], [True, False])
 
     monkeypatch.setattr(paraphrases, "generate", answer)
     source = llm_source(tiny_model, jax.random.key(0), rewrites={"reworded": "Rewrite this."})

@@ -10,7 +10,7 @@ import pytest
 from configs import guard_consistency
 from edgesafe_jax.adapters import init_lora
 from edgesafe_jax.guards.activated import load_smolguard
-from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseSet
+from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseSet, read_sets
 from edgesafe_jax.guards.probe import load_head
 from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.robustness import SetScores
@@ -95,6 +95,10 @@ class Letters:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def styles_of(file):
+    return {p.style for found in read_sets(file) for p in found.paraphrases}
+
+
 @pytest.mark.assets
 def test_a_small_run_from_paraphrases_to_report(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(consistency, "load_sentence_encoder", Letters)
@@ -114,6 +118,9 @@ def test_a_small_run_from_paraphrases_to_report(tmp_path, capsys, monkeypatch):
     assert "rules for the target" in capsys.readouterr().out
     provenance = json.loads((workdir / "sets" / "teacher.json").read_text())
     assert provenance["filter"]["kept"] > 0
+    made = {role: styles_of(workdir / "sets" / f"{role}.jsonl") for role in ("teacher", "held_out")}
+    assert made["held_out"] >= set(small["data"]["held_out_styles"])
+    assert not made["teacher"] & set(small["data"]["held_out_styles"])
     # Again: everything is there, and no pair is encoded twice.
     files = sorted(p.name for p in (workdir / "encoder" / "features").iterdir())
     consistency.train(small, workdir)
