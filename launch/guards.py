@@ -118,8 +118,9 @@ def kept_features(features: Features, workdir: Path) -> Features:
         if missing:
             values = features([prompts[i] for i in missing], [responses[i] for i in missing], name).astype(np.float32)
             fresh = {keys[i]: value for i, value in zip(missing, values, strict=True)}
+            # Several calls may share a name: none overwrites what another has kept.
             assets.write_atomically(
-                folder / f"{name}.npz",
+                folder / f"{name}_{len(known)}.npz",
                 lambda part: np.savez(part, keys=np.array(list(fresh)), values=np.stack(list(fresh.values()))),
             )
             known.update(fresh)
