@@ -1,6 +1,8 @@
 """Test-wide settings: strict promotion, eight CPU devices, warnings are errors."""
 
+import gc
 import os
+from pathlib import Path
 
 # Eight CPU devices must be asked for before jax initialises its backend.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -11,6 +13,20 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+MAX_MAPPINGS = 25_000
+"""Of memory, after which compiled programs are dropped. Linux gives a process 65,530; XLA crashes at the limit."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drop_compiled_programs():
+    """Every compiled program holds some mappings of memory, and the suite compiles thousands."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MAX_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
