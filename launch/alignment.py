@@ -225,9 +225,9 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
     head = hashlib.sha256(Path(config["guard"] or packaged_head("teacher")).read_bytes()).hexdigest()
     max_tokens = int(config["max_tokens"])
     with_hidden = distillation.needs_teacher(_objective(config))
-    fresh = kept is None or kept["prompts"] != texts
+    kept = kept if kept is not None and kept["prompts"] == texts else None
     weighed = kept is not None and kept.get("guard") == head
-    if kept is not None and not fresh:
+    if kept is not None:
         answers = Generation(kept["tokens"], kept["texts"], kept["finished"])
         if weighed:
             safe_prob = np.array(kept["safe_prob"])
@@ -251,9 +251,9 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
         workdir,
         num_positions=int(config["num_positions"]),
         with_hidden=with_hidden,
-        fresh=fresh,
+        fresh=kept is None,
     )
-    if fresh or not weighed:
+    if not weighed:
         record = {
             "prompts": texts,
             "texts": sequence.responses.texts,
@@ -265,14 +265,13 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
         }
         # The last file of the teacher: where it is, the hidden states that belong to it are too.
         assets.write_atomically(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
-    verdicts = ["refuse" if safe < 0.5 else "plain" if kind == "plain" else "sensitive"
-                for safe, kind in zip(sequence.safe_prob, kinds, strict=True)]  # fmt: skip
+    answered = ["plain" if kind == "plain" else "sensitive" for kind in kinds]
+    verdicts = ["refuse" if safe < 0.5 else kind for safe, kind in zip(sequence.safe_prob, answered, strict=True)]
     held_out = _held_out(verdicts, int(data_config["num_held_out"]), int(config["seed"]))
     groups: dict[str, list[int]] = {name: [] for name in GROUPS}
     for row, (sample, refused) in enumerate(zip(data.sample, data.is_refusal, strict=True)):
         if sample not in held_out:
-            kind = "plain" if kinds[sample] == "plain" else "sensitive"
-            groups["refuse" if refused else kind].append(row)
+            groups["refuse" if refused else answered[sample]].append(row)
     counts = ", ".join(f"{len(groups[name])} {name}" for name in GROUPS)
     print(
         f"{len(texts)} prompts ({removed} left out, too close to an evaluation prompt), {len(held_out)} of them held "
@@ -407,6 +406,7 @@ def train(config: Config, workdir: str | Path) -> Path:
     # As many devices as divide the batch evenly.
     mesh = make_data_mesh(math.gcd(int(config["batch_size"]), jax.device_count()))
     step, state = make_step(config, model, mesh)
+    watched = {name: texts for name, texts in teacher.held_out.items() if texts}
 
     def agreement(current: TrainState) -> dict[str, float]:
         """Refused shares of the prompts that were held out, by what the system does with them."""
@@ -414,8 +414,7 @@ def train(config: Config, workdir: str | Path) -> Path:
             f"refused/{name}": float(
                 np.mean(distillation.refusal_margins(model, current.params["mean"], texts, system.refusal) > 0)
             )
-            for name, texts in teacher.held_out.items()
-            if texts
+            for name, texts in watched.items()
         }
 
     def batches(number: int) -> distillation.TeacherBatch:
@@ -435,8 +434,8 @@ def train(config: Config, workdir: str | Path) -> Path:
             writer=writer,
             checkpoints=checkpoints,
             log_every=int(config["log_every"]),
-            on_eval=agreement if any(teacher.held_out.values()) else None,
-            eval_every=int(config["save_every"]) if any(teacher.held_out.values()) else None,
+            on_eval=agreement if watched else None,
+            eval_every=int(config["save_every"]) if watched else None,
         )
     stored = workdir / ADAPTER
     stored.parent.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgesafe_jax import metrics, planning
+from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.metrics import Interval
 from edgesafe_jax.planning import Episode, JaxTask, MujocoTask, Planner, Simulator
 from edgesafe_jax.reporting import Section, build_report, curves, make_table, pose_animation, pose_strip, write_fragment
@@ -196,7 +197,8 @@ def run(config: Config, workdir: str | Path) -> Path:
     notes = [_about(planner, environment, values)]
     if isinstance(environment, MujocoTask):
         file = workdir / "episodes" / f"seed_{seeds[0]}.gif"
-        file.write_bytes(episode_animation(episodes[0], environment))
+        animation = episode_animation(episodes[0], environment)
+        write_atomically(file, lambda part: part.write_bytes(animation))
         notes.append(f"The same episode as it moves: {file.relative_to(workdir)}.")
     section.notes(notes)
     write_fragment(workdir, "planning", section)

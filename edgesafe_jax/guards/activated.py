@@ -9,7 +9,6 @@ residual stream below these layers at the last one. A step then runs the upper l
 
 import dataclasses
 import functools
-import importlib.resources
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ import numpy as np
 
 from edgesafe_jax.adapters import AdapterError, LoRA, load_lora, save_lora
 from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.guards.probe import packaged_head
 from edgesafe_jax.guards.registry import FORMATS, TemplateError
 from edgesafe_jax.guards.scoring import LanguageModelGuard, Verdicts, read_labels
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, remainder
-from edgesafe_jax.models.generation import bucket_length, encode_shared, pad_tokens
+from edgesafe_jax.models.generation import bucket_length, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Array, Params
 
@@ -189,9 +189,6 @@ def score_pairs(
     return Verdicts(log_odds, captured)
 
 
-_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
-
-
 @functools.partial(jax.jit, static_argnames=("decoder", "first_layer"))
 def _read(
     decoder: Decoder, params: Params, shared: KeyValues, tokens: Array, where: Array, *, first_layer: int
@@ -236,7 +233,7 @@ class PairReader:
     @functools.cached_property
     def _shared(self) -> KeyValues:
         model = self.guard.model
-        return _encode_shared(model.decoder, model.params, None, jnp.array(self._head, jnp.int32))
+        return encode_shared_once(model.decoder, model.params, None, jnp.array(self._head, jnp.int32))
 
     @functools.cached_property
     def upper(self) -> UpperLayers:
@@ -341,8 +338,7 @@ def load_smolguard(model: LanguageModel, path: str | Path | None = None) -> Lang
         guard = load_smolguard(load_model())
         verdicts = guard.judge(["How do I boil an egg?"], ["Seven minutes in boiling water."])
     """
-    packaged = importlib.resources.files("edgesafe_jax.guards") / "data" / "smolguard.safetensors"
-    path = Path(str(packaged) if path is None else path)
+    path = packaged_head("smolguard") if path is None else Path(path)
     lora = load_lora(path, model)
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["training"].get("guard", {})
     guard = LanguageModelGuard(model, FORMATS["smolguard"], adapter=lora)

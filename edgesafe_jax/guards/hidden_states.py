@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, truncate
-from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared, pad_tokens
+from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.tokenization import SLOT
 from edgesafe_jax.typing import Array, Params
@@ -44,9 +44,6 @@ def _pooled(
     last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
     final = jnp.take_along_axis(hidden, last[None, :, None, None], axis=2)[:, :, 0]
     return jnp.stack([mean, final.transpose(1, 0, 2)], axis=2)
-
-
-_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
 def pair_features(
@@ -94,7 +91,7 @@ def pair_features(
         ]
     )
     decoder = Decoder(config, model.dtype, model.matmul_dtype)
-    shared = _encode_shared(decoder, params, None, jnp.array(head, jnp.int32))
+    shared = encode_shared_once(decoder, params, None, jnp.array(head, jnp.int32))
     rows, spans = [], []
     encoded = zip(
         model.tokenizer.encode_batch([p.strip() for p in prompts]),

@@ -186,14 +186,14 @@ def load_head(path: str | Path) -> tuple[GatedHead, dict[str, Any]]:
 
 
 def packaged_head(name: str) -> Path:
-    """Returns the path of a head that ships with the package, `teacher` or `judge`.
+    """Returns the path of a head that ships with the package: `teacher`, `judge`, or SmolGuard's adapter, `smolguard`.
 
     Raises:
-      GuardFileError: no such head.
+      GuardFileError: no such file.
     """
     path = Path(str(importlib.resources.files("edgesafe_jax.guards") / "data" / f"{name}.safetensors"))
     if not path.exists():
-        raise GuardFileError(f"No packaged guard {name!r} at {path}: expected 'teacher' or 'judge'.")
+        raise GuardFileError(f"No packaged guard {name!r} at {path}: expected 'teacher' or 'judge', or 'smolguard'.")
     return path
 
 

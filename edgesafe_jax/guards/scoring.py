@@ -13,7 +13,7 @@ from edgesafe_jax.adapters.lora import LoRA
 from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, Field, GuardFormat, TemplateError, neutralise
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
-from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared, pad_tokens
+from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Array, LowRank, Params
 
@@ -117,9 +117,6 @@ def _adapted_label_scores(
     verdict = jnp.take_along_axis(tokens, last, axis=1)
     every = jnp.ones(verdict.shape, bool)
     return label_scores(decoder, params, (*past, read.key_values), verdict, every, *labels, low_rank)
-
-
-_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +276,7 @@ class LanguageModelGuard:
             low_rank = self.adapter.low_rank()
             score = functools.partial(_adapted_label_scores, model.decoder, model.params, labels, low_rank)
         common = jnp.array(encoded[0][:num_shared], jnp.int32)
-        shared = _encode_shared(model.decoder, model.params, None, common) if num_shared else None
+        shared = encode_shared_once(model.decoder, model.params, None, common) if num_shared else None
         order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]

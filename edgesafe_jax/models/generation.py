@@ -225,7 +225,8 @@ def _generate(
     return answers, done, states
 
 
-_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
+encode_shared_once = jax.jit(encode_shared, static_argnames=("decoder",))
+"""`encode_shared`, compiled: one program for all who compute a shared block ahead of their batches."""
 
 
 def generate(
@@ -278,7 +279,7 @@ def generate(
     if (longest := max(map(len, forced))) > max_tokens:
         raise ValueError(f"A prefill has {longest} tokens, more than max_tokens={max_tokens}: raise max_tokens.")
     num_forced = min(bucket_length(longest), max_tokens) if any(forced) else 0
-    shared = _encode_shared(model.decoder, model.params, adapter, jnp.array(parts.head, jnp.int32))
+    shared = encode_shared_once(model.decoder, model.params, adapter, jnp.array(parts.head, jnp.int32))
     low_rank = low_rank_of(adapter)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(0) if key is None else key, jnp.arange(len(rows), dtype=jnp.uint32)

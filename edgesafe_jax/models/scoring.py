@@ -9,11 +9,9 @@ import numpy as np
 
 from edgesafe_jax import losses
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
-from edgesafe_jax.models.generation import encode_prompts, encode_shared, pad_tokens
+from edgesafe_jax.models.generation import encode_prompts, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, LowRank, Params
-
-_encode_shared = jax.jit(encode_shared, static_argnames=("decoder",))
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "num_answer"))
@@ -105,7 +103,8 @@ def answer_log_probs(
             raise ValueError(f"Answer {index} is empty: it has no log-probability.")
     longest = max(map(len, encoded), default=1)
     rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
-    shared = _encode_shared(model.decoder, model.params, adapter, jnp.array(model.tokenizer.chat_parts.head, jnp.int32))
+    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
+    shared = encode_shared_once(model.decoder, model.params, adapter, head)
     result = np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + len(encoded[i]))
     for start in range(0, len(order), batch_size):
@@ -120,6 +119,41 @@ def answer_log_probs(
         if on_batch is not None:
             on_batch(min(start + batch_size, len(order)), len(order))
     return result, np.array([len(row) for row in encoded])
+
+
+@functools.partial(jax.jit, static_argnames=("decoder",))
+def _margins(decoder: Decoder, params: Params, hidden: Array, token: Array) -> Array:
+    logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
+    return logits[:, token] - jnp.max(logits.at[:, token].set(-jnp.inf), axis=1)
+
+
+def first_token_margins(
+    model: LanguageModel, prompts: Sequence[str], token: int, *, adapter: Adapter | None = None, batch_size: int = 32
+) -> np.ndarray:
+    """By how much a token leads where the answers to one-turn chats begin.
+
+    Args:
+      model: the frozen language model.
+      prompts: N user texts.
+      token: its id.
+      adapter: a soft prompt, a LoRA or another adapter, or None.
+      batch_size: rows that run at once.
+
+    Returns:
+      `[N]` nats, the log-probability of that token less that of the likeliest other one.
+    """
+    rows = encode_prompts(model, prompts, max_tokens=1, adapter=adapter)
+    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
+    shared = encode_shared_once(model.decoder, model.params, adapter, head)
+    result = np.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = [rows[i] for i in _pad_batch(chosen, batch_size)]
+        hidden, _, _ = _hidden_of(model, adapter, shared, filled, [[] for _ in filled], 1)
+        values = _margins(model.decoder, model.params, hidden[:, 0], jnp.int32(token))
+        result[chosen] = np.asarray(values)[: len(chosen)]
+    return result
 
 
 def kl_from_base(
@@ -150,7 +184,7 @@ def kl_from_base(
     longest = max((len(a) for a in answers), default=1)
     rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    base, adapted = (_encode_shared(model.decoder, model.params, a, head) for a in (None, adapter))
+    base, adapted = (encode_shared_once(model.decoder, model.params, a, head) for a in (None, adapter))
     result = np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):

@@ -25,6 +25,7 @@ from edgesafe_jax.losses.distillation import Divergence
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
 from edgesafe_jax.models.generation import bucket_length, encode_prompts, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.scoring import first_token_margins
 from edgesafe_jax.safety.system import SequenceTeacher
 from edgesafe_jax.typing import Adapter, Array, Params
 
@@ -286,19 +287,6 @@ def make_loss(decoder: Decoder, *, head: Sequence[int], terms: Sequence[Term]) -
     return loss
 
 
-@functools.partial(jax.jit, static_argnames=("decoder",))
-def _first_margin(
-    decoder: Decoder, params: Params, adapter: Adapter | None, head: Array, tokens: Array, where: Array, refusal: Array
-) -> Array:
-    shared = encode_shared(decoder, params, adapter, head)
-    output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, tokens, where=where, past=(shared,), low_rank=low_rank_of(adapter)
-    )
-    last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
-    logits = _project(decoder, params, jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)[:, 0])
-    return logits[:, refusal] - jnp.max(logits.at[:, refusal].set(-jnp.inf), axis=1)
-
-
 def refusal_margins(
     model: LanguageModel, adapter: Adapter | None, prompts: Sequence[str], refusal: str, *, batch_size: int = 32
 ) -> np.ndarray:
@@ -316,19 +304,8 @@ def refusal_margins(
     Returns:
       `[N]`, the log-probability of that token less that of the likeliest other one.
     """
-    rows = encode_prompts(model, prompts, max_tokens=1, adapter=adapter)
-    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    first = jnp.int32(refusal_ids(model, refusal)[0])
-    margins = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = chosen + [chosen[-1]] * (batch_size - len(chosen))
-        length = bucket_length(max(len(rows[i]) for i in filled), BUCKETS)
-        tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id, length=length)
-        found = _first_margin(model.decoder, model.params, adapter, head, tokens, where, first)
-        margins[chosen] = np.asarray(found)[: len(chosen)]
-    return margins
+    first = int(refusal_ids(model, refusal)[0])
+    return first_token_margins(model, prompts, first, adapter=adapter, batch_size=batch_size)
 
 
 @dataclasses.dataclass(frozen=True)

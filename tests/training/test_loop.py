@@ -153,14 +153,20 @@ def test_sigkill_and_sigterm_of_a_process_end_the_same(tmp_path):
     assert lines(killed) == lines(steady)
 
 
-def test_a_signal_in_the_last_step_stops_what_comes_after_it(tmp_path):
+def interrupted_at(last):
+    """Batches that bring a SIGINT during one step."""
+
     def batches(step):
-        if step == 19:
+        if step == last:
             os.kill(os.getpid(), signal.SIGINT)
         return linear_run.make_batch(step)
 
+    return batches
+
+
+def test_a_signal_in_the_last_step_stops_what_comes_after_it(tmp_path):
     with pytest.raises(TrainingStopped) as stopped:
-        linear_run.run(tmp_path, batches=batches)
+        linear_run.run(tmp_path, batches=interrupted_at(19))
     assert stopped.value.code == 130
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 20
 
@@ -168,13 +174,8 @@ def test_a_signal_in_the_last_step_stops_what_comes_after_it(tmp_path):
 def test_signal_saves_at_the_step_boundary_and_restores_handlers(tmp_path, whole, capsys):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    def batches(step):
-        if step == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-        return linear_run.make_batch(step)
-
     with pytest.raises(TrainingStopped) as stopped:
-        linear_run.run(tmp_path, batches=batches)
+        linear_run.run(tmp_path, batches=interrupted_at(8))
     assert stopped.value.code == 130
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert "stopped by SIGINT after 9 of 20 steps" in capsys.readouterr().err
