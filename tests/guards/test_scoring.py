@@ -52,7 +52,7 @@ SHAPES = {
     ),
     "granite-guardian-3.3": (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-        "{{ guardian_config['criteria_id'] }}{% if not think %} briefly{% endif %}<|im_start|>assistant\n"
+        "{{ guardian_config['criteria_id'] }}{% if think %} at length{% endif %}<|im_start|>assistant\n"
     ),
     "qwen3guard-gen": "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}\n{% endfor %}<|im_start|>\n",
 }
