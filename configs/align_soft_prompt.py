@@ -55,11 +55,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.adapter.init = "text"  # text | vocabulary | random
     config.adapter.text = INSTRUCTION
 
-    # Prompts: how many of each kind (-1: all), and their share of a batch after the guard has spoken
+    # Prompts: how many of each kind and of how many tokens at most (-1: all), and their share of a batch after the
+    # guard has spoken
     config.data = ml_collections.ConfigDict()
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
     config.data.num_plain = -1
+    config.data.max_prompt_tokens = -1
     config.data.num_held_out = 60  # of each kind, whose refused shares are logged as eval/refused
     config.data.shares = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 3.0, "plain": 6.5})
 
@@ -88,19 +90,18 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
 
     if variant == "quickstart":
-        config.data.num_harmful = 160
-        config.data.num_sensitive = 190
-        config.data.num_plain = 150
+        config.data.num_harmful = 190
+        config.data.num_sensitive = 90
+        config.data.num_plain = 220
+        config.data.max_prompt_tokens = 16  # with 12 positions of the outcome all rows are of one length bucket
         config.data.num_held_out = 0
-        config.data.shares.update({"refuse": 2.75, "sensitive": 2.0, "plain": 3.25})
+        config.data.shares.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
         config.num_positions = 12
         config.batch_size = 8
-        config.num_steps = 240
+        config.num_steps = 200
         config.save_every = 50
-        config.evaluation.strongreject = 48
+        config.evaluation.strongreject = config.evaluation.sensitive = config.evaluation.plain = 64  # a batch each
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
-        config.evaluation.sensitive = 48
-        config.evaluation.plain = 96
         config.evaluation.multiple_choice = ("piqa",)
         config.evaluation.num_choices = 50
         config.evaluation.num_kl = 32

@@ -112,7 +112,7 @@ def check(config: Config) -> None:
         raise errors.ConfigError(
             f"config.batch_size={config['batch_size']}: expected a multiple of the {jax.device_count()} devices."
         )
-    for name in ("num_harmful", "num_sensitive", "num_plain"):
+    for name in ("num_harmful", "num_sensitive", "num_plain", "max_prompt_tokens"):
         if int(config["data"][name]) == 0:
             raise errors.ConfigError(f"config.data.{name}=0: expected a positive number, or -1 for all.")
     shares = config["data"]["shares"]
@@ -212,12 +212,18 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
     """Samples, gates and encodes the teacher, or reads it back from the work directory."""
     file = workdir / "teacher.json"
     data_config = config["data"]
+    longest = _count(data_config["max_prompt_tokens"])
     chosen, removed = prompts.training_prompts(
         num_harmful=_count(data_config["num_harmful"]),
         num_sensitive=_count(data_config["num_sensitive"]),
         num_plain=_count(data_config["num_plain"]),
         seed=int(config["seed"]),
+        fits=None if longest is None else lambda text: len(model.tokenizer.encode(text.strip())) <= longest,
     )
+    if none := [name for name in prompts.GROUPS if not chosen[name]]:
+        raise errors.ConfigError(
+            f"No {none[0]} prompt has at most config.data.max_prompt_tokens={longest} tokens: raise it, or -1 for all."
+        )
     texts = [p.text for name in prompts.GROUPS for p in chosen[name]]
     kinds = [name for name in prompts.GROUPS for _ in chosen[name]]
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from edgesafe_jax import corpora
 from edgesafe_jax.corpora import Prompt
@@ -83,7 +83,12 @@ BENIGN_SETS = ("sensitive", "plain")
 
 
 def training_prompts(
-    *, num_harmful: int | None, num_sensitive: int | None, num_plain: int | None, seed: int = 0
+    *,
+    num_harmful: int | None,
+    num_sensitive: int | None,
+    num_plain: int | None,
+    seed: int = 0,
+    fits: Callable[[str], bool] | None = None,
 ) -> tuple[dict[str, list[Prompt]], int]:
     """Returns the training prompts by group, without any that overlaps an evaluation set.
 
@@ -95,6 +100,7 @@ def training_prompts(
       num_sensitive: how many, None for all.
       num_plain: how many, None for all.
       seed: of the choice.
+      fits: which texts may be chosen, such as those of some length; None for all.
 
     Returns:
       Prompts by group, and how many were removed because they overlap an evaluation prompt.
@@ -119,7 +125,8 @@ def training_prompts(
     for name, prompts in groups.items():
         kept, dropped = corpora.remove_overlap(prompts, held_out)
         removed += len(dropped)
-        chosen[name] = _sample(_distinct(kept), wanted[name], seed)
+        distinct = [p for p in _distinct(kept) if fits is None or fits(p.text)]
+        chosen[name] = _sample(distinct, wanted[name], seed)
     return chosen, removed
 
 

@@ -90,6 +90,14 @@ def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path, monke
     assert all(np.isfinite(line["loss"]) for line in lines)
 
 
+def test_a_length_that_no_prompt_has_is_refused(tmp_path):
+    config = small()
+    config["data"]["max_prompt_tokens"] = 1
+    model, _, system = alignment.load_system(config)
+    with pytest.raises(errors.ConfigError, match=r"No harmful prompt .* config\.data\.max_prompt_tokens=1"):
+        alignment.make_teacher(config, model, system, tmp_path)
+
+
 def test_another_config_in_the_work_directory_is_refused(finished):
     with pytest.raises(WorkdirError, match="learning_rate"):
         alignment.train(small(learning_rate=1.0), finished)

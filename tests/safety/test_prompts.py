@@ -83,6 +83,14 @@ def test_the_choice_hangs_on_the_seed_alone(few):
     assert texts(evaluation_prompts(small)) != texts(evaluation_prompts(small, seed=1))
 
 
+def test_only_texts_that_fit_are_chosen(few):
+    short, removed = training_prompts(num_harmful=20, num_sensitive=30, num_plain=10, fits=lambda text: len(text) < 50)
+    assert {name: len(chosen) for name, chosen in short.items()} == {"harmful": 20, "sensitive": 30, "plain": 10}
+    assert all(len(p.text) < 50 for chosen in short.values() for p in chosen)
+    assert any(len(p.text) >= 50 for chosen in few[0].values() for p in chosen)
+    assert removed == few[1]
+
+
 def test_a_smaller_set_of_questions_is_part_of_a_larger_one(evaluated):
     few = evaluation_prompts(EvaluationSizes(strongreject=0, harmbench=0, jailbreaks=0, sensitive=0, plain=50))
     assert few["plain"] == evaluated["plain"][:50]
