@@ -98,13 +98,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.shares.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
         config.num_positions = 12
         config.batch_size = 8
-        config.num_steps = 200
+        config.num_steps = 180
         config.save_every = 50
         config.evaluation.strongreject = config.evaluation.sensitive = config.evaluation.plain = 64  # a batch each
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
         config.evaluation.multiple_choice = ("piqa",)
-        config.evaluation.num_choices = 50
-        config.evaluation.num_kl = 32
+        config.evaluation.num_choices = 40
+        config.evaluation.num_kl = 16
     elif variant == "runlocal":
         config.data.num_harmful = config.data.num_sensitive = config.data.num_plain = 16
         config.data.num_held_out = 2

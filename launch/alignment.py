@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from edgesafe_jax import adapters, assets, corpora, losses, metrics
 from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_hidden_state_guard, packaged_head
-from edgesafe_jax.guards.verdicts import Guard, checked
+from edgesafe_jax.guards.verdicts import Guard, checked, judged_once
 from edgesafe_jax.metrics.refusal import make_refused_by_meaning
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel, load_model
@@ -180,8 +180,11 @@ def load_system(config: Config) -> tuple[LanguageModel, HiddenStateGuard, SafeSy
     """Loads the language model, its guard, and the safe system of both."""
     model = load_model(config["model"], matmul_dtype=MATMUL_DTYPES[config["matmul_dtype"]])
     guard = load_hidden_state_guard(model, config["guard"] or None)
-    gate = functools.partial(_gate, guard, float(config["gate_sharpness"]), float(config["gate_threshold"]))
-    return model, guard, SafeSystem(model, gate, config["refusal"])
+    return model, guard, SafeSystem(model, _make_gate(config, guard), config["refusal"])
+
+
+def _make_gate(config: Config, guard: Guard) -> Guard:
+    return functools.partial(_gate, guard, float(config["gate_sharpness"]), float(config["gate_threshold"]))
 
 
 def _gate(
@@ -500,7 +503,10 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     settings = config["evaluation"]
     model, guard, system = load_system(config)
     adapter = adapters.load_soft_prompt(checkpoint / ADAPTER, model)
-    judges = load_judges(guard)
+    # Both the system and the table ask the guard about the base model's answers.
+    once = judged_once(guard)
+    system = dataclasses.replace(system, guard=_make_gate(config, once))
+    judges = load_judges(once)
     max_tokens = int(settings["max_tokens"])
     sets = prompts.evaluation_prompts(
         prompts.EvaluationSizes(

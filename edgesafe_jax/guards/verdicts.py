@@ -46,3 +46,34 @@ def checked(guard: Guard) -> Guard:
         return result
 
     return scored
+
+
+def judged_once(guard: Guard) -> Guard:
+    """Wraps a guard so that it sees each pair once: what it said is remembered for as long as the wrapper lives.
+
+    Args:
+      guard: one whose verdict on a pair does not depend on the pairs beside it.
+
+    Returns:
+      A guard with the same verdicts.
+
+    Example:
+      >>> calls = []
+      >>> def guard(prompts, responses):
+      ...     calls.append(len(prompts))
+      ...     return np.zeros(len(prompts))
+      >>> once = judged_once(guard)
+      >>> once(["a", "a", "b"], ["x", "x", "y"]), once(["b", "c"], ["y", "z"]), calls
+      (array([0., 0., 0.]), array([0., 0.]), [2, 1])
+    """
+    known: dict[tuple[str, str], float] = {}
+
+    def scored(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        pairs = list(zip(prompts, responses, strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+        if new:
+            verdicts = checked(guard)([prompt for prompt, _ in new], [response for _, response in new])
+            known.update(zip(new, verdicts.tolist(), strict=True))
+        return np.array([known[pair] for pair in pairs], np.float64)
+
+    return scored

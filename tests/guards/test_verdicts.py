@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.guards.verdicts import GuardError, checked
+from edgesafe_jax.guards.verdicts import GuardError, checked, judged_once
 
 PROMPTS, RESPONSES = ["one", "two", "three"], ["a", "b", "c"]
 
@@ -62,3 +62,21 @@ def test_a_long_prompt_is_shown_shortened():
 
 def test_no_pairs():
     assert returning([])([], []).shape == (0,)
+
+
+def test_a_pair_is_judged_once():
+    seen = []
+
+    def guard(prompts, responses):
+        seen.append(list(zip(prompts, responses, strict=True)))
+        return np.array([len(prompt) / 10 for prompt in prompts])
+
+    once = judged_once(guard)
+    np.testing.assert_array_equal(once(["a", "bb", "a"], ["x", "y", "x"]), [0.1, 0.2, 0.1])
+    np.testing.assert_array_equal(once(["bb", "a", "a"], ["y", "z", "x"]), [0.2, 0.1, 0.1])
+    assert seen == [[("a", "x"), ("bb", "y")], [("a", "z")]]
+    assert once(["a"], ["x"]).dtype == np.float64
+    assert once([], []).shape == (0,)
+    assert len(seen) == 2
+    with pytest.raises(GuardError, match=r"returned 1\.1 for pair 0"):
+        once(["c" * 11], ["x"])
