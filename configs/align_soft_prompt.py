@@ -90,20 +90,20 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
 
     if variant == "quickstart":
-        config.data.num_harmful = 190
-        config.data.num_sensitive = 90
+        config.data.num_harmful = 150
+        config.data.num_sensitive = 70
         config.data.num_plain = 220
         config.data.max_prompt_tokens = 16  # with 12 positions of the outcome all rows are of one length bucket
         config.data.num_held_out = 0
         config.data.shares.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
         config.num_positions = 12
         config.batch_size = 8
-        config.num_steps = 180
+        config.num_steps = 160
         config.save_every = 50
         config.evaluation.strongreject = config.evaluation.sensitive = config.evaluation.plain = 64  # a batch each
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
         config.evaluation.multiple_choice = ("piqa",)
-        config.evaluation.num_choices = 40
+        config.evaluation.num_choices = 32
         config.evaluation.num_kl = 16
     elif variant == "runlocal":
         config.data.num_harmful = config.data.num_sensitive = config.data.num_plain = 16
