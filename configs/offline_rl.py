@@ -53,11 +53,16 @@ Whole runs, each with data, model, translations and two policies of its own (`--
 
 Of the learned and tested translations .88, .89 and .87 were accepted in those three (.20 to .27 verified in the support
 of the data, the others by the declared domain), and .011, .035 and .030 of the accepted were wrong in the true world:
-at its bounds, since it is the same everywhere else. They are fitted to pass the test, among others on the transitions
-that it was calibrated with, so its level promises nothing of them; on 100 fresh episodes each .011 [.010, .037], .037
-[.035, .038] and .030 [.028, .037] were wrong (95 % over episodes, at least as wide as Wilson's of 100 episodes without
-an error). They raise the share of cells visited from .27 to 1. Without the declaration
-(`--config.symmetry.declare_domain=False`) nothing beyond the data is accepted, and no such gain is to be expected.
+at its bounds, since it is the same everywhere else. These were verified ones that lead a little out of the declared
+arena, whose law ends there; nothing that leaves it is accepted any more. With the seed that was worst (1) .89 are
+accepted now, .000 [.000, .019] of them wrong, on 100 fresh episodes .000 [.000, .037] where it was .037 [.035, .038]
+(95 % over episodes, at least as wide as Wilson's of as many without an error), and her_learned is 1.00 in every stratum
+again; the other seeds and the table above were not run again.
+
+Learned translations are fitted to pass the test, among others on the transitions that it was calibrated with, so its
+level promises nothing of them: hence the check on fresh episodes. They raise the share of cells visited from .27 to 1.
+Without the declaration (`--config.symmetry.declare_domain=False`) nothing beyond the data is accepted, and no such gain
+is to be expected.
 
 The arena with a wall that has a gap at one end, data from the whole of it, nothing declared: `:walls` with
 `--config.num_seeds=4 --config.methods="('her','her_learned')"`:
