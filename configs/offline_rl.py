@@ -33,9 +33,19 @@ translations, and the intervals speak of training the policy again, not of other
     her           1.000 [1.00, 1.00]  0.000 [0.00, 0.00]  0.000 [0.00, 0.00]  0.518 [0.48, 0.58]
     none          0.997 [0.97, 1.00]  0.000 [0.00, 0.00]  0.000 [0.00, 0.01]  0.150 [0.13, 0.17]
 
-Untested translations reach 1.00 in every stratum too (`her_translation`, three seeds): in this world nothing but the
-bounds breaks the symmetry, so the test has little to remove. Without hindsight goals (`translation`, mean of three
-seeds) they reach 1.00 / .17 / 1.00 / .80.
+The other methods, three seeds each, by the same command with `--config.num_seeds=3` and their names:
+
+    method           in distribution       far goals             far corner            whole arena
+    her_translation  1.000 [1.000, 1.000]  1.000 [1.000, 1.000]  1.000 [1.000, 1.000]  1.000 [1.000, 1.000]
+    her_oracle       1.000 [1.000, 1.000]  1.000 [1.000, 1.000]  1.000 [1.000, 1.000]  1.000 [1.000, 1.000]
+    full_coverage    1.000 [1.000, 1.000]  0.388 [0.175, 0.555]  1.000 [1.000, 1.000]  0.945 [0.920, 0.980]
+    translation      1.000 [1.000, 1.000]  0.165 [0.010, 0.380]  1.000 [1.000, 1.000]  0.803 [0.775, 0.825]
+    her_model        1.000 [1.000, 1.000]  0.045 [0.000, 0.100]  0.028 [0.000, 0.050]  0.643 [0.620, 0.690]
+    s4rl             1.000 [1.000, 1.000]  0.003 [0.000, 0.010]  0.003 [0.000, 0.010]  0.130 [0.080, 0.170]
+    her_state_only   1.000 [1.000, 1.000]  0.002 [0.000, 0.005]  0.020 [0.000, 0.055]  0.103 [0.100, 0.105]
+
+Untested translations do as well as tested ones: in this world nothing but the bounds breaks the symmetry, so the test
+has little to remove. As many episodes from the whole arena (`full_coverage`) fall short at far goals.
 
 Whole runs, each with data, model, translations and two policies of its own (`--config.seed=0|1|2
 --config.num_seeds=2 --config.methods="('her_learned','her')"`): her_learned 1.00 in every stratum of all three; her
@@ -43,11 +53,16 @@ Whole runs, each with data, model, translations and two policies of its own (`--
 
 Of the learned and tested translations .88, .89 and .87 were accepted in those three (.20 to .27 verified in the support
 of the data, the others by the declared domain), and .011, .035 and .030 of the accepted were wrong in the true world:
-at its bounds, since it is the same everywhere else. They are fitted to pass the test, among others on the transitions
-that it was calibrated with, so its level promises nothing of them; on 100 fresh episodes each .011 [.010, .037], .037
-[.035, .038] and .030 [.028, .037] were wrong (95 % over episodes, at least as wide as Wilson's of 100 episodes without
-an error). They raise the share of cells visited from .27 to 1. Without the declaration
-(`--config.symmetry.declare_domain=False`) nothing beyond the data is accepted, and no such gain is to be expected.
+at its bounds, since it is the same everywhere else. These were verified ones that lead a little out of the declared
+arena, whose law ends there; nothing that leaves it is accepted any more. With the seed that was worst (1) .89 are
+accepted now, .000 [.000, .019] of them wrong, on 100 fresh episodes .000 [.000, .037] where it was .037 [.035, .038]
+(95 % over episodes, at least as wide as Wilson's of as many without an error), and her_learned is 1.00 in every stratum
+again; the other seeds and the table above were not run again.
+
+Learned translations are fitted to pass the test, among others on the transitions that it was calibrated with, so its
+level promises nothing of them: hence the check on fresh episodes. They raise the share of cells visited from .27 to 1.
+Without the declaration (`--config.symmetry.declare_domain=False`) nothing beyond the data is accepted, and no such gain
+is to be expected.
 
 The arena with a wall that has a gap at one end, data from the whole of it, nothing declared: `:walls` with
 `--config.num_seeds=4 --config.methods="('her','her_learned')"`:

@@ -2,8 +2,9 @@
 
 An update is one gradient step of both critics on one batch, with one step of the actor and of the slow copies for every
 two of them; drawing the batch counts. Updates per CPU-second divide by the processor time of all threads, so that a
-library that uses more of them gains nothing. The peer is d3rlpy's `TD3PlusBC.update`, on the same data, where it is
-installed.
+library that uses more of them gains nothing. The peers, on the same data, each where it can be imported: d3rlpy's
+`TD3PlusBC.update`, and `TD3BC.update_n_times` of JAX-CORL, single files of which `algos` has to be on the path, eight
+updates a call as it has them; its critics have layer normalisation besides.
 """
 
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.offline_rl import (
@@ -24,7 +26,7 @@ from edgesafe_jax.offline_rl import (
 )
 
 NUM_ROWS, STATE, ACTION, EPISODE, BATCH, HIDDEN = 20_000, 17, 6, 200, 256, (256, 256)
-NUM_UPDATES, NUM_RUNS = 100, 5
+NUM_UPDATES, NUM_RUNS = 96, 5
 
 
 def _dataset() -> OfflineDataset:
@@ -86,6 +88,33 @@ def _d3rlpy_peer(dataset: OfflineDataset) -> Callable[[int], None] | None:
     return measured
 
 
+def _jax_corl_peer(dataset: OfflineDataset) -> Callable[[int], None] | None:
+    """The same in JAX-CORL, or None where its files or what they import are not on the path."""
+    try:
+        import td3bc  # pyright: ignore[reportMissingImports]  # the peer only
+    except ImportError:
+        return None
+    config = td3bc.TD3BCConfig(batch_size=BATCH, hidden_dims=HIDDEN)
+    data = td3bc.Transition(
+        observations=jnp.asarray(dataset.states),
+        actions=jnp.asarray(dataset.actions),
+        rewards=jnp.asarray(dataset.rewards),
+        next_observations=jnp.asarray(dataset.next_states),
+        dones=jnp.zeros(NUM_ROWS),
+    )
+    key = jax.random.key(0)
+    start = td3bc.create_td3bc_train_state(key, data.observations[0], data.actions[0], config)
+    update = jax.jit(td3bc.TD3BC.update_n_times, static_argnums=3)
+
+    def measured(num_updates: int) -> None:
+        state = start
+        for call in range(num_updates // config.n_jitted_updates):
+            state, _ = update(state, data, jax.random.fold_in(key, call), config)
+        jax.block_until_ready(state)
+
+    return measured
+
+
 def run() -> dict[str, Any]:
     """Measures the candidates in turn; returns rows of a table and flat numbers."""
     dataset = _dataset()
@@ -93,6 +122,7 @@ def run() -> dict[str, Any]:
         "edgesafe_jax": (_ours(dataset, num_seeds=1), NUM_UPDATES, 1),
         "edgesafe_jax, 8 seeds at once": (_ours(dataset, num_seeds=8), NUM_UPDATES, 8),
         "d3rlpy": (_d3rlpy_peer(dataset), NUM_UPDATES, 1),
+        "JAX-CORL": (_jax_corl_peer(dataset), NUM_UPDATES, 1),
     }
     first: dict[str, float] = {}
     rates: dict[str, list[tuple[float, float]]] = {}

@@ -181,6 +181,7 @@ CASES: dict[str, Case] = {
     "underfitted": Case(_point_mass, None, "inconclusive", {"hidden": (4,), "num_epochs": 2}),
     "pusher_joint": Case(tasks.make_pusher, None, "verified", _CONTACTS, num_episodes=2500),
     "pusher_object_alone": Case(tasks.make_pusher, _object_alone, "rejected", _CONTACTS, num_episodes=2500, horizon=5),
+    "reacher": Case(tasks.make_reacher, None, "rejected"),
 }
 """What `config.cases` may name."""
 

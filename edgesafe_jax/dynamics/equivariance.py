@@ -476,10 +476,11 @@ class BoxDomain:
 def accept(verdicts: np.ndarray, *, declared: np.ndarray | None = None) -> np.ndarray:
     """Which of several elements each transition may be transformed by.
 
-    Verified elements are accepted. An extrapolated one is accepted only where the user has declared the domain that it
-    leads to, and only for a transition that the test knows as regular: verified under at least one element inside the
-    support and rejected under none. (A transition that a wall has stopped is rejected inside the support, so it is not
-    carried into free space beyond it.)
+    Without a declared domain the verified elements are accepted. With one, nothing is accepted that leaves it, verified
+    or not: the support reaches a little beyond the data, and where these end at a bound, so does the law. An
+    extrapolated element that stays in it is accepted only for a transition that the test knows as regular: verified
+    under at least one element inside the support and rejected under none. (A transition that a wall has stopped is
+    rejected inside the support, so it is not carried into free space beyond it.)
 
     Args:
       verdicts: `[N, M]` of N transitions under M elements each.
@@ -498,7 +499,7 @@ def accept(verdicts: np.ndarray, *, declared: np.ndarray | None = None) -> np.nd
     if declared is None:
         return verified
     regular = verified.any(1) & ~(verdicts == Verdict.REJECTED).any(1)
-    return verified | ((verdicts == Verdict.EXTRAPOLATED) & declared & regular[:, None])
+    return declared & (verified | ((verdicts == Verdict.EXTRAPOLATED) & regular[:, None]))
 
 
 @dataclasses.dataclass(frozen=True)

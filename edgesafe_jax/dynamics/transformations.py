@@ -135,8 +135,9 @@ def fit_translations(
 
     Inside the support of the data the violation of a sample is
     :math:`v = [\max(\max_j |r_j| / (\tau_j / 2),\ u / \lambda) - 1]_+`, with residual, tolerance and trust of the test
-    (`edgesafe_jax.dynamics.equivariance`). Outside it, how far the transformed transition leaves
-    the declared domain, in tenths of its size; without a declared domain, how far it leaves the support, in thresholds.
+    (`edgesafe_jax.dynamics.equivariance`). Outside it, how far it leaves the support, in thresholds. A declared domain
+    takes the place of the support there, and inside counts beside the test, the larger of both: how far the transformed
+    transition leaves the domain, in tenths of its size.
 
     Args:
       ensemble: the model.
@@ -204,7 +205,7 @@ def _fit(
         distances = support.distances(inputs)
         known = jnp.all(distances <= 1, axis=0)
         outside = jnp.max(distances, axis=0) - 1 if domain is None else declared
-        amount = jnp.where(known, test, outside)
+        amount = jnp.where(known, jnp.maximum(test, declared), outside)
         entropy = jnp.mean(jax.vmap(q.entropy)(rows.states))
         return -entropy + multiplier * jnp.mean(jnp.log1p(amount)), (entropy, jnp.mean(amount > 0))
 

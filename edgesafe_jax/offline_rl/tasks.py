@@ -1,6 +1,7 @@
 r"""Goal-reaching tasks with known dynamics, their scripted data and their strata.
 
-The bodies are points in a square arena with inelastic bounds. A velocity `v` under an action `a` in [-1, 1]^2 follows
+But for brax's reacher, the bodies are points in a square arena with inelastic bounds. A velocity `v` under an action
+`a` in [-1, 1]^2 follows
 
 .. math:: v' = v + \Delta t\,(\text{gain}\, a - \text{drag}(p)\, v + \text{field}(p)), \qquad p' = p + \Delta t\, v'
 
@@ -9,7 +10,9 @@ test of a symmetry should have said.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -237,6 +240,68 @@ def make_pusher() -> Task:
     )
 
 
+def make_reacher() -> Task:
+    """Makes brax's reacher as seen from its fingertip: state (x, y, vx, vy), goal (x, y); a negative control.
+
+    The arm turns about its base and its elbow, which the data keep bent one way, so that place and velocity of the tip
+    determine the joints. Moving tip and goal together looks like the translation of a point mass, and is none: the same
+    torques at another place push the tip another way. Turning both about the base is a symmetry.
+
+    A step is one of brax's (0.02 s) on its `spring` physics, from links that fit their joints exactly, so that the next
+    state depends on this one and the action alone. The actions of the data are noise, with a spring at the elbow.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # brax and what it imports say that they are no longer developed
+        from brax import envs
+
+        env: Any = envs.get_environment("reacher", backend="spring")
+    upper, lower = 0.1, 0.11  # lengths of the links, m
+
+    def tip(joints: Array) -> Array:
+        angles = jnp.cumsum(joints)
+        return jnp.stack([f(angles[0]) * upper + f(angles[1]) * lower for f in (jnp.cos, jnp.sin)])
+
+    def joints_at(position: Array) -> Array:
+        cosine = (jnp.sum(position**2) - upper**2 - lower**2) / (2 * upper * lower)
+        elbow = jnp.arccos(jnp.clip(cosine, -0.999, 0.999))
+        inner = jnp.arctan2(lower * jnp.sin(elbow), upper + lower * jnp.cos(elbow))
+        return jnp.stack([jnp.arctan2(position[1], position[0]) - inner, elbow])
+
+    def seen(joints: Array, speeds: Array) -> Array:
+        return jnp.concatenate(jax.jvp(tip, (joints,), (speeds,)))
+
+    def step(state: Array, action: Array) -> Array:
+        joints = joints_at(state[:2])
+        speeds = jnp.linalg.solve(jax.jacobian(tip)(joints), state[2:])
+        target = jnp.zeros(2)  # brax's own goal, which nothing here depends on
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            before = env.pipeline_init(jnp.concatenate([joints, target]), jnp.concatenate([speeds, target]))
+            after = env.pipeline_step(before, action)
+        return seen(after.q[:2], after.qd[:2])
+
+    def behaviour(key: PRNGKey, state: Array, goal: Array) -> Array:
+        elbow = joints_at(state[:2])[1]
+        spring = jnp.stack([jnp.zeros(()), 0.3 * (1.6 - elbow)])
+        return jnp.clip(spring + 0.5 * jax.random.normal(key, (2,)), -1.0, 1.0)
+
+    sizes, front = Sizes(4, 2, 2), ((0.08, -0.08), (0.16, 0.08))
+    return Task(
+        name="reacher",
+        sizes=sizes,
+        step=step,
+        achieved=lambda state: state[:2],
+        start=lambda key, position: jnp.concatenate([position, jnp.zeros(2)]),
+        behaviour=behaviour,
+        group=_translation(sizes, state_axes=((0,), (1,))),
+        data=Stratum(front, front),
+        strata={"in distribution": Stratum(front, front)},
+        tolerance=(0.002, 0.002, 0.02, 0.02),
+        domain=((-0.21, -0.21), (0.21, 0.21)),
+        horizon=20,
+        radius=0.02,
+    )
+
+
 def generate(task: Task, key: PRNGKey, *, num_episodes: int, stratum: Stratum | None = None) -> OfflineDataset:
     """Lets the scripted behaviour act in the true dynamics.
 
@@ -330,4 +395,4 @@ TASKS: Mapping[str, Callable[[], Task]] = {
     "point_mass_walls": make_walled_point_mass,
     "pusher": make_pusher,
 }
-"""Makers of the tasks by name."""
+"""Makers of the tasks that policies are trained on, by name."""

@@ -321,14 +321,15 @@ def test_fresh_data_are_inside_the_support(fitted):
 
 def test_extrapolation_needs_a_declaration_and_a_regular_transition():
     v, e, r, i = Verdict.VERIFIED, Verdict.EXTRAPOLATED, Verdict.REJECTED, Verdict.INCONCLUSIVE
-    verdicts = np.array([[v, e, e], [v, e, r], [i, e, e], [e, e, e]])
-    declared = np.array([[True, True, False]] * 4)
-    assert accept(verdicts).tolist() == [[True, False, False], [True, False, False], [False] * 3, [False] * 3]
+    verdicts = np.array([[v, e, e], [v, e, r], [i, e, e], [e, e, e], [e, e, v]])
+    declared = np.array([[True, True, False]] * 5)
+    assert accept(verdicts).tolist() == (verdicts == v).tolist()
     assert accept(verdicts, declared=declared).tolist() == [
         [True, True, False],
         [True, False, False],
         [False] * 3,
         [False] * 3,
+        [True, True, False],  # what is verified beyond the declared domain is not accepted
     ]
 
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import sample_elements
+from edgesafe_jax.dynamics import PlanarRotation, sample_elements
 from edgesafe_jax.offline_rl import Agent, interquartile_mean, make_bc, make_evaluator, seed_interval
 from edgesafe_jax.offline_rl.baselines import is_wrong, model_rollouts, uniform_bank
 from edgesafe_jax.offline_rl.datasets import Provenance
 from edgesafe_jax.offline_rl.learning import Learner
-from edgesafe_jax.offline_rl.tasks import TASKS, Wall, arena_domain, generate, make_point_mass
+from edgesafe_jax.offline_rl.tasks import TASKS, Wall, arena_domain, generate, make_point_mass, make_reacher
 
 every_task = pytest.mark.parametrize("name", TASKS)
 
@@ -161,3 +161,22 @@ def test_model_rollouts_are_the_models(data):
     np.testing.assert_allclose(rolled.next_states[0], rolled.states[1], atol=1e-6)
     np.testing.assert_allclose(rolled.rewards, jax.vmap(task.reward)(rolled.next_states, rolled.goals), rtol=1e-5)
     assert make_bc().batches_per_call == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of brax about its own use of MJX
+def test_the_reacher_can_be_turned_but_not_moved():
+    task = make_reacher()
+    turn = PlanarRotation(task.sizes, state_pairs=((0, 1), (2, 3)), action_pairs=(), goal_pairs=((0, 1),))
+    angle, shift = jnp.array(0.7), jnp.array([0.0, 0.08])
+    state, action = jnp.array([0.12, 0.03, 0.1, -0.2]), jnp.array([0.6, -0.5])
+    still = jnp.array([0.12, 0.03, 0.0, 0.0])
+    starts = jnp.stack([state, turn.state(angle, state), task.group.state(shift, state), still])
+    actions = jnp.stack([action, action, action, jnp.zeros(2)])
+    after, turned, moved, rest = jax.jit(jax.vmap(task.step))(starts, actions)
+    np.testing.assert_allclose(rest, still, atol=1e-4)
+    assert jnp.linalg.norm(after[2:] - state[2:]) > 0.05
+    # It moves as its velocity says, for the 0.02 s of a step.
+    np.testing.assert_allclose(after[:2] - state[:2], 0.02 * 0.5 * (after + state)[2:], atol=5e-4)
+    np.testing.assert_allclose(turned, turn.state(angle, after), atol=1e-4)
+    gap = jnp.abs(moved - task.group.state(shift, after))
+    assert jnp.any(gap > 1.5 * jnp.array(task.tolerance))  # beyond what could be called equal
