@@ -11,7 +11,7 @@ have not been measured. `:quickstart` is what `launch.quickstart --only guards` 
 machinery. Measured with `--config.guards="('hidden_states',)" --config.num_samples=200` (before -> after, mean over
 five seeds; rewritings by the language model were taken over from an earlier run of the same functions):
 
-    hidden_states             std            label flips    unsafe->safe   safe->unsafe   accuracy       ECE
+    hidden_states             variability    label flips    unsafe->safe   safe->unsafe   accuracy       ECE
     seen ways, 173 sets       .060 -> .029   .243 -> .116   .254 -> .108   .235 -> .121   .775 -> .796   .082 -> .086
     unseen styles, 168 sets   .048 -> .036   .119 -> .117   .183 -> .082   .072 -> .142   .785 -> .793   .107 -> .084
     unseen source, 71 sets    .060 -> .057   .169 -> .189   .214 -> .262   .140 -> .140   .747 -> .741   .222 -> .193
@@ -22,7 +22,7 @@ new ones to unsafe appear; rewritings by the language model do not become steadi
 loses safety (unsafe->safe .282, missed .411, before .225 and .323), mean and median do not (.155 and .135, missed .306
 and .304; `conservative_gap` .145 and .301), "max" misses least (.237) and flips most safe answers (.306). Only "max"
 and "quantile" stand apart from the other rules but "min": the evidence does not single out the default.
-Temperature scaling alone: std .057 -> .050, flips and ECE (.111) as before. Training alone: ECE .111 -> .089 (its
+Temperature scaling alone: variability .057 -> .050, flips and ECE (.111) as before. Training alone: ECE .111 -> .089 (its
 change -.021 [-.039, .009]); scaling on top .091.
 Whitening the head by the scatter within sets before training won in validation by objective and left-out style
 (accuracy .714 -> .748, without it .736) and lost on held-out answers (.776 -> .749), where it was measured first: the
@@ -66,7 +66,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.lora.batch_size = 4  # sets
     config.lora.save_every = 20
     config.num_votes = 3  # paraphrases per verdict of the training-free baselines
-    config.num_samples = 300  # bootstrap draws
+    config.num_samples = 2000  # bootstrap draws
     config.data = ml_collections.ConfigDict()
     config.data.num_train = 240  # answers; -1 for all of the teacher's 612
     config.data.num_test = -1  # of 173
@@ -81,12 +81,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.teacher_sets = ""
     config.data.held_out_sets = ""
     if variant == "quickstart":
-        config.guards = ("encoder",)
+        config.guards = ("hidden_states",)
         config.ablation = ()
-        config.num_seeds = 2
+        config.num_seeds = 3
+        config.num_samples = 500
         config.data.sources = ("style",)
         config.data.num_train = 48
-        config.data.num_test = 48
+        config.data.num_test = 100
+        config.data.num_styles = 3
     elif variant == "smolguard":
         config.guards = ("smolguard",)
         config.ablation = ()
