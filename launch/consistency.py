@@ -426,11 +426,12 @@ def evaluate(workdir: str | Path, report: str | Path | None = None) -> dict[str,
         values |= _flat(guard, groups, changes, rule)
         group, scored = next(iter(groups.items()))
         # A vote of a whole set cannot flip: the group with the largest sets shows what a vote of a few is worth.
-        largest = max(groups, key=lambda name: groups[name].before.where.sum() / len(groups[name].before.labels))
-        num_votes = int(config["num_votes"])
+        sizes = {name: found.before.where.sum() / len(found.before.labels) for name, found in groups.items()}
+        largest, num_votes = max(sizes, key=lambda name: sizes[name]), int(config["num_votes"])
         ablation = {"(before)": robustness(scored.before)}
         ablation |= {name: _mean(after) for name, after in scored.after.items()}
-        votes, calibration = _votes(groups[largest], rule, num_votes), _calibration(scored, rule)
+        votes = _votes(groups[largest], rule, num_votes) if sizes[largest] > 2 + num_votes else {}
+        calibration = _calibration(scored, rule)
         for table, rows in (("ablation", ablation), ("votes", votes), ("calibration", calibration)):
             values |= {f"{guard}/{table}/{row}/{name}": x for row, found in rows.items() for name, x in found.items()}
         trained = f"consistency training, rule {rule}, mean over {len(scored.after[rule])} seeds"
@@ -442,11 +443,12 @@ def evaluate(workdir: str | Path, report: str | Path | None = None) -> dict[str,
         )
         if len(scored.after) > 1:
             _table(made, _rows("rule", ablation, SHOWN), f"{guard}: rules for the target, {TITLES[group]} paraphrases")
-        _table(
-            made,
-            _rows("guard", votes, ("calls", *SHOWN)),
-            f"{guard}: votes over 1 + {num_votes} texts without training against training, {TITLES[largest]}",
-        )
+        if votes:
+            _table(
+                made,
+                _rows("guard", votes, ("calls", *SHOWN)),
+                f"{guard}: votes over 1 + {num_votes} texts without training against training, {TITLES[largest]}",
+            )
         if calibration:
             chosen = ("std", "flips", "accuracy", "ece", "adaptive_ece", "brier", "nll")
             _table(
