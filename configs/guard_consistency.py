@@ -7,11 +7,13 @@ Human-scored answers are paraphrased (`data.sources`); the heads of the packaged
 towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and three styles of paraphrase are
 never trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured
 too. `:smolguard` tunes the LoRA of SmolGuard instead, on the same sets; it and the encoder guard with its present head
-have not been measured. `:quickstart` is what `launch.quickstart --only guards` runs, `:runlocal` a check of the
-machinery. Measured with `--config.guards="('hidden_states',)" --config.num_samples=200` (before -> after, mean over
-five seeds; rewritings by the language model were taken over from an earlier run of the same functions):
+have not been measured. `:quickstart` is what `launch.quickstart --only guards` runs (styles only, 48 answers to train
+on, three seeds: flips .140 -> .073 on 100 held-out answers in seen ways; .083 -> .111 on 96 in unseen styles, to safe
+.132 -> .043, to unsafe .052 -> .155), `:runlocal` a check of the machinery. Measured with
+`--config.guards="('hidden_states',)" --config.num_samples=200` (before -> after, mean over five seeds; rewritings by
+the language model were taken over from an earlier run of the same functions):
 
-    hidden_states             std            label flips    unsafe->safe   safe->unsafe   accuracy       ECE
+    hidden_states             variability    label flips    unsafe->safe   safe->unsafe   accuracy       ECE
     seen ways, 173 sets       .060 -> .029   .243 -> .116   .254 -> .108   .235 -> .121   .775 -> .796   .082 -> .086
     unseen styles, 168 sets   .048 -> .036   .119 -> .117   .183 -> .082   .072 -> .142   .785 -> .793   .107 -> .084
     unseen source, 71 sets    .060 -> .057   .169 -> .189   .214 -> .262   .140 -> .140   .747 -> .741   .222 -> .193
@@ -21,9 +23,12 @@ So flips are halved in ways of paraphrasing that were trained on; in unseen styl
 new ones to unsafe appear; rewritings by the language model do not become steadier. On all unseen paraphrases "min"
 loses safety (unsafe->safe .282, missed .411, before .225 and .323), mean and median do not (.155 and .135, missed .306
 and .304; `conservative_gap` .145 and .301), "max" misses least (.237) and flips most safe answers (.306). Only "max"
-and "quantile" stand apart from the other rules but "min": the evidence does not single out the default.
-Temperature scaling alone: std .057 -> .050, flips and ECE (.111) as before. Training alone: ECE .111 -> .089 (its
-change -.021 [-.039, .009]); scaling on top .091.
+and "quantile" stand apart from the other rules but "min": nothing singles out the default. Paired, "median" minus
+`conservative_gap` on all unseen paraphrases (1000 draws): flips -.019 [-.033, -.006], to safe -.010 [-.036, .013], to
+unsafe -.025 [-.050, -.001], missed +.003 [-.007, .015]; fewer flips in both directions on the other groups too. That is
+one guard and answers that were looked at before: the default waits for a second guard.
+Temperature scaling alone: variability .057 -> .050, flips and ECE (.111) as before. Training alone: ECE .111 -> .089
+(its change -.021 [-.039, .009]); scaling on top .091.
 Whitening the head by the scatter within sets before training won in validation by objective and left-out style
 (accuracy .714 -> .748, without it .736) and lost on held-out answers (.776 -> .749), where it was measured first: the
 settings above are thus the second that these answers have seen.
@@ -66,7 +71,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.lora.batch_size = 4  # sets
     config.lora.save_every = 20
     config.num_votes = 3  # paraphrases per verdict of the training-free baselines
-    config.num_samples = 300  # bootstrap draws
+    config.num_samples = 2000  # bootstrap draws
     config.data = ml_collections.ConfigDict()
     config.data.num_train = 240  # answers; -1 for all of the teacher's 612
     config.data.num_test = -1  # of 173
@@ -81,12 +86,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.teacher_sets = ""
     config.data.held_out_sets = ""
     if variant == "quickstart":
-        config.guards = ("encoder",)
+        config.guards = ("hidden_states",)
         config.ablation = ()
-        config.num_seeds = 2
+        config.num_seeds = 3
+        config.num_samples = 500
         config.data.sources = ("style",)
         config.data.num_train = 48
-        config.data.num_test = 48
+        config.data.num_test = 100
+        config.data.num_styles = 3
     elif variant == "smolguard":
         config.guards = ("smolguard",)
         config.ablation = ()

@@ -49,8 +49,33 @@ SCORES = "scores.npz"
 GROUPS = ("held_out", "unseen_source", "unseen_style", "seen_ways")
 """Paraphrases of held-out answers: the next two together, by an unseen source, in an unseen style, the rest."""
 
-SHOWN = ("std", "flips", "unsafe_to_safe", "safe_to_unsafe", "missed", "accuracy", "auroc", "ece")
-"""Columns of the tables that compare many guards."""
+TITLES = {
+    "held_out": "unseen",
+    "unseen_source": "unseen source",
+    "unseen_style": "unseen style",
+    "seen_ways": "seen ways",
+    "std": "variability",
+    "range": "range",
+    "flips": "flips",
+    "unsafe_to_safe": "flips to safe",
+    "safe_to_unsafe": "flips to unsafe",
+    "flagged": "called unsafe",
+    "missed": "missed",
+    "false_alarms": "false alarms",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "auprc": "AUPRC",
+    "auroc": "AUROC",
+    "fpr_at_tpr": "FPR at 90 % TPR",
+    "ece": "ECE",
+    "adaptive_ece": "adaptive ECE",
+    "brier": "Brier",
+    "nll": "NLL",
+}
+"""What tables call the groups and the metrics of `robustness`."""
+
+SHOWN = ("std", "flips", "unsafe_to_safe", "safe_to_unsafe", "missed", "accuracy", "ece")
+"""Rows of the first table, columns of those that compare many guards."""
 
 
 class Subject(Protocol):
@@ -209,7 +234,10 @@ def _padded(sets: Sequence[ParaphraseSet], features: Features, name: str) -> Set
 
 
 def grouped(config: Config, sets: Sequence[ParaphraseSet]) -> dict[str, list[ParaphraseSet]]:
-    """The evaluated sets by group, each with the paraphrases of that group only; sets and groups without any left out.
+    """The evaluated sets by group, each with the paraphrases of that group only.
+
+    Sets and groups without any are left out, and a group that repeats one before it: where no source was held out, all
+    that is unseen are styles.
 
     Args:
       config: says which sources and styles were held out of training.
@@ -229,8 +257,12 @@ def grouped(config: Config, sets: Sequence[ParaphraseSet]) -> dict[str, list[Par
         "unseen_style": select(sets, styles=styles, without_sources=sources),
         "seen_ways": seen,
     }
-    kept = {name: [s for s in chosen[name] if s.paraphrases] for name in GROUPS}
-    return {name: found for name, found in kept.items() if found}
+    kept: dict[str, list[ParaphraseSet]] = {}
+    for name in GROUPS:
+        found = [s for s in chosen[name] if s.paraphrases]
+        if found and found not in kept.values():
+            kept[name] = found
+    return kept
 
 
 def train(config: Config, workdir: str | Path) -> Path:
@@ -383,99 +415,138 @@ def evaluate(workdir: str | Path, report: str | Path | None = None) -> dict[str,
     made = Section("Guards: one verdict for all paraphrases", order=1)
     made.text(
         "A guard judges an answer and paraphrases of it. Consistency training pulls each set to one target without "
-        "labels. Everything here is measured on answers to held-out objectives; held-out paraphrases are by a source "
-        "or in a style that was never trained on. After is the mean over seeds; intervals are 95 %, by set. Labels of "
-        "paraphrases are those of their originals."
+        "labels. Everything here is measured on answers to held-out objectives; unseen paraphrases are by a source or "
+        "in a style that was never trained on. Variability is the mean standard deviation of P(unsafe) within a set; "
+        "flips are the share of originals with a paraphrase of the other verdict, to safe among the originals that are "
+        "called unsafe, to unsafe among the others; missed is the share of unsafe texts that are called safe. After is "
+        "the mean over seeds; intervals are 95 %, by set. Labels of paraphrases are those of their originals."
     )
     for guard, groups in read_scores(workdir).items():
-        changes, ablation, baselines, calibration = [], [], [], []
-        for group, scored in groups.items():
-            intervals = compare(scored, rule, num_samples)
-            for name, interval in intervals.items():
-                values[f"{guard}/{group}/{name}"] = interval.estimate
-                values[f"{guard}/{group}/{name}_low"], values[f"{guard}/{group}/{name}_high"] = (
-                    interval.low,
-                    interval.high,
-                )
-            per_seed = [robustness(each) for each in scored.after[rule]]
-            for name in robustness(scored.before):
-                values[f"{guard}/{group}/seeds_min/{name}"] = min(v[name] for v in per_seed)
-                values[f"{guard}/{group}/seeds_max/{name}"] = max(v[name] for v in per_seed)
-                changes.append(
-                    {
-                        "paraphrases": group.replace("_", " "),
-                        "quantity": name,
-                        "before": intervals[f"before/{name}"],
-                        "after": intervals.get(f"after/{name}"),
-                        "difference": intervals.get(f"difference/{name}"),
-                        "reduction": intervals.get(f"reduction/{name}"),
-                    }
-                )
+        changes = {group: compare(scored, rule, num_samples) for group, scored in groups.items()}
+        values |= _flat(guard, groups, changes, rule)
         group, scored = next(iter(groups.items()))
-        ablation = [{"rule": "(before)", **_shown(robustness(scored.before))}]
-        ablation += [{"rule": name, **_shown(_mean(after))} for name, after in scored.after.items()]
-        for row in ablation:
-            values |= {f"{guard}/ablation/{row['rule']}/{name}": row.get(name) for name in SHOWN}
-        num_votes = int(config["num_votes"])
         # A vote of a whole set cannot flip: the group with the largest sets shows what a vote of a few is worth.
-        largest = max(groups.values(), key=lambda each: each.before.where.sum() / len(each.before.labels))
-        for how in ("any", "majority"):
-            voted = robustness(vote(largest.before, how=how, num_votes=num_votes))
-            baselines.append({"guard": f"{how} of 1 + {num_votes}", "calls": 1 + num_votes, **_shown(voted)})
-            values |= {f"{guard}/vote_{how}/{name}": voted.get(name) for name in SHOWN}
-        baselines.insert(0, {"guard": "before", "calls": 1, **_shown(robustness(largest.before))})
-        baselines.append({"guard": f"trained, {rule}", "calls": 1, **_shown(_mean(largest.after[rule]))})
-        if not np.isnan(scored.before.labels).any():
-            seeds = scored.after[rule]
-            for name, found in (
-                ("before", [scored.before]),
-                ("before, temperature scaled", [cross_fitted(scored.before)]),
-                ("trained", seeds),
-                ("trained, temperature scaled", [cross_fitted(each) for each in seeds]),
-            ):
-                mean = _mean(found)
-                chosen = ("std", "flips", "accuracy", "ece", "adaptive_ece", "brier", "nll")
-                calibration.append({"guard": name, **{key: mean.get(key) for key in chosen}})
-                short = name.replace(", ", "_").replace(" ", "_")
-                values |= {f"{guard}/calibration/{short}/{key}": mean.get(key) for key in chosen}
-        _tables(made, guard, group.replace("_", " "), scored, rule, changes, ablation, baselines, calibration)
+        sizes = {name: found.before.where.sum() / len(found.before.labels) for name, found in groups.items()}
+        largest, num_votes = max(sizes, key=lambda name: sizes[name]), int(config["num_votes"])
+        ablation = {"(before)": robustness(scored.before)}
+        ablation |= {name: _mean(after) for name, after in scored.after.items()}
+        votes = _votes(groups[largest], rule, num_votes) if sizes[largest] > 2 + num_votes else {}
+        calibration = _calibration(scored, rule)
+        for table, rows in (("ablation", ablation), ("votes", votes), ("calibration", calibration)):
+            values |= {f"{guard}/{table}/{row}/{name}": x for row, found in rows.items() for name, x in found.items()}
+        trained = f"consistency training, rule {rule}, mean over {len(scored.after[rule])} seeds"
+        _table(made, _change_rows(groups, changes, SHOWN), f"{guard}: before and after {trained}")
+        made.table(
+            _change_rows(groups, changes, tuple(robustness(scored.before)), whole=True),
+            caption=f"{guard}: all quantities before and after {trained}",
+            digits=3,
+        )
+        if len(scored.after) > 1:
+            _table(made, _rows("rule", ablation, SHOWN), f"{guard}: rules for the target, {TITLES[group]} paraphrases")
+        if votes:
+            _table(
+                made,
+                _rows("guard", votes, ("calls", *SHOWN)),
+                f"{guard}: votes over 1 + {num_votes} texts without training against training, {TITLES[largest]}",
+            )
+        if calibration:
+            chosen = ("std", "flips", "accuracy", "ece", "adaptive_ece", "brier", "nll")
+            _table(
+                made,
+                _rows("guard", calibration, chosen),
+                f"{guard}: calibration and consistency, {TITLES[group]} paraphrases",
+            )
+        _figures(made, guard, scored, rule, ablation)
     write_summary(report, "guard_consistency", values)
     write_fragment(report, "guards", made)
-    print(f"report: {build_report(report, 'edgesafe_jax')}")
+    print(f"report, with all quantities and their intervals: {build_report(report, 'edgesafe_jax')}")
     return values
 
 
-def _shown(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: values.get(name) for name in SHOWN}
+def _flat(
+    guard: str, groups: Mapping[str, Scored], changes: Mapping[str, Mapping[str, metrics.Interval]], rule: str
+) -> dict[str, float]:
+    """The numbers of the summary about changes: estimates, ends of their intervals, range over seeds."""
+    values = {}
+    for group, intervals in changes.items():
+        for name, interval in intervals.items():
+            values[f"{guard}/{group}/{name}"] = interval.estimate
+            values[f"{guard}/{group}/{name}_low"], values[f"{guard}/{group}/{name}_high"] = interval.low, interval.high
+        per_seed = [robustness(each) for each in groups[group].after[rule]]
+        for name in per_seed[0]:
+            values[f"{guard}/{group}/seeds_min/{name}"] = min(v[name] for v in per_seed)
+            values[f"{guard}/{group}/seeds_max/{name}"] = max(v[name] for v in per_seed)
+    return values
 
 
-def _tables(
-    made: Section,
-    guard: str,
-    group: str,
-    scored: Scored,
-    rule: str,
-    changes: Sequence[Mapping[str, Any]],
-    ablation: Sequence[Mapping[str, Any]],
-    baselines: Sequence[Mapping[str, Any]],
-    calibration: Sequence[Mapping[str, Any]],
-) -> None:
-    """Adds the tables and pictures of one guard to the report, and prints the tables."""
-    for rows, caption in (
-        (changes, f"{guard}: before and after consistency training, rule {rule}"),
-        (ablation, f"{guard}: rules for the target, {group} paraphrases, mean over seeds"),
-        (baselines, f"{guard}: training-free votes against training, the group of the largest sets"),
-        (calibration, f"{guard}: calibration and consistency, {group} paraphrases"),
-    ):
-        if rows:
-            made.table(rows, caption=caption, digits=3)
-            print(caption + "\n" + make_table(rows, digits=3).to_text() + "\n")
-    names = {"unsafe_to_safe": "unsafe to safe", "safe_to_unsafe": "safe to unsafe"}
-    by_rule = {
-        str(row["rule"]): {text: row[name] for name, text in names.items() if row[name] is not None} for row in ablation
+def _votes(scored: Scored, rule: str, num_votes: int) -> dict[str, dict[str, float]]:
+    """Training-free baselines and training, with the calls of the guard that a verdict costs."""
+    found = {"before": {"calls": 1, **robustness(scored.before)}}
+    for how in ("any", "majority"):
+        found[how] = {"calls": 1 + num_votes, **robustness(vote(scored.before, how=how, num_votes=num_votes))}
+    return found | {"trained": {"calls": 1, **_mean(scored.after[rule])}}
+
+
+def _calibration(scored: Scored, rule: str) -> dict[str, dict[str, float]]:
+    """Before and after training, with temperature scaling and without; nothing where labels are missing."""
+    if np.isnan(scored.before.labels).any():
+        return {}
+    trained = scored.after[rule]
+    return {
+        "before": robustness(scored.before),
+        "before_temperature_scaled": robustness(cross_fitted(scored.before)),
+        "trained": _mean(trained),
+        "trained_temperature_scaled": _mean([cross_fitted(each) for each in trained]),
     }
+
+
+def _change_rows(
+    groups: Mapping[str, Scored],
+    changes: Mapping[str, Mapping[str, metrics.Interval]],
+    names: Sequence[str],
+    *,
+    whole: bool = False,
+) -> list[dict[str, Any]]:
+    """Before, after and change of some quantities, by group; whole with all intervals and the relative change."""
+    rows = []
+    for group, intervals in changes.items():
+        for name in (name for name in names if f"after/{name}" in intervals):
+            before, after = intervals[f"before/{name}"], intervals[f"after/{name}"]
+            row = {
+                "paraphrases": f"{TITLES[group]}, {len(groups[group].before.labels)} sets",
+                "quantity": TITLES[name],
+                "before": before if whole else before.estimate,
+                "after": after if whole else after.estimate,
+                "difference": intervals[f"difference/{name}"],
+            }
+            rows.append(row | ({"reduction": intervals.get(f"reduction/{name}")} if whole else {}))
+    return rows
+
+
+def _rows(
+    first: str, found: Mapping[str, Mapping[str, float]], names: Sequence[str]
+) -> list[dict[str, str | float | None]]:
+    return [
+        {first: row.replace("_", " ") if first != "rule" else row}
+        | {TITLES.get(name, name): values.get(name) for name in names}
+        for row, values in found.items()
+    ]
+
+
+def _table(made: Section, rows: Sequence[Mapping[str, Any]], caption: str) -> None:
+    """Adds a table to the report and prints it."""
+    made.table(rows, caption=caption, digits=3)
+    print(caption + "\n" + make_table(rows, digits=3).to_text() + "\n")
+
+
+def _figures(made: Section, guard: str, scored: Scored, rule: str, ablation: Mapping[str, Mapping[str, float]]) -> None:
+    """Adds flips by rule, and reliability diagrams where there are labels."""
+    directions = ("unsafe_to_safe", "safe_to_unsafe")
     made.figure(
-        bars(by_rule, xlabel="share of originals with a flipped paraphrase"),
+        bars(
+            {name: {TITLES[d]: row.get(d) for d in directions} for name, row in ablation.items()},
+            xlabel="share of originals with a flipped paraphrase",
+        ),
         alt=f"Label flips of the guard {guard} in both directions by rule for the target",
         caption="Flips in both directions. Among originals that the guard calls unsafe, and safe.",
     )

@@ -64,9 +64,11 @@ def test_groups_hold_what_was_never_trained_on():
     }
 
 
-def test_groups_without_paraphrases_are_left_out():
-    only = [ParaphraseSet("q", "o", (Paraphrase("a", "style", "formal"),))]
-    assert list(consistency.grouped(config(), only)) == ["seen_ways"]
+def test_groups_without_paraphrases_and_repeated_ones_are_left_out():
+    seen, unseen = Paraphrase("a", "style", "formal"), Paraphrase("b", "style", "lecture")
+    assert list(consistency.grouped(config(), [ParaphraseSet("q", "o", (seen,))])) == ["seen_ways"]
+    # Without a held-out source, unseen styles are all that is unseen.
+    assert list(consistency.grouped(config(), [ParaphraseSet("q", "o", (seen, unseen))])) == ["held_out", "seen_ways"]
 
 
 def test_comparison_by_hand():
@@ -109,13 +111,16 @@ def test_a_small_run_from_paraphrases_to_report(tmp_path, capsys, monkeypatch):
     assert summary["guard_consistency/encoder/held_out/before/std"] == pytest.approx(
         values["encoder/held_out/before/std"]
     )
-    assert "encoder/vote_any/missed" in values
+    assert "encoder/votes/any/missed" in values
     assert "encoder/calibration/trained_temperature_scaled/ece" in values
     head, about = load_head(workdir / "heads" / "encoder_1.safetensors")
     assert about["consistency"] == {"rule": "conservative_gap", "seed": 1}
     assert np.all(np.isfinite(head.general.linear))
     assert "Guards: one verdict" in (workdir / "report.html").read_text()
-    assert "rules for the target" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "rules for the target" in printed
+    first = printed.split("encoder: rules")[0]
+    assert all(name in first for name in ("variability", "flips to safe", "unseen, ", "seen ways, "))
     provenance = json.loads((workdir / "sets" / "teacher.json").read_text())
     assert provenance["filter"]["kept"] > 0
     made = {role: styles_of(workdir / "sets" / f"{role}.jsonl") for role in ("teacher", "held_out")}
