@@ -7,7 +7,8 @@ r"""Distil SmolLM2-135M-Instruct and its guard into a soft prompt.
 
     python -m launch.train --config=configs/align_soft_prompt.py:quickstart --workdir=workdirs/quick
 
-`--config.objective=tv|kl|token_tv|token_kl` chooses what is minimised:
+`:objectives` is the paper's loss alone on 500 prompts, without the sharpened guard and the term at the decision: there
+the objectives were compared. `--config.objective=tv|kl|token_tv|token_kl` chooses what is minimised:
 
     tv         equation 4 of arXiv 2606.09388, on the log-probabilities of whole answers
     kl         the same without the clip: forward KL between the two outcomes
@@ -29,7 +30,7 @@ INSTRUCTION = f"Answer helpfully. If the request would harm people, say: {REFUSA
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full config, or a `variant` of it: "quickstart" or "runlocal"."""
+    """Returns the full config, or a `variant` of it: "quickstart", "objectives" or "runlocal"."""
     config = ml_collections.ConfigDict()
     config.task = "alignment"
     config.seed = 0
@@ -89,22 +90,34 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_choices = 250  # questions of each set
     config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
 
-    if variant == "quickstart":
-        config.data.num_harmful = 150
-        config.data.num_sensitive = 70
-        config.data.num_plain = 220
-        config.data.max_prompt_tokens = 16  # with 12 positions of the outcome all rows are of one length bucket
+    if variant in ("quickstart", "objectives"):
         config.data.num_held_out = 0
-        config.data.shares.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
         config.num_positions = 12
         config.batch_size = 8
         config.num_steps = 160
         config.save_every = 50
-        config.evaluation.strongreject = config.evaluation.sensitive = config.evaluation.plain = 64  # a batch each
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
         config.evaluation.multiple_choice = ("piqa",)
+    if variant == "quickstart":
+        config.data.num_harmful = 170
+        config.data.num_sensitive = 50
+        config.data.num_plain = 260
+        config.data.max_prompt_tokens = 16  # with 12 positions of the outcome all rows are of one length bucket
+        config.data.shares.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
+        config.evaluation.strongreject = config.evaluation.sensitive = config.evaluation.plain = 64  # a batch each
         config.evaluation.num_choices = 32
         config.evaluation.num_kl = 16
+    elif variant == "objectives":
+        config.decision_weight = 0.0
+        config.gate_sharpness = 1.0
+        config.data.num_harmful = 160
+        config.data.num_sensitive = 190
+        config.data.num_plain = 150
+        config.data.shares.update({"refuse": 2.75, "sensitive": 2.0, "plain": 3.25})
+        config.evaluation.strongreject = config.evaluation.sensitive = 48
+        config.evaluation.plain = 96
+        config.evaluation.num_choices = 25
+        config.evaluation.num_kl = 32
     elif variant == "runlocal":
         config.data.num_harmful = config.data.num_sensitive = config.data.num_plain = 16
         config.data.num_held_out = 2
@@ -117,5 +130,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
         config.evaluation.multiple_choice = ("openbookqa",)
     elif variant:
-        raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'runlocal' or none.")
+        raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'objectives', 'runlocal' or none.")
     return config
