@@ -94,20 +94,21 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_held_out = 0
         config.num_positions = 12
         config.batch_size = 8
-        config.num_steps = 160
         config.save_every = 50
         config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
         config.evaluation.multiple_choice = ("piqa",)
     if variant == "quickstart":
-        config.data.num_harmful = 170
-        config.data.num_sensitive = 50
-        config.data.num_plain = 260
+        config.num_steps = 200
+        config.data.num_harmful = 190
+        config.data.num_sensitive = 70
+        config.data.num_plain = 220
         config.data.max_prompt_tokens = 16  # with 12 positions of the outcome all rows are of one length bucket
         config.data.shares.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
         config.evaluation.strongreject = config.evaluation.sensitive = config.evaluation.plain = 64  # a batch each
         config.evaluation.num_choices = 32
         config.evaluation.num_kl = 16
     elif variant == "objectives":
+        config.num_steps = 160
         config.decision_weight = 0.0
         config.gate_sharpness = 1.0
         config.data.num_harmful = 160

@@ -22,7 +22,7 @@ BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 
 """Lengths, in positions, to which rows are padded."""
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-"""The same for the prompts of a generation: fewer, because its loop takes long to compile and a prompt is read once."""
+"""The same for rows that are read once, before a generation or for their likelihood: fewer, since each is compiled."""
 
 
 class ContextError(ValueError):

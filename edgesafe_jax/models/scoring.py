@@ -9,30 +9,41 @@ import numpy as np
 
 from edgesafe_jax import losses
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
-from edgesafe_jax.models.generation import encode_prompts, encode_shared_once, pad_tokens
+from edgesafe_jax.models.generation import (
+    PROMPT_BUCKETS,
+    bucket_length,
+    encode_prompts,
+    encode_shared_once,
+    pad_tokens,
+)
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, LowRank, Params
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "num_answer"))
-def _answer_hidden(
+@functools.partial(jax.jit, static_argnames=("decoder",))
+def _hidden(
     decoder: Decoder,
     params: Params,
     low_rank: LowRank | None,
     shared: KeyValues,
     tokens: Array,
     where: Array,
-    start: Array,
-    *,
-    num_answer: int,
 ) -> Array:
-    """Returns the hidden states that predict each answer token, `[B, num_answer, D]`."""
+    """Returns the hidden states of all positions, `[B, T, D]`."""
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
         {"params": params}, tokens, where=where, past=(shared,), low_rank=low_rank
     )
+    return output.hidden
+
+
+@functools.partial(jax.jit, static_argnames=("num_answer",))
+def _answer_hidden(hidden: Array, start: Array, *, num_answer: int) -> Array:
+    """Returns the hidden states that predict each answer token, `[B, num_answer, D]`.
+
+    A program of its own: the decoder is then compiled for each length of a row, and not for that of the answers too.
+    """
     columns = start[:, None] - 1 + jnp.arange(num_answer, dtype=jnp.int32)[None]
-    columns = jnp.clip(columns, 0, tokens.shape[1] - 1)
-    return jnp.take_along_axis(output.hidden, columns[:, :, None], axis=1)
+    return jnp.take_along_axis(hidden, jnp.clip(columns, 0, hidden.shape[1] - 1)[:, :, None], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder",))
@@ -61,13 +72,13 @@ def _hidden_of(
     length: int,
 ) -> tuple[Array, np.ndarray, np.ndarray]:
     """Hidden states over one batch; returns them with the padded answers and which tokens exist."""
-    tokens, where = pad_tokens([p + a for p, a in zip(prompts, answers, strict=True)], pad_id=model.tokenizer.pad_id)
+    rows = [p + a for p, a in zip(prompts, answers, strict=True)]
+    total = bucket_length(max(map(len, rows)), PROMPT_BUCKETS)
+    tokens, where = pad_tokens(rows, pad_id=model.tokenizer.pad_id, length=total)
     answer, answer_where = pad_tokens(answers, pad_id=model.tokenizer.pad_id, length=length)
     start = np.array([len(p) for p in prompts], np.int32)
-    hidden = _answer_hidden(
-        model.decoder, model.params, low_rank_of(adapter), shared, tokens, where, start, num_answer=length
-    )
-    return hidden, answer, answer_where
+    hidden = _hidden(model.decoder, model.params, low_rank_of(adapter), shared, tokens, where)
+    return _answer_hidden(hidden, start, num_answer=length), answer, answer_where
 
 
 def answer_log_probs(
