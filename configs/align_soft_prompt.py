@@ -64,11 +64,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_plain = -1
     config.data.max_prompt_tokens = -1
     config.data.num_held_out = 60  # of each kind, whose refused shares are logged as eval/refused
-    config.data.shares = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 3.0, "plain": 6.5})
+    config.data.shares = ml_collections.ConfigDict({"refuse": 7.0, "sensitive": 2.0, "plain": 7.0})
 
     # Optimisation
     config.batch_size = 16
-    config.num_steps = 600
+    config.num_steps = 1000
     config.learning_rate = 5e-3
     config.warmup_steps = 10
     config.final_learning_rate = 0.1  # as a share of the peak, at the end of a cosine
