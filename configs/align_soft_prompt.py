@@ -20,7 +20,7 @@ The full config trained for 3,022 s on one core (the teacher's answers had been 
 jailbreaks .05, .72, .60; StrongREJECT with a prefilled answer .00, .10, .69; sensitive benign .00, .02, .02; plain
 questions .01, .03, .01. Of what the system refuses in the first two sets the student refuses .97 [.95, .98], of the
 jailbreaks .75 [.62, .84]; of what it answers .02 [.01, .06] of the sensitive and .02 [.01, .05] of the plain prompts.
-Earlier runs: 600 steps with shares of 6.5, 3 and 6.5 refused .88 of StrongREJECT and .03 of the plain questions that the
+Earlier runs: 600 steps with shares of 6.5, 3 and 6.5 refused .88 of StrongREJECT and .03 of the plain questions the
 system answers; shares of 4.5, 5.5 and 6 and 1,000 plain prompts .73 and .03. The shares were moved because sensitive
 prompts had room.
 """
