@@ -1,7 +1,7 @@
 """Log-likelihood of given answers: multiple choice and divergence from the base model."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +59,12 @@ def _mean_kl(decoder: Decoder, params: Params, student: Array, teacher: Array, w
     return jnp.sum(divergence, axis=1) / jnp.maximum(jnp.sum(where, axis=1, dtype=jnp.float32), 1.0)
 
 
-def _pad_batch(chosen: list[int], batch_size: int) -> list[int]:
-    return chosen + [chosen[-1]] * (batch_size - len(chosen))
+def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Deals rows out in the order of their lengths: yields those of a batch, and the same filled up with repeats."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        yield chosen, chosen + [chosen[-1]] * (batch_size - len(chosen))
 
 
 def _hidden_of(
@@ -117,18 +121,18 @@ def answer_log_probs(
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
     shared = encode_shared_once(model.decoder, model.params, adapter, head)
     result = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + len(encoded[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = _pad_batch(chosen, batch_size)
+    lengths = [len(row) + len(answer) for row, answer in zip(rows, encoded, strict=True)]
+    done = 0
+    for chosen, filled in _batches(lengths, batch_size):
         length = 1 << (max(len(encoded[i]) for i in filled) - 1).bit_length()
         hidden, answer, where = _hidden_of(
             model, adapter, shared, [rows[i] for i in filled], [encoded[i] for i in filled], length
         )
         values = _log_probs(model.decoder, model.params, hidden, jnp.array(answer), jnp.array(where))
         result[chosen] = np.asarray(values)[: len(chosen)]
+        done += len(chosen)
         if on_batch is not None:
-            on_batch(min(start + batch_size, len(order)), len(order))
+            on_batch(done, len(rows))
     return result, np.array([len(row) for row in encoded])
 
 
@@ -157,11 +161,8 @@ def first_token_margins(
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
     shared = encode_shared_once(model.decoder, model.params, adapter, head)
     result = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = [rows[i] for i in _pad_batch(chosen, batch_size)]
-        hidden, _, _ = _hidden_of(model, adapter, shared, filled, [[] for _ in filled], 1)
+    for chosen, filled in _batches([len(row) for row in rows], batch_size):
+        hidden, _, _ = _hidden_of(model, adapter, shared, [rows[i] for i in filled], [[] for _ in filled], 1)
         values = _margins(model.decoder, model.params, hidden[:, 0], jnp.int32(token))
         result[chosen] = np.asarray(values)[: len(chosen)]
     return result
@@ -197,10 +198,7 @@ def kl_from_base(
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
     base, adapted = (encode_shared_once(model.decoder, model.params, a, head) for a in (None, adapter))
     result = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = _pad_batch(chosen, batch_size)
+    for chosen, filled in _batches([len(row) for row in rows], batch_size):
         batch = [rows[i] for i in filled], [list(answers[i]) for i in filled]
         teacher, _, where = _hidden_of(model, None, base, *batch, longest)
         student, _, _ = _hidden_of(model, adapter, adapted, *batch, longest)
