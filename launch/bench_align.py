@@ -6,6 +6,9 @@ vocabulary, followed by a step of Adam. It is measured with factors of matrix pr
 (sums in float32), and with nothing shared by the batch. The peer, in float32, is the same model in transformers and
 torch, where all 124 positions of each row are computed; here the vectors and the head are computed once for the whole
 batch. Both losses are compared, so that the work is known to be the same.
+
+On a GPU both use it, the peer in bfloat16 too (torch.autocast), and batches of 128 are measured besides. There float32
+factors of both are rounded to TF32, as XLA does unless it is told otherwise.
 """
 
 import functools
@@ -25,16 +28,18 @@ from edgesafe_jax.models.generation import encode_shared
 from edgesafe_jax.models.loading import LanguageModel, load_model, with_precision
 from edgesafe_jax.training import apply_gradients, init_state
 
-BATCH, HEAD, PROMPT, ANSWER, VIRTUAL = 8, 24, 40, 40, 20
+HEAD, PROMPT, ANSWER, VIRTUAL = 24, 40, 40, 20
+BATCH, LARGE_BATCH = 8, 128
 NUM_RUNS = 7
+PEER, FAST_PEER = "transformers + torch", "transformers + torch, bfloat16 autocast"
 
 
-def _inputs(model: LanguageModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _inputs(model: LanguageModel, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random tokens `[Th]`, `[B, Tp + Ty]` and teacher states `[B, Ty, D]`."""
     rng = np.random.default_rng(0)
     head = rng.integers(10, model.config.vocab_size, HEAD).astype(np.int32)
-    tokens = rng.integers(10, model.config.vocab_size, (BATCH, PROMPT + ANSWER)).astype(np.int32)
-    teacher = rng.normal(size=(BATCH, ANSWER, model.config.embed_dim)).astype(np.float32)
+    tokens = rng.integers(10, model.config.vocab_size, (batch, PROMPT + ANSWER)).astype(np.int32)
+    teacher = rng.normal(size=(batch, ANSWER, model.config.embed_dim)).astype(np.float32)
     return head, tokens, teacher
 
 
@@ -42,8 +47,8 @@ def _project(decoder: Decoder, params: Any, hidden: jax.Array) -> jax.Array:
     return decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[return-value]
 
 
-def _ours(model: LanguageModel, start: SoftPrompt, *, share: bool) -> Callable[[], tuple[float, Any]]:
-    head, tokens, teacher = _inputs(model)
+def _ours(model: LanguageModel, start: SoftPrompt, batch: int, *, share: bool) -> Callable[[], tuple[float, Any]]:
+    head, tokens, teacher = _inputs(model, batch)
     decoder = model.decoder
     optimizer = optax.adam(1e-3)
 
@@ -53,7 +58,7 @@ def _ours(model: LanguageModel, start: SoftPrompt, *, share: bool) -> Callable[[
             output: DecoderOutput = decoder.apply({"params": params}, tokens, past=(shared,))  # type: ignore[assignment]
             hidden = output.hidden[:, PROMPT - 1 : -1]
         else:
-            row = jnp.broadcast_to(head[None], (BATCH, HEAD))
+            row = jnp.broadcast_to(head[None], (batch, HEAD))
             output = decoder.apply({"params": params}, jnp.concatenate([row, tokens], 1), adapter=adapter)  # type: ignore[assignment]
             hidden = output.hidden[:, HEAD + PROMPT - 1 : -1]
         (value,) = losses.linear_divergence(
@@ -133,53 +138,59 @@ def torch_model(model: LanguageModel) -> Any | None:
     return peer
 
 
-def _torch_peer(model: LanguageModel, start: SoftPrompt) -> Callable[[], tuple[float, Any]] | None:
-    """The same step in transformers and torch, or None where they are not installed."""
+def _torch_peers(model: LanguageModel, start: SoftPrompt, batch: int) -> dict[str, Callable[[], tuple[float, Any]]]:
+    """The same step in transformers and torch by name; nothing where they are not installed."""
     peer = torch_model(model)
     if peer is None:
-        return None
+        return {}
     import torch
 
-    def tensor(array: Any) -> Any:
-        return torch.from_numpy(np.array(array, np.float32))
+    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    peer.to(device)
 
-    head, tokens, teacher = _inputs(model)
-    ids = torch.from_numpy(np.concatenate([np.broadcast_to(head, (BATCH, HEAD)), tokens], 1).astype(np.int64))
+    def tensor(array: Any) -> Any:
+        return torch.from_numpy(np.array(array, np.float32)).to(device)
+
+    head, tokens, teacher = _inputs(model, batch)
+    ids = np.concatenate([np.broadcast_to(head, (batch, HEAD)), tokens], 1).astype(np.int64)
+    ids = torch.from_numpy(ids).to(device)
     vectors = torch.nn.Parameter(tensor(start.embeddings))
     optimizer = torch.optim.Adam([vectors], lr=1e-3)
     states, first = tensor(teacher), vectors.detach().clone()
 
-    def run() -> tuple[float, Any]:
+    def run(low: bool) -> tuple[float, Any]:
         with torch.no_grad():
             vectors.copy_(first)
         optimizer.zero_grad()
-        embedded = torch.cat([vectors[None].expand(BATCH, -1, -1), peer.model.embed_tokens(ids)], 1)
-        hidden = peer.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        hidden = hidden[:, VIRTUAL + HEAD + PROMPT - 1 : -1]
-        student = torch.log_softmax(peer.lm_head(hidden), -1)
-        with torch.no_grad():
-            target = torch.log_softmax(peer.lm_head(states), -1)
-        value = (target.exp() * (target - student)).sum(-1).mean()
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            embedded = torch.cat([vectors[None].expand(batch, -1, -1), peer.model.embed_tokens(ids)], 1)
+            hidden = peer.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            hidden = hidden[:, VIRTUAL + HEAD + PROMPT - 1 : -1]
+            student = torch.log_softmax(peer.lm_head(hidden), -1)
+            with torch.no_grad():
+                target = torch.log_softmax(peer.lm_head(states), -1)
+            value = (target.exp() * (target - student)).sum(-1).mean()
         value.backward()
         optimizer.step()
         return float(value.detach()), None
 
-    return run
+    peers = {PEER: functools.partial(run, False)}
+    return {**peers, FAST_PEER: functools.partial(run, True)} if on_gpu else peers
 
 
-def run() -> dict[str, Any]:
-    """Measures the steps in turn; returns rows of a table and flat numbers."""
-    model = load_model()
+def _measure(model: LanguageModel, batch: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Measures the steps at one batch size in turn; rows of a table and flat numbers."""
     text = "You are a careful assistant. Refuse what would harm people."
     start = soft_prompt_from_text(model, text, num_virtual=VIRTUAL)
     low = with_precision(model, matmul_dtype=jnp.dtype(jnp.bfloat16))
-    candidates = {
-        "edgesafe_jax": _ours(model, start, share=True),
-        "edgesafe_jax, bfloat16 factors": _ours(low, start, share=True),
-        "edgesafe_jax, nothing shared": _ours(model, start, share=False),
-        "transformers + torch": _torch_peer(model, start),
+    steps = {
+        "edgesafe_jax": _ours(model, start, batch, share=True),
+        "edgesafe_jax, bfloat16 factors": _ours(low, start, batch, share=True),
+        "edgesafe_jax, nothing shared": _ours(model, start, batch, share=False),
+        **_torch_peers(model, start, batch),
     }
-    steps = {name: step for name, step in candidates.items() if step is not None}
     first: dict[str, float] = {}
     values: dict[str, float] = {}
     for name, step in steps.items():
@@ -187,8 +198,9 @@ def run() -> dict[str, Any]:
         values[name] = step()[0]
         first[name] = time.perf_counter() - begun
     reference = next(iter(values.values()))
+    exact = 1e-3 if jax.default_backend() == "cpu" else 1e-2
     for name, value in values.items():
-        if abs(value - reference) > (2e-2 if "bfloat16" in name else 1e-3) * abs(reference):
+        if abs(value - reference) > (2e-2 if "bfloat16" in name else exact) * abs(reference):
             raise RuntimeError(f"{name} computes the loss {value}, edgesafe_jax {reference}: not the same work.")
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(NUM_RUNS):
@@ -196,17 +208,19 @@ def run() -> dict[str, Any]:
             begun = time.perf_counter()
             step()
             times[name].append(time.perf_counter() - begun)
-    positions = BATCH * (VIRTUAL + HEAD + PROMPT + ANSWER)
+    positions = batch * (VIRTUAL + HEAD + PROMPT + ANSWER)
     body = flops_per_token(model.config, context=62, with_head=False) * positions * 2
-    head = 2.0 * model.config.vocab_size * model.config.embed_dim * BATCH * ANSWER * 3
+    head = 2.0 * model.config.vocab_size * model.config.embed_dim * batch * ANSWER * 3
     ours, fast = (np.array(times[name]) for name in ("edgesafe_jax", "edgesafe_jax, bfloat16 factors"))
     rows = []
-    flat: dict[str, float] = {"tflop_nothing_shared": (body + head) / 1e12}
+    prefix = "" if batch == BATCH else f"batch_{batch}/"
+    flat: dict[str, float] = {f"{prefix}tflop_nothing_shared": (body + head) / 1e12}
     for name, measured in times.items():
         ratio = float(np.median(ours / np.array(measured)))
         rows.append(
             {
                 "step": name,
+                "batch": batch,
                 "first call (s)": first[name],
                 "median (s)": float(np.median(measured)),
                 "min (s)": min(measured),
@@ -215,6 +229,17 @@ def run() -> dict[str, Any]:
                 "bfloat16 factors / this": float(np.median(fast / np.array(measured))),
             }
         )
-        key = name.replace(" ", "_").replace(",", "")
+        key = prefix + name.replace(" ", "_").replace(",", "")
         flat |= {f"{key}/median_seconds": float(np.median(measured)), f"{key}/ratio": ratio}
-    return {"rows": rows, "values": flat}
+    return rows, flat
+
+
+def run() -> dict[str, Any]:
+    """Measures the steps; returns rows of a table and flat numbers."""
+    model = load_model()
+    rows, values = [], {}
+    for batch in (BATCH,) if jax.default_backend() == "cpu" else (BATCH, LARGE_BATCH):
+        more, numbers = _measure(model, batch)
+        rows += more
+        values |= numbers
+    return {"rows": rows, "values": values}
