@@ -8,14 +8,16 @@ Planning is spread by `jax.pmap`: over problems (`pmap_problems`), or over the p
 (`split_population` with `pmap_population`).
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from edgesafe_jax.planning.planner import Outcomes, Simulator
 from edgesafe_jax.typing import Array, PyTree
@@ -83,7 +85,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
             )
     if mesh.size == 1:
         return batch
-    return _place(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+    return place(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -100,12 +102,21 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """
     if mesh.size == 1:
         return tree
-    return _place(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def _place(tree: PyTree, sharding: NamedSharding) -> PyTree:
+def place(tree: PyTree, sharding: Sharding) -> PyTree:
+    """Puts arrays and typed random keys where a sharding says, that of several hosts included.
+
+    Args:
+      tree: a pytree of them; on several hosts each passes the same whole values and keeps its part.
+      sharding: of every leaf.
+
+    Returns:
+      The tree, which shares no memory with numpy arrays that were given.
+    """
     if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
+        return jax.device_put(tree, sharding, may_alias=False)
 
     # device_put would compare the values of all hosts at each call; each host cuts out its part instead.
     def cut(leaf: jax.typing.ArrayLike) -> jax.Array:
@@ -116,6 +127,46 @@ def _place(tree: PyTree, sharding: NamedSharding) -> PyTree:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(cut, tree)
+
+
+def is_main_process() -> bool:
+    """Says whether this is process 0, the one that writes files and shows progress."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def main_process_first(name: str) -> Iterator[None]:
+    """Lets process 0 run a block first and the others after it, on a file system that all of them see.
+
+    So one process makes what is expensive and writes it, and the others find it. On one process it does nothing.
+
+    Args:
+      name: of the block, the same in all processes and for one block alone.
+    """
+    if not is_main_process():
+        multihost_utils.sync_global_devices(name)
+    yield
+    if is_main_process() and jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+    """Says whether a flag is set in any process; all of them must ask at the same point."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def to_local(tree: PyTree) -> PyTree:
+    """Brings arrays that every device holds whole back to this process, for work that it does alone.
+
+    Args:
+      tree: a pytree of arrays as `replicate` made them.
+
+    Returns:
+      The tree; on several processes its leaves are numpy arrays.
+    """
+    return tree if jax.process_count() == 1 else jax.tree.map(np.asarray, tree)
 
 
 def pmap_problems(plan: Callable[..., Any], *, num_devices: int | None = None) -> Callable[..., Any]:

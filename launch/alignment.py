@@ -29,7 +29,14 @@ from edgesafe_jax.metrics.refusal import make_refused_by_meaning
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.models.scoring import kl_from_base
-from edgesafe_jax.parallel import make_data_mesh, replicate, shard_batch
+from edgesafe_jax.parallel import (
+    is_main_process,
+    main_process_first,
+    make_data_mesh,
+    replicate,
+    shard_batch,
+    to_local,
+)
 from edgesafe_jax.reporting import build_report, make_table, write_fragment
 from edgesafe_jax.safety import distillation, prompts
 from edgesafe_jax.safety.evaluation import Judges, SetResult, costs, evaluate_set, judge_responses, multiple_choice
@@ -293,9 +300,7 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
             f"with gate_threshold={config['gate_threshold']} refuses all or none of them. Move the threshold, give "
             "more prompts, or look at the guard."
         )
-    return Teacher(
-        data, groups, {name: [texts[i] for i in sorted(held_out) if verdicts[i] == name] for name in GROUPS}
-    )
+    return Teacher(data, groups, {name: [texts[i] for i in sorted(held_out) if verdicts[i] == name] for name in GROUPS})
 
 
 def _held_out(verdicts: Sequence[str], num: int, seed: int) -> set[int]:
@@ -401,10 +406,12 @@ def train(config: Config, workdir: str | Path) -> Path:
       WorkdirError: the work directory holds a run with another config.
     """
     check(config)
-    workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
+    with main_process_first("alignment/workdir"):
+        workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
     started = time.monotonic()
     model, _, system = load_system(config)
-    teacher = make_teacher(config, model, system, workdir)
+    with main_process_first("alignment/teacher"):
+        teacher = make_teacher(config, model, system, workdir)
     order = distillation.make_batch_order(
         teacher.data,
         batch_size=int(config["batch_size"]),
@@ -419,10 +426,9 @@ def train(config: Config, workdir: str | Path) -> Path:
 
     def agreement(current: TrainState) -> dict[str, float]:
         """Refused shares of the prompts that were held out, by what the system does with them."""
+        adapter = to_local(current.params["mean"])
         return {
-            f"refused/{name}": float(
-                np.mean(distillation.refusal_margins(model, current.params["mean"], texts, system.refusal) > 0)
-            )
+            f"refused/{name}": float(np.mean(distillation.refusal_margins(model, adapter, texts, system.refusal) > 0))
             for name, texts in watched.items()
         }
 
@@ -447,8 +453,10 @@ def train(config: Config, workdir: str | Path) -> Path:
             eval_every=int(config["save_every"]) if watched else None,
         )
     stored = workdir / ADAPTER
+    if not is_main_process():
+        return stored
     stored.parent.mkdir(exist_ok=True)
-    adapters.save_soft_prompt(stored, trained.params["mean"], model, training=_json(config))
+    adapters.save_soft_prompt(stored, to_local(trained.params["mean"]), model, training=_json(config))
     print(f"stored {stored} after {time.monotonic() - started:.0f} s", file=sys.stderr)
     return stored
 

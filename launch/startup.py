@@ -1,4 +1,7 @@
-"""What every launcher does before it starts, quiet logs and a cache of compiled programs, and what several name."""
+"""What every launcher does before it starts, and what several name.
+
+It connects the processes of a run on several hosts, makes logs quiet and keeps compiled programs.
+"""
 
 import logging
 from typing import Any
@@ -7,12 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from edgesafe_jax import assets
+from edgesafe_jax.parallel import initialize_multihost
 
 
 def configure() -> None:
-    """Sets the process up; called by launchers only, never by the library."""
+    """Sets the process up; called by launchers only, never by the library.
+
+    Raises:
+      RuntimeError: the environment is that of one process of several, and they cannot be connected.
+    """
+    initialize_multihost()
     logging.getLogger("absl").setLevel(logging.WARNING)
     jax.config.update("jax_compilation_cache_dir", str(assets.cache_dir() / "compiled"))
+
 
 MATMUL_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
 """What `config.matmul_dtype` may name: dtypes of the factors of matrix products."""

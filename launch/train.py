@@ -3,12 +3,17 @@ r"""Trains what a config describes, or continues where it was interrupted.
     python -m launch.train --config=configs/align_soft_prompt.py --workdir=DIR [--config.FIELD=VALUE ...]
 
 The run is its work directory: the same command resumes it, another config in it is refused.
+
+On several hosts the command is started once in each (under Slurm, Open MPI or on a TPU pod; elsewhere with
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), with a work directory that all of them see: the task
+"alignment" then splits its batches over all devices. The other tasks run in one process.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -27,6 +32,9 @@ TASKS: dict[str, Task] = {
 }
 """What `config.task` may name, and what runs it."""
 
+MULTIHOST = ("alignment",)
+"""Tasks that may run in several processes."""
+
 
 def define_flags() -> None:
     """Defines the command line; not on import, so that several launchers can be imported together."""
@@ -43,6 +51,11 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         config = flags.FLAGS.config.to_dict()
         task = errors.lookup(TASKS, config.get("task"), "config.task")
+        if jax.process_count() > 1 and config["task"] not in MULTIHOST:
+            raise errors.ConfigError(
+                f"config.task={config['task']!r} runs in one process and {jax.process_count()} were started: expected "
+                f"one, or a task of {', '.join(MULTIHOST)}."
+            )
         task(config, flags.FLAGS.workdir)
 
 

@@ -1,9 +1,5 @@
 import json
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +11,7 @@ from jax.sharding import PartitionSpec
 from edgesafe_jax import parallel
 from edgesafe_jax.parallel import initialize_multihost, make_data_mesh, replicate, shard_batch
 from tests import multihost_run
+from tests.processes import run_connected
 
 
 def test_mesh_has_the_devices_asked_for():
@@ -136,31 +133,9 @@ def test_a_failed_start_says_what_to_give():
 
 
 def test_two_processes_compute_the_gradient_of_one():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.multihost_run", address, "2", str(number)],
-            cwd=Path(__file__).parents[1],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
     loss, gradients = multihost_run.value_and_grad(*multihost_run.make_problem())
-    try:
-        for process in processes:
-            output, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-            found = json.loads(output.splitlines()[-1])  # The lines before are the collectives' own.
-            assert found["devices"] == 4
-            np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
-            np.testing.assert_allclose(found["gradient"], gradients["w"], rtol=1e-5)
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    for output in run_connected("tests.multihost_run"):
+        found = json.loads(output.splitlines()[-1])  # The lines before are the collectives' own.
+        assert found["devices"] == 4
+        np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
+        np.testing.assert_allclose(found["gradient"], gradients["w"], rtol=1e-5)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from edgesafe_jax.parallel import place
 from edgesafe_jax.typing import PyTree
 
 _log = logging.getLogger(__name__)
@@ -72,8 +73,9 @@ class Checkpoints:
     def save(self, step: int, state: PyTree) -> None:
         """Saves a state and waits until it is on the disk; a step that has a checkpoint is left as it is.
 
-        The checkpoint appears under its name only when it is complete. A checkpoint that `restore_latest` found to
-        be damaged is moved aside, to ``damaged-<step>``.
+        Of several processes the first alone saves, and all may call this. The checkpoint appears under its name only
+        when it is complete. A checkpoint that `restore_latest` found to be damaged is moved aside, to
+        ``damaged-<step>``.
 
         Args:
           step: steps done when the state was reached.
@@ -86,6 +88,8 @@ class Checkpoints:
         # Orbax does not store arrays without elements; the manifest has all there is to know of them.
         arrays = {name: array for name, (_, array) in leaves.items() if array.size}
         manifest = {name: _describe(kind, array) for name, (kind, array) in leaves.items()}
+        if jax.process_index() != 0:
+            return
         manager = self._open_manager()
         if step in manager.all_steps():
             return
@@ -164,15 +168,21 @@ class Checkpoints:
             self.close()
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, enable_async_checkpointing=False, create=True
+                max_to_keep=self._keep,
+                enable_async_checkpointing=False,
+                create=jax.process_count() == 1,
+                multiprocessing_options=_alone(),
             )
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         return self._manager
 
     def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Reads one checkpoint and compares it with its manifest."""
         path = self.directory / str(step)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        alone = _alone()
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             manifest = reader.restore(path, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())).manifest
             blank = {name: np.empty(entry["shape"], jnp.dtype(entry["dtype"])) for name, entry in manifest.items()}
             stored = {name: array for name, array in blank.items() if array.size}
@@ -206,6 +216,16 @@ class Checkpoints:
                 )
             restored.append(_decode(arrays[name], leaf))
         return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """How Orbax reads and writes in this process without waiting for others."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process{number}"
+    )
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
@@ -244,9 +264,9 @@ def _decode(array: np.ndarray, leaf: Any) -> Any:
     """Makes of an array the kind of leaf that `leaf` is."""
     if _is_key(leaf):
         keys = jax.random.wrap_key_data(jnp.array(array), impl=str(jax.random.key_impl(leaf)))
-        return jax.device_put(keys, leaf.sharding) if leaf.committed else keys
+        return place(keys, leaf.sharding) if leaf.committed else keys
     if isinstance(leaf, jax.Array):
-        return jax.device_put(array, leaf.sharding, may_alias=False) if leaf.committed else jnp.array(array)
+        return place(array, leaf.sharding) if leaf.committed else jnp.array(array)
     if isinstance(leaf, np.generic):
         return array[()]
     return array if isinstance(leaf, np.ndarray) else array.item()

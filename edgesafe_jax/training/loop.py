@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from edgesafe_jax import parallel
 from edgesafe_jax.training.checkpoints import Checkpoints
 from edgesafe_jax.training.metric_writers import MetricWriter
 from edgesafe_jax.typing import Array, PRNGKey, PyTree
@@ -141,6 +142,9 @@ def train(
     checkpoint; one line is written for every step nevertheless. SIGINT and SIGTERM save a checkpoint after the step
     under way and leave with `TrainingStopped`; the same call then continues. A second signal acts at once.
 
+    On several hosts all processes call this with the same arguments. Process 0 alone writes metrics and checkpoints, on
+    a file system from which all read, and a signal to any of them stops all at the next fetch of metrics.
+
     Args:
       step_fn: from a state and a batch to the next state, with `step` one higher, and a mapping of scalar metrics in
         which ``loss`` is watched; jitted by the caller.
@@ -190,6 +194,9 @@ def train(
                 f"the checkpoint in {checkpoints.directory} is at step {start}, past "
                 f"num_steps={num_steps}: ask for more steps or use another work directory"
             )
+    if not parallel.is_main_process():
+        writer, progress = None, False
+    several = jax.process_count() > 1
     if writer is not None:
         writer.resume(start)
 
@@ -235,9 +242,12 @@ def train(
                 flush()
             elif done % log_every == 0 or done == start + 1:
                 flush()
-            if signals.received or (checkpoints is not None and checkpoints.should_save(done)):
+            stopped = bool(signals.received)
+            if several:  # All leave after the same step: each holds a part of the next.
+                stopped = done % log_every == 0 and parallel.any_process(stopped)
+            if stopped or (checkpoints is not None and checkpoints.should_save(done)):
                 save()
-            if signals.received and done < num_steps:
+            if stopped and done < num_steps:
                 signals.leave(done, num_steps, saved=checkpoints is not None)
         save()
         if signals.received:
@@ -326,7 +336,7 @@ class _StopSignals:
         self._former: dict[int, Any] = {}
 
     def leave(self, done: int, num_steps: int, *, saved: bool) -> NoReturn:
-        number = self.received or 0
+        number = self.received or signal.SIGTERM  # Another process was asked to stop.
         what = "the state is saved: the same command continues" if saved else "nothing is saved"
         print(
             f"\nstopped by {signal.Signals(number).name} after {done} of {num_steps} steps; {what}",

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from configs import align_soft_prompt
 from edgesafe_jax.adapters import AdapterError
@@ -12,6 +13,7 @@ from edgesafe_jax.safety.system import SafeSystem
 from edgesafe_jax.training import WorkdirError
 from launch import alignment, errors, evaluate, train
 from tests.launch import cli
+from tests.processes import run_connected
 
 pytestmark = pytest.mark.assets  # the prompt sets
 
@@ -88,6 +90,27 @@ def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path, monke
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_two_hosts_train_as_one_does_and_continue(finished, tmp_path):
+    outputs = run_connected("tests.launch.multihost_run", str(tmp_path))
+    assert [output.splitlines()[-1] for output in outputs] == ["0 of 2, 4 devices", "1 of 2, 4 devices"]
+    # Trained on from the checkpoint of step 2, the bits are those of the run that went through.
+    assert adapter_bytes(tmp_path) == (tmp_path / "first.safetensors").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    found, expected = (load_file(path / alignment.ADAPTER)["embeddings"] for path in (tmp_path, finished))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads configs with it
+def test_a_task_of_one_process_refuses_several(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.jax, "process_count", lambda: 2)
+    message = cli.refused(
+        monkeypatch, capsys, train, "--config=configs/guard_probe.py", f"--workdir={tmp_path / 'run'}"
+    )
+    assert "config.task='guard_probe' runs in one process and 2 were started" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_length_that_no_prompt_has_is_refused(tmp_path):

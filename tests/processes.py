@@ -1,0 +1,45 @@
+"""Processes that are connected as the hosts of one run are."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TIMEOUT = 240  # seconds
+
+
+def run_connected(module: str, *arguments: str, num_processes: int = 2) -> list[str]:
+    """Runs `python -m MODULE ADDRESS NUM_PROCESSES PROCESS_ID ARGUMENTS`, each with two CPU devices.
+
+    Returns:
+      What each of them wrote to stdout; one that fails is an error.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    # Programs that run once: how fast they are matters less than how fast they are compiled.
+    settings = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": settings, "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, address, str(num_processes), str(number), *arguments],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(num_processes)
+    ]
+    outputs = []
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, errors
+            outputs.append(output)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    return outputs
