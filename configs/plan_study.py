@@ -46,6 +46,42 @@ have not been run.
 
 import ml_collections
 
+_PAPER = {
+    "icem": (50, 100, 300, 500, 1000),
+    "cem": (50, 100, 300, 500, 2000),
+    "pets_cem": (50, 100, 300, 500, 2000),
+    "mppi_colored": (100, 300),
+}
+_COMPONENTS = (
+    "icem",
+    "icem_no_decay",
+    "icem_no_mean",
+    "icem_white",
+    "icem_no_shift",
+    "icem_execute_mean",
+    "icem_no_keep",
+)
+_LENGTHS = {"halfcheetah": 1000, "humanoidstandup": 1000, "fetch_pick_and_place": 50, "door": 200, "relocate": 200}
+
+# By variant and environment: steps of an episode, and budgets by planner.
+STUDIES = {
+    "": {name: (steps, _PAPER) for name, steps in _LENGTHS.items()},
+    "halfcheetah": {"halfcheetah": (150, {"icem": (100, 300), "cem": (100, 300, 500)})},
+    "ablation": {"halfcheetah": (150, dict.fromkeys(_COMPONENTS, (100,)))},
+    "budgets": {
+        "halfcheetah": (150, {"icem": (50, 100, 300, 500), "cem": (50, 100, 300, 500, 2000), "pets_cem": (2000,)}),
+        "fetch_pick_and_place": (50, {"icem": (50, 100, 300), "cem": (50, 100, 300)}),
+        "humanoidstandup": (60, {"icem": (50, 100), "cem": (50, 100, 300)}),
+        "door_no_velocity": (100, {"icem": (50, 100), "cem": (50, 100, 300)}),
+        "relocate": (200, {"icem": (100,), "cem": (100,)}),
+    },
+    "equal_budget": {
+        name: (steps, {"icem": (50,), "cem": (50,)})
+        for name, steps in {"fetch_pick_and_place": 50, "humanoidstandup": 60, "relocate": 100, "door": 100}.items()
+    },
+    "runlocal": {"double_integrator": (20, {"icem": (50,), "cem": (50, 100)})},
+}
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the study of the five tasks, or a `variant`: "halfcheetah", "ablation", "equal_budget" or "runlocal"."""
@@ -53,39 +89,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task = "planning_study"
     config.simulator = "mujoco"
     config.num_seeds = 5
-    # Steps of an episode, by environment
-    config.environments = ml_collections.ConfigDict(
-        {"halfcheetah": 1000, "humanoidstandup": 1000, "fetch_pick_and_place": 50, "door": 200, "relocate": 200}
-    )
-    # Budgets, by planner
-    config.cells = ml_collections.ConfigDict(
-        {
-            "icem": (50, 100, 300, 500, 1000),
-            "cem": (50, 100, 300, 500, 2000),
-            "pets_cem": (50, 100, 300, 500, 2000),
-            "mppi_colored": (100, 300),
-        }
-    )
-    if variant == "halfcheetah":
-        config.environments = ml_collections.ConfigDict({"halfcheetah": 150})
-        config.cells = ml_collections.ConfigDict({"icem": (100, 300), "cem": (100, 300, 500)})
-    elif variant == "equal_budget":
+    config.num_processes = 1  # more of them plan one episode each, on one thread
+    config.max_minutes = -1.0  # after which no episode starts; the same command goes on
+    if variant not in STUDIES:
+        raise ValueError(f"Unknown variant {variant!r}: expected one of {', '.join(filter(None, STUDIES))} or none.")
+    # Steps of an episode, and budgets by planner
+    config.environments = ml_collections.ConfigDict({name: steps for name, (steps, _) in STUDIES[variant].items()})
+    config.cells = ml_collections.ConfigDict({name: planners for name, (_, planners) in STUDIES[variant].items()})
+    if variant == "equal_budget":
         config.num_seeds = 3
-        config.environments = ml_collections.ConfigDict(
-            {"fetch_pick_and_place": 50, "humanoidstandup": 60, "relocate": 100, "door": 100}
-        )
-        config.cells = ml_collections.ConfigDict({"icem": (50,), "cem": (50,)})
-    elif variant == "ablation":
-        config.environments = ml_collections.ConfigDict({"halfcheetah": 150})
-        names = ("", "_white", "_no_shift", "_no_keep", "_no_decay", "_no_mean", "_execute_mean")
-        config.cells = ml_collections.ConfigDict({f"icem{name}": (100,) for name in names})
     elif variant == "runlocal":
         config.simulator = "closed_form"
         config.num_seeds = 2
-        config.environments = ml_collections.ConfigDict({"double_integrator": 20})
-        config.cells = ml_collections.ConfigDict({"icem": (50,), "cem": (50, 100)})
-    elif variant:
-        raise ValueError(
-            f"Unknown variant {variant!r}: expected 'halfcheetah', 'ablation', 'equal_budget', 'runlocal' or none."
-        )
     return config
