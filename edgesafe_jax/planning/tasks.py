@@ -332,10 +332,12 @@ def door(
         cost = 0.1 (th - 1.57)^2 + velocity_weight |qvel|^2 - 2 [th > .2] - 8 [th > 1] - 10 [th > 1.35]
                (+ 0.1 |palm - handle| where shaped) ,   success = [th > 1.35]
 
-    with th the angle of the hinge in radians. The weight is 1e-5 in the task's own reward, which every hand that moves
-    then pays before the door does. In the code that the iCEM paper was made with it has no effect: that code takes the
-    last entries of an observation for the velocities, and the observation holds none. Where the door stands is part of the state (its frame is a body that the
-    user places), so that one model serves all episodes.
+    with th the angle of the hinge in radians. The weight is 1e-5 in the task's own reward, where a hand that moves
+    pays before the door does. In the code of the iCEM paper the term has no effect: it takes the last entries of an
+    observation for the velocities, and the observation holds none.
+
+    Where the door stands is part of the state (its frame is a body that the user places), so that one model serves
+    all episodes.
 
     Args:
       num_threads: of the simulator; None takes one per processor.

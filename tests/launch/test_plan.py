@@ -138,7 +138,8 @@ def test_a_study_in_two_processes_is_that_of_one(monkeypatch, tmp_path, capsys):
 
 def test_the_order_of_a_study_is_by_seed_and_the_longest_first():
     cells = [planning_study.Cell("run", "cem", budget, seed, 10) for budget in (50, 500) for seed in (0, 1)]
-    assert [(cell.seed, cell.budget) for cell in planning_study.in_order(cells)] == [(0, 500), (0, 50), (1, 500), (1, 50)]
+    ordered = [(cell.seed, cell.budget) for cell in planning_study.in_order(cells)]
+    assert ordered == [(0, 500), (0, 50), (1, 500), (1, 50)]
 
 
 def test_an_episode_that_diverges_is_counted_and_leaves_no_return(monkeypatch, tmp_path, capsys):
