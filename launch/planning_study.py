@@ -71,9 +71,9 @@ def check_study(config: Config) -> None:
     if set(config["cells"]) != set(config["environments"]):
         have, need = (", ".join(config[part]) for part in ("cells", "environments"))
         raise errors.ConfigError(f"config.cells of {have}: expected those of config.environments, {need}.")
-    for name, planners in config["cells"].items():
-        if not any(planners.values()):
-            raise errors.ConfigError(f"config.cells.{name}: expected at least one planner with a budget.")
+    if not any(any(planners.values()) for planners in config["cells"].values()):
+        raise errors.ConfigError("config.cells: expected at least one planner with a budget.")
+    for planners in config["cells"].values():
         for planner, budgets in planners.items():
             for budget in budgets:
                 check_planner(planner, budget)
