@@ -3,10 +3,12 @@
 1. iCEM at 97 trajectories of 30 steps on HalfCheetah against `mujoco.rollout` of as many trajectories, the two in turn.
 2. A batch of problems in one call against as many single plans, on a world model of the kind that is learned (alone:
    `--suite=planner_learned`). The share of the batch that its simulations alone take is the least that a batch could
-   cost. Its arithmetic is that of the model in the trajectories that are simulated; the limits that it is compared with are
-   matrix products timed in the same run at the same precision: large square ones, and the hidden layer's product of as
-   many rows as the batch simulates at once, from memory to memory. On an accelerator up to 4096 problems, populations
-   unrolled and padded, and float32 products beside the default precision.
+   cost. Where there are several devices, the batch is also spread over them: on a laptop of two cores
+   `XLA_FLAGS=--xla_force_host_platform_device_count=2` makes each a device. The arithmetic is that of the model in the
+   trajectories that are simulated; the limits that it is compared with are matrix products timed in the same run at the
+   same precision: large square ones, and the hidden layer's product of as many rows as the batch simulates at once,
+   from memory to memory. On an accelerator up to 4096 problems, populations unrolled and padded, and float32 products
+   beside the default precision.
 3. The same batches on brax's halfcheetah (`--suite=planner_brax`, not part of the whole suite: it compiles for long).
 4. Planners on the five tasks at budgets of 50 and 100 trajectories: time of a plan, the share of it spent in MuJoCo,
    and the control step that it should fit into; processor time too, which other work on the machine does not lengthen.
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 import mujoco.rollout
 import numpy as np
 
-from edgesafe_jax import planning
+from edgesafe_jax import parallel, planning
 from edgesafe_jax.planning import JaxTask, MujocoTask
 from edgesafe_jax.planning.physics import available_threads
 from edgesafe_jax.planning.tasks import half_cheetah
@@ -167,18 +169,20 @@ def on_accelerator() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """What is measured in one go: so many problems, how the population is compiled, the precision of products."""
+    """What is measured in one go: how many problems, how the population is compiled, precision of products, devices."""
 
     problems: int
     population: str = "unrolled"
     precision: str = "default"
+    devices: int = 1
     singles: bool = True
 
     @property
     def label(self) -> str:
         """Its name among the numbers."""
         extra = [part for part in (self.population, self.precision) if part not in ("unrolled", "default")]
-        return "/".join([str(self.problems), *extra])
+        spread = [f"{self.devices}_devices"] if self.devices > 1 else []
+        return "/".join([str(self.problems), *extra, *spread])
 
 
 def _batches(
@@ -202,7 +206,10 @@ def _batches(
     for each in wanted:
         with jax.default_matmul_precision(each.precision):
             planner, count = planners[each.population], each.problems
-            batch = jax.jit(jax.vmap(planner.plan))
+            if each.devices > 1:
+                batch = parallel.pmap_problems(planner.plan, num_devices=each.devices)
+            else:
+                batch = jax.jit(jax.vmap(planner.plan))
             keys = jax.random.split(jax.random.key(0), count)
             starts = jax.jit(jax.vmap(task.reset))(keys)
             states = jax.vmap(lambda _, planner=planner: planner.init())(jnp.arange(count))
@@ -224,6 +231,7 @@ def _batches(
                 "what": f"iCEM, {task.name}",
                 "problems": count,
                 "population": each.population,
+                "devices": each.devices,
                 "products": each.precision,
                 "trajectories": planner.num_trajectories,
                 "first call (s)": first,
@@ -244,7 +252,7 @@ def _batches(
                     values[f"{prefix}/{each.label}/share_of_{name}_products"] = samples * step_flops / limit
                     values[f"{prefix}/{each.label}/{name}_gflops"] = limit / 1e9
         rows.append(row)
-        curve = points.setdefault(f"{task.name}, {each.population}, {each.precision}", [])
+        curve = points.setdefault(f"{task.name}, {each.population}, {each.precision}, {each.devices}", [])
         curve.append((float(count), count / seconds))
         print("  ".join(f"{name}={_short(value)}" for name, value in row.items()), file=sys.stderr, flush=True)
     return rows, values, points
@@ -256,7 +264,9 @@ def _short(value: Any) -> str:
 
 def _learned_batches() -> list[_Batch]:
     if not on_accelerator():
-        return [_Batch(count) for count in PROBLEMS]
+        num = jax.local_device_count()
+        spread = [_Batch(count, devices=num) for count in PROBLEMS if num > 1 and count % num == 0]
+        return [_Batch(count) for count in PROBLEMS] + spread
     most = ACCELERATOR_PROBLEMS[-1]
     return [
         *(_Batch(count) for count in ACCELERATOR_PROBLEMS),
@@ -360,7 +370,9 @@ def run_learned() -> dict[str, Any]:
 
 def run_brax() -> dict[str, Any]:
     """Batches on brax's halfcheetah, at budget 50."""
-    wanted = [_Batch(count, population="padded") for count in ((64, 1024) if on_accelerator() else (16, 64))]
+    wanted = [_Batch(count, population="padded") for count in ((64, 1024) if on_accelerator() else (64,))]
+    if not on_accelerator() and jax.local_device_count() > 1:
+        wanted.append(dataclasses.replace(wanted[0], devices=jax.local_device_count()))
     return _result(*_batches(planning.brax_task("halfcheetah"), wanted, budget=50, num_runs=3))
 
 
