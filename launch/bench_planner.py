@@ -153,7 +153,7 @@ def _learned_task() -> JaxTask:
 
 def _products_per_second(rows: int, size: int) -> float:
     """FLOP/s of products `[rows, size] @ [size, size]` in float32, each of which reads and writes memory."""
-    repeats = max(1, round((2e12 if on_accelerator() else 2e10) / (2 * rows * size**2)))
+    repeats = min(max(1, round((2e12 if on_accelerator() else 2e10) / (2 * rows * size**2))), 1000)
     factor = jax.random.normal(jax.random.key(1), (size, size)) / np.sqrt(size)
     start = jax.random.normal(jax.random.key(0), (rows, size))
     multiply = jax.jit(lambda x, w: jax.lax.fori_loop(0, repeats, lambda _, y: y @ w, x))
