@@ -248,6 +248,7 @@ def _batches(
                 row["GFLOP / s"] = values[f"{prefix}/{each.label}/gflops"] = samples * step_flops / 1e9
                 limits = {"square": square(each.precision), "layer": _products_per_second(count * at_once, 128)}
                 for name, limit in limits.items():
+                    row[f"{name} products (GFLOP / s)"] = limit / 1e9
                     row[f"share of {name} products"] = samples * step_flops / limit
                     values[f"{prefix}/{each.label}/share_of_{name}_products"] = samples * step_flops / limit
                     values[f"{prefix}/{each.label}/{name}_gflops"] = limit / 1e9
@@ -255,7 +256,7 @@ def _batches(
         curve = points.setdefault(f"{task.name}, {each.population}, {each.precision}, {each.devices}", [])
         curve.append((float(count), count / seconds))
         print("  ".join(f"{name}={_short(value)}" for name, value in row.items()), file=sys.stderr, flush=True)
-    return rows, values, points
+    return rows, values, {name: sorted(curve) for name, curve in points.items()}
 
 
 def _short(value: Any) -> str:
@@ -267,10 +268,11 @@ def _learned_batches() -> list[_Batch]:
         num = jax.local_device_count()
         spread = [_Batch(count, devices=num) for count in PROBLEMS if num > 1 and count % num == 0]
         return [_Batch(count) for count in PROBLEMS] + spread
-    most = ACCELERATOR_PROBLEMS[-1]
+    most = ACCELERATOR_PROBLEMS[-1]  # first, for a run that is cut short
     return [
-        *(_Batch(count) for count in ACCELERATOR_PROBLEMS),
-        *(_Batch(count, population="padded", singles=False) for count in (64, 1024, most)),
+        _Batch(most),
+        _Batch(most, population="padded", singles=False),
+        *(_Batch(count, singles=count in (1, 64)) for count in ACCELERATOR_PROBLEMS[:-1]),
         _Batch(most, precision="float32", singles=False),
     ]
 
