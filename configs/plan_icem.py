@@ -2,9 +2,10 @@ r"""Plan with iCEM, or one of its rivals, in the closed loop.
 
     python -m launch.plan --config=configs/plan_icem.py:halfcheetah --workdir=workdirs/plan
 
-Variants are the tasks `:halfcheetah`, `:humanoidstandup`, `:fetch_pick_and_place`, `:door`, `:relocate`, planned with C
-MuJoCo, and `:runlocal`, a check of the machinery. With `--config.simulator=brax`, `--config.environment` is one of
-halfcheetah, humanoidstandup, pusher, reacher, ant.
+Variants are the tasks `:halfcheetah`, `:humanoidstandup`, `:fetch_pick_and_place`, `:door`, `:door_no_velocity`
+(without the term of the velocities, see `edgesafe_jax.planning.door`), `:relocate`, planned with C MuJoCo, and
+`:runlocal`, a check of the machinery. With `--config.simulator=brax`, `--config.environment` is one of halfcheetah,
+humanoidstandup, pusher, reacher, ant.
 
 `--config.budget` picks iterations and population from the paper's table (trajectories at each step: 50, 70, 100, 150,
 200, 250, 300, 400, 500, 1000, 2000, 4000); `--config.num_steps=-1` runs the paper's whole episode. HalfCheetah, 150
@@ -27,6 +28,7 @@ NUM_STEPS = {
     "humanoidstandup": 100,
     "fetch_pick_and_place": 50,
     "door": 200,
+    "door_no_velocity": 100,
     "relocate": 200,
 }
 

@@ -1,5 +1,7 @@
 r"""Benchmarks: `python -m launch.bench --suite=align|guards|offline_rl|planner [--workdir=DIR]`.
 
+`planner_learned` and `planner_brax` are the batches of problems of `planner`, alone.
+
 Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured
 in the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
 """
@@ -22,6 +24,8 @@ SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "guards": bench_guards.run,
     "offline_rl": bench_offline_rl.run,
     "planner": bench_planner.run,
+    "planner_learned": bench_planner.run_learned,
+    "planner_brax": bench_planner.run_brax,
 }
 """What `--suite` may name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
 

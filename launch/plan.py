@@ -12,11 +12,11 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import errors, planning, startup
+from launch import errors, planning, planning_study, startup
 
 TASKS: dict[str, Callable[[dict[str, Any], str], Path]] = {
     "planning": planning.run,
-    "planning_study": planning.study,
+    "planning_study": planning_study.study,
 }
 """What `config.task` may name."""
 

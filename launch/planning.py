@@ -1,13 +1,10 @@
-"""The planning tasks: episodes of one planner, and studies of several planners over budgets and seeds.
+"""The planning tasks: episodes of one planner; studies of several are in `launch.planning_study`.
 
-`run` and `study` work on plain mappings and a work directory; `launch.plan` and `launch.quickstart` call them.
+`run` works on a plain mapping and a work directory; `launch.plan` calls it, and `launch.quickstart` calls `compare`.
 """
 
 import functools
-import itertools
-import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ import numpy as np
 
 from edgesafe_jax import metrics, planning
 from edgesafe_jax.assets import write_atomically
-from edgesafe_jax.metrics import Interval
 from edgesafe_jax.planning import Episode, JaxTask, MujocoTask, Planner, Simulator
 from edgesafe_jax.reporting import Section, build_report, curves, make_table, pose_animation, pose_strip, write_fragment
 from edgesafe_jax.training import open_workdir, write_json, write_summary
@@ -26,8 +22,8 @@ from launch.progress import Progress
 Config = Mapping[str, Any]
 Environment = JaxTask | MujocoTask
 
-SIMULATORS: dict[str, dict[str, Callable[[], Environment]]] = {
-    "mujoco": dict(planning.TASKS),
+SIMULATORS: dict[str, dict[str, Callable[..., Environment]]] = {
+    "mujoco": {**planning.TASKS, "door_no_velocity": functools.partial(planning.door, velocity_weight=0.0)},
     "brax": {name: functools.partial(planning.brax_task, name) for name in planning.BRAX_TASKS},
     "closed_form": {"double_integrator": planning.double_integrator},
 }
@@ -60,14 +56,23 @@ _ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_environment(simulator: object, environment: object) -> Environment:
+def make_environment(simulator: object, environment: object, *, num_threads: int | None = None) -> Environment:
     """Makes an environment.
+
+    Args:
+      simulator: a key of `SIMULATORS`.
+      environment: one of its environments.
+      num_threads: of C MuJoCo; None takes one per processor.
+
+    Returns:
+      The environment.
 
     Raises:
       ConfigError: the simulator or its environment is unknown.
     """
     found = errors.lookup(SIMULATORS, simulator, "config.simulator")
-    return errors.lookup(found, environment, f"config.environment (of simulator {simulator})")()
+    make = errors.lookup(found, environment, f"config.environment (of simulator {simulator})")
+    return make() if simulator != "mujoco" or num_threads is None else make(num_threads=num_threads)
 
 
 def make_planner(
@@ -136,7 +141,7 @@ def check(config: Config) -> None:
     """
     found = errors.lookup(SIMULATORS, config["simulator"], "config.simulator")
     errors.lookup(found, config["environment"], f"config.environment (of simulator {config['simulator']})")
-    _check_planner(config["planner"], config["budget"])
+    check_planner(config["planner"], config["budget"])
     for name in ("num_steps", "horizon"):
         if int(config[name]) < 1 and int(config[name]) != -1:
             raise errors.ConfigError(f"config.{name}={config[name]}: expected at least 1, or -1 for the task's.")
@@ -144,7 +149,12 @@ def check(config: Config) -> None:
         raise errors.ConfigError(f"config.num_episodes={config['num_episodes']}: expected at least 1.")
 
 
-def _check_planner(name: object, budget: object) -> None:
+def check_planner(name: object, budget: object) -> None:
+    """Refuses a planner or a budget that there is not.
+
+    Raises:
+      ConfigError: the message names the value and what was expected.
+    """
     errors.lookup({each: each for each in PLANNERS}, name, "config.planner")
     if budget not in planning.BUDGETS:
         raise errors.ConfigError(f"config.budget={budget!r}: expected one of {', '.join(map(str, planning.BUDGETS))}.")
@@ -342,203 +352,3 @@ def compare(workdir: Path) -> None:
     write_summary(workdir, "planning", {f"{row['planner']}/return": row["return"] for row in rows})
     print(make_table(rows).to_text())
     print(f"wrote {build_report(workdir, title='edgesafe_jax')}")
-
-
-# Studies --------------------------------------------------------------------------------------------------------------
-
-
-def check_study(config: Config) -> None:
-    """Refuses a config of configs/plan_study.py that cannot be run.
-
-    Raises:
-      ConfigError: the message names the field, its value and what was expected.
-    """
-    found = errors.lookup(SIMULATORS, config["simulator"], "config.simulator")
-    for name, steps in config["environments"].items():
-        errors.lookup(found, name, f"config.environments (of simulator {config['simulator']})")
-        if int(steps) < 1:
-            raise errors.ConfigError(f"config.environments.{name}={steps}: expected at least 1 step.")
-    if not config["environments"] or not config["cells"] or int(config["num_seeds"]) < 1:
-        raise errors.ConfigError("config: expected at least one environment, one cell and one seed.")
-    for name, budgets in config["cells"].items():
-        for budget in budgets:
-            _check_planner(name, budget)
-
-
-def study(config: Config, workdir: str | Path) -> Path:
-    """Runs planners over environments, budgets and seeds, cell by cell; an interrupted study continues.
-
-    Args:
-      config: that of configs/plan_study.py.
-      workdir: where everything is written.
-
-    Returns:
-      The report.
-
-    Raises:
-      ConfigError: a value of the config means nothing.
-      WorkdirError: the directory holds another study.
-    """
-    check_study(config)
-    workdir = open_workdir(workdir, config)
-    folder = workdir / "cells"
-    folder.mkdir(exist_ok=True)
-    wanted = [
-        (environment, name, int(budget))
-        for environment in config["environments"]
-        for name, budgets in config["cells"].items()
-        for budget in budgets
-    ]
-    environments: dict[str, Environment] = {}
-    with Progress("study") as progress:
-        for number, (environment_name, name, budget) in enumerate(wanted):
-            progress(number, len(wanted))
-            file = folder / f"{environment_name}-{name}-{budget}.json"
-            rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-            if len(rows) == int(config["num_seeds"]):
-                continue
-            if environment_name not in environments:
-                environments[environment_name] = make_environment(config["simulator"], environment_name)
-            environment = environments[environment_name]
-            planner = make_planner(name, environment.simulator(), environment, budget=budget)
-            for seed in range(len(rows), int(config["num_seeds"])):
-                steps = int(config["environments"][environment_name])
-                rows.append(_study_row(planner, environment, seed=seed, num_steps=steps))
-                write_json(file, rows)
-                print(f"{environment_name} {name} {budget} seed {seed}: {rows[-1]['return']}", file=sys.stderr)
-    cells = {
-        (environment, name, budget): json.loads(
-            (folder / f"{environment}-{name}-{budget}.json").read_text(encoding="utf-8")
-        )
-        for environment, name, budget in wanted
-    }
-    rows, values = study_results(cells)
-    write_summary(workdir, "planning_study", values)
-    section = Section("Planning: planners over budgets", order=2)
-    section.table(rows, caption="Return in the true environment: mean and 95 % bootstrap interval over seeds")
-    factors = samples_to_reach(cells)
-    if factors:
-        section.table(factors, caption="Trajectories that iCEM needs for the return of the best rival")
-    for environment in config["environments"]:
-        series: dict[str, list[tuple[float, Any]]] = {}
-        for (where, name, budget), seeds in cells.items():
-            if where == environment and (returns := _returns(seeds)):
-                series.setdefault(name, []).append((budget, _interval(returns)))
-        section.figure(
-            curves(series, xlabel="trajectories a step", ylabel="return", title=environment, log_x=True),
-            alt=f"Return against the budget of trajectories on {environment}",
-        )
-    write_fragment(workdir, "planning_study", section)
-    print(make_table(rows).to_text())
-    if factors:
-        print(make_table(factors).to_text())
-    return build_report(workdir, title="edgesafe_jax: planning")
-
-
-def _study_row(planner: Planner, environment: Environment, *, seed: int, num_steps: int) -> dict[str, Any]:
-    """The numbers of one episode; its return is None where the true environment did not stay finite."""
-    row: dict[str, Any] = {"return": None, "success": False, "trajectories": planner.num_trajectories}
-    try:
-        episode = planning.run_episode(planner, environment, seed=seed, num_steps=num_steps)
-    except planning.DivergedError:
-        return row
-    return row | {
-        "return": float(np.sum(episode.results.reward)),
-        "cost": float(np.sum(episode.results.cost)),
-        "success": bool(np.any(episode.results.success)),
-        "plan_seconds": float(np.median(episode.plan_seconds)),
-    }
-
-
-Cells = Mapping[tuple[str, str, int], Sequence[Mapping[str, Any]]]
-
-
-def _returns(seeds: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Returns of the episodes that stayed finite."""
-    return [float(row["return"]) for row in seeds if row["return"] is not None and math.isfinite(row["return"])]
-
-
-def _interval(values: Sequence[float]) -> Interval | float:
-    return metrics.bootstrap_interval(np.asarray(values)) if len(values) > 1 else float(values[0])
-
-
-def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of a study's table and its flat numbers; a difference from iCEM is of the same budget, seed by seed."""
-    rows, values = [], {}
-    for (environment, name, budget), seeds in cells.items():
-        returns = _returns(seeds)
-        if not returns:
-            rows.append({"environment": environment, "planner": name, "budget": budget, "diverged": len(seeds)})
-            continue
-        success = float(np.mean([row["success"] for row in seeds]))
-        icem = _returns(cells.get((environment, "icem", budget), ()))
-        difference = None
-        if name != "icem" and len(icem) == len(returns) == len(seeds) > 1:  # none diverged: seeds pair up
-            difference = metrics.paired_bootstrap_interval(values=np.array(returns), baseline=np.array(icem))
-        rows.append(
-            {
-                "environment": environment,
-                "planner": name,
-                "budget": budget,
-                "seeds": len(seeds),
-                "diverged": len(seeds) - len(returns),
-                "return": _interval(returns),
-                "minus icem": difference,
-                "success": success,
-                "plan (ms)": 1000 * float(np.median([row["plan_seconds"] for row in seeds if "plan_seconds" in row])),
-            }
-        )
-        values[f"{environment}/{name}/{budget}/return"] = float(np.mean(returns))
-        values[f"{environment}/{name}/{budget}/success"] = success
-    return rows, values
-
-
-def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
-    """How many trajectories iCEM needs for what the best rival reaches at its largest budget.
-
-    Mean returns of iCEM are interpolated in the logarithm of the budget; a budget below its smallest or above its
-    largest is given as a bound.
-
-    Args:
-      cells: rows of seeds by (environment, planner, budget).
-
-    Returns:
-      One row per environment in which there are both.
-    """
-    rows = []
-    for environment in dict.fromkeys(where for where, _, _ in cells):
-        mean = {
-            (name, budget): float(np.mean(returns))
-            for (where, name, budget), seeds in cells.items()
-            if where == environment and (returns := _returns(seeds))
-        }
-        ours = sorted((budget, value) for (name, budget), value in mean.items() if name == "icem")
-        rivals = {key: value for key, value in mean.items() if not key[0].startswith("icem")}
-        if not ours or not rivals:
-            continue
-        largest = max(budget for _, budget in rivals)
-        rival = max((key for key in rivals if key[1] == largest), key=lambda key: rivals[key])
-        target = rivals[rival]
-        needed, bound = _crossing(ours, target)
-        rows.append(
-            {
-                "environment": environment,
-                "best rival": rival[0],
-                "its budget": largest,
-                "its return": target,
-                "iCEM needs": f"{bound}{needed:.0f}",
-                "factor": f"{ {'<': '>', '>': '<', '': ''}[bound] }{largest / needed:.1f}",
-            }
-        )
-    return rows
-
-
-def _crossing(points: Sequence[tuple[int, float]], target: float) -> tuple[float, str]:
-    """Where a curve over budgets first reaches a value, and ``<`` or ``>`` where that is beyond its ends."""
-    if points[0][1] >= target:
-        return float(points[0][0]), "<"
-    for (low, below), (high, above) in itertools.pairwise(points):
-        if above >= target:
-            share = (target - below) / (above - below)
-            return float(low * (high / low) ** share), ""
-    return float(points[-1][0]), ">"

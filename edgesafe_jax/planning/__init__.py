@@ -31,6 +31,7 @@ from edgesafe_jax.planning.tasks import (
     JaxTask,
     MujocoTask,
     brax_task,
+    door,
     double_integrator,
     double_integrator_cost,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "colored_noise",
     "colored_noise_std",
     "combine_simulators",
+    "door",
     "double_integrator",
     "double_integrator_cost",
     "figure_segments",

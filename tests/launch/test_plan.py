@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from edgesafe_jax import planning as library
-from launch import plan, planning
+from launch import plan, planning, planning_study
 from tests.launch import cli
 
 CONFIG = "configs/plan_icem.py:runlocal"
@@ -120,6 +120,28 @@ def test_a_study_is_resumed_cell_by_cell(monkeypatch, tmp_path, capsys):
     assert "Return against the budget" in (tmp_path / "s" / "report.html").read_text()
 
 
+def test_a_study_in_two_processes_is_that_of_one(monkeypatch, tmp_path, capsys):
+    one, two = (
+        [f"--config={STUDY}", f"--workdir={tmp_path}/{run}", "--config.cells.double_integrator.cem=(50,)"]
+        for run in ("one", "two")
+    )
+    cli.run(monkeypatch, plan, *one)
+    cli.run(monkeypatch, plan, *two, "--config.max_minutes=0")
+    assert "0 of 4 episodes are done" in capsys.readouterr().out
+    cli.run(monkeypatch, plan, *two, "--config.num_processes=2")
+    kept = sorted(file.name for file in (tmp_path / "one" / "cells").iterdir())
+    assert len(kept) == 4
+    for name in kept:
+        alone, pooled = (json.loads((tmp_path / run / "cells" / name).read_text()) for run in ("one", "two"))
+        assert pooled["return"] == pytest.approx(alone["return"], rel=1e-3)
+
+
+def test_the_order_of_a_study_is_by_seed_and_the_longest_first():
+    cells = [planning_study.Cell("run", "cem", budget, seed, 10) for budget in (50, 500) for seed in (0, 1)]
+    ordered = [(cell.seed, cell.budget) for cell in planning_study.in_order(cells)]
+    assert ordered == [(0, 500), (0, 50), (1, 500), (1, 50)]
+
+
 def test_an_episode_that_diverges_is_counted_and_leaves_no_return(monkeypatch, tmp_path, capsys):
     run = library.run_episode
 
@@ -130,22 +152,25 @@ def test_an_episode_that_diverges_is_counted_and_leaves_no_return(monkeypatch, t
 
     monkeypatch.setattr(library, "run_episode", sometimes)
     cli.run(monkeypatch, plan, f"--config={STUDY}", f"--workdir={tmp_path}/s")
-    kept = json.loads((tmp_path / "s" / "cells" / "double_integrator-icem-50.json").read_text())
+    cells = tmp_path / "s" / "cells"
+    kept = [json.loads((cells / f"double_integrator-icem-50-{seed}.json").read_text()) for seed in (0, 1)]
     assert [row["return"] is None for row in kept] == [False, True]
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
     assert summary["planning_study/double_integrator/icem/50/return"] == pytest.approx(kept[0]["return"])
     assert "diverged" in capsys.readouterr().out
-    rows, values = planning.study_results({("run", "icem", 50): [{"return": None, "success": False}]})
+    rows, values = planning_study.study_results({("run", "icem", 50): [{"seed": 0, "return": None, "success": False}]})
     assert (rows[0]["diverged"], values) == (1, {})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--config.num_seeds=0"], "expected at least one environment, one cell and one seed"),
+        (["--config.num_seeds=0"], "expected at least one environment and one seed"),
+        (["--config.num_processes=0"], r"config\.num_processes=0: expected at least 1"),
+        ([f"--config.cells.double_integrator.{name}=()" for name in ("icem", "cem")], "at least one planner"),
         (["--config.environments.double_integrator=0"], r"double_integrator=0: expected at least 1 step"),
         (["--config.simulator=mujoco"], "'double_integrator': expected one of door"),
-        (["--config.cells.icem=(60,)"], r"config\.budget=60"),
+        (["--config.cells.double_integrator.icem=(60,)"], r"config\.budget=60"),
     ],
 )
 def test_a_study_that_means_nothing_is_one_message(monkeypatch, capsys, tmp_path, changes, message):
@@ -154,7 +179,9 @@ def test_a_study_that_means_nothing_is_one_message(monkeypatch, capsys, tmp_path
 
 
 def cell(*returns):
-    return [{"return": value, "success": False, "plan_seconds": 0.0} for value in returns]
+    return [
+        {"seed": seed, "return": value, "success": False, "plan_seconds": 0.0} for seed, value in enumerate(returns)
+    ]
 
 
 def test_planners_are_compared_with_icem_seed_by_seed_at_the_same_budget():
@@ -166,12 +193,13 @@ def test_planners_are_compared_with_icem_seed_by_seed_at_the_same_budget():
         ("jump", "icem", 50): cell(1.0),
         ("jump", "cem", 50): cell(2.0),
     }
-    rows, values = planning.study_results(cells)
+    rows, values = planning_study.study_results(cells)
     difference = rows[1]["minus icem"]
     # Seeds differ by 50, the planners by 3 on each of them.
     assert (difference.estimate, difference.low, difference.high) == (-3.0, -3.0, -3.0)
     assert rows[1]["return"].high - rows[1]["return"].low > 10
     assert [row["minus icem"] for row in (rows[0], *rows[2:])] == [None] * 5
+    assert rows[1]["icem / it"].estimate == pytest.approx(90 / 81)
     assert values["run/cem/50/return"] == 27.0
 
 
@@ -182,7 +210,7 @@ def test_samples_to_reach_the_best_rival():
         ("run", "icem", 400): cell(20.0, 20.0),
         ("run", "icem_white", 400): cell(99.0),
         ("run", "cem", 100): cell(50.0),
-        ("run", "cem", 2000): cell(6.0),
+        ("run", "cem", 2000): cell(6.0, 6.0),
         ("run", "mppi", 2000): cell(5.0),
         ("easy", "icem", 50): cell(9.0),
         ("easy", "cem", 300): cell(8.0),
@@ -191,10 +219,13 @@ def test_samples_to_reach_the_best_rival():
         ("hard", "cem", 300): cell(8.0),
         ("alone", "icem", 50): cell(9.0),
     }
-    run, easy, hard = planning.samples_to_reach(cells)
+    run, easy, hard = planning_study.samples_to_reach(cells)
     # Half of the way from 1 at 50 to 11 at 200, in the logarithm: 100 samples for what CEM reaches with 2000.
     assert (run["best rival"], run["its budget"], run["its return"]) == ("cem", 2000, 6.0)
     assert (run["iCEM needs"], run["factor"]) == ("100", "20.0")
+    # The first seed alone needs 6 of 0 to 10, the second 4 of 2 to 12 on the same logarithm.
+    assert run["factor, 95 %"] == f"[{2000 / (50 * 4**0.6):.1f}, {2000 / (50 * 4**0.4):.1f}]"
+    assert "factor, 95 %" not in easy
     assert (easy["iCEM needs"], easy["factor"]) == ("<50", ">6.0")
     assert (hard["iCEM needs"], hard["factor"]) == (">100", "<3.0")
 

@@ -176,6 +176,19 @@ def test_the_door_stands_where_the_state_says(made):
 
 
 @pytest.mark.assets
+def test_the_door_may_leave_velocities_out(made):
+    free = planning.door(num_threads=1, velocity_weight=0.0)
+    state = free.reset(jax.random.key(0))
+    action = np.linspace(-1.0, 1.0, len(free.low), dtype=np.float32)
+    after, without = free.step(state, action)
+    _, with_them = made["door"].step(state, action)
+    squares = np.sum(free.world.view(after.features)["velocity"] ** 2)
+    assert 1e-5 * squares > 0.01
+    assert float(with_them.cost - without.cost) == pytest.approx(1e-5 * squares, rel=1e-3)
+    assert (made["door"].name, free.name) == ("door", "door_no_velocity")
+
+
+@pytest.mark.assets
 def test_icem_runs_further_than_it_would_by_chance(made):
     task = made["halfcheetah"]
     planner = planning.make_icem(task.simulator(), low=task.low, high=task.high, horizon=20, noise_beta=0.25)
