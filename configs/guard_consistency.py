@@ -70,16 +70,38 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.lora.num_steps = 60
     config.lora.batch_size = 4  # sets
     config.lora.save_every = 20
+    config.backbone = ml_collections.ConfigDict()  # of the guards "hidden_states_lora" and "smolguard_lora"
+    config.backbone.rank = 8
+    config.backbone.first_layer = 0
+    config.backbone.targets = (
+        "attention/query",
+        "attention/key",
+        "attention/value",
+        "attention/out",
+        "mlp/gate",
+        "mlp/up",
+        "mlp/down",
+    )
+    config.backbone.learning_rate = 1e-3
+    config.backbone.num_steps = 300
+    config.backbone.batch_size = 12  # sets
+    config.backbone.num_members = 5  # of a set, the original and others drawn anew at each step
+    config.backbone.save_every = 100
     config.num_votes = 3  # paraphrases per verdict of the training-free baselines
     config.num_samples = 2000  # bootstrap draws
     config.data = ml_collections.ConfigDict()
     config.data.num_train = 240  # answers; -1 for all of the teacher's 612
+    config.data.test_role = "held_out"  # whose answers are measured on; "judge" for choosing settings
     config.data.num_test = -1  # of 173
     config.data.max_words = 60  # of an answer: its first whole sentences
     config.data.sources = ("style", "wordnet", "llm")
     config.data.held_out_sources = ("llm",)
     config.data.held_out_styles = ("lecture", "news", "chat")
+    config.data.left_out_styles = ()  # neither trained nor measured on
     config.data.num_styles = 6  # of the other styles, drawn for each answer; -1 for all
+    config.data.num_edits = 3  # of the seven edits of the source "edit", drawn for each answer
+    config.data.num_composed = 4  # compositions of styles and edits by the source "composed"
+    config.data.wordnet_shares = (0.5,)  # of the replaceable words that are replaced; two variants each
     config.data.max_tokens = 96  # of a rewriting by the language model
     config.data.min_cosine = 0.75
     config.data.length_ratio = (0.5, 2.0)
