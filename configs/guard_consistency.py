@@ -86,6 +86,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.backbone.num_steps = 300
     config.backbone.batch_size = 12  # sets
     config.backbone.num_members = 5  # of a set, the original and others drawn anew at each step
+    config.backbone.max_prompt = 64  # tokens of a prompt in training, its last ones
     config.backbone.save_every = 100
     config.num_votes = 3  # paraphrases per verdict of the training-free baselines
     config.num_samples = 2000  # bootstrap draws

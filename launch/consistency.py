@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from edgesafe_jax import assets, metrics
 from edgesafe_jax.adapters import LoRA, save_lora
 from edgesafe_jax.adapters.lora import TARGETS
 from edgesafe_jax.guards.activated import load_smolguard
-from edgesafe_jax.guards.adapted import probe_rows, probe_scorer, verdict_rows, verdict_scorer
+from edgesafe_jax.guards.adapted import PairRows, probe_rows, probe_scorer, verdict_rows, verdict_scorer
 from edgesafe_jax.guards.consistency import SetFeatures, tune_heads
 from edgesafe_jax.guards.heads import GatedHead
 from edgesafe_jax.guards.hidden_states import pair_features
@@ -201,9 +200,10 @@ def _hidden_states_lora(config: Config, encoder: SentenceEncoder, workdir: Path)
     def save(path: Path, lora: LoRA, training: Mapping[str, Any]) -> None:
         save_adapted_guard(path, dataclasses.replace(guard, adapter=lora), {**about, **training})
 
-    return BackboneSubject(
-        config, scorer, frozen, functools.partial(probe_rows, guard), scorer.decoder.config, save, workdir
-    )
+    def encode(prompts: Sequence[str], responses: Sequence[str], longest: int | None) -> PairRows:
+        return probe_rows(guard if longest is None else _cut(guard, longest), prompts, responses)
+
+    return BackboneSubject(config, scorer, frozen, encode, scorer.decoder.config, save, workdir)
 
 
 def _smolguard_lora(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject:
@@ -216,7 +216,15 @@ def _smolguard_lora(config: Config, encoder: SentenceEncoder, workdir: Path) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         save_lora(path, lora, model, training=training)
 
-    return BackboneSubject(config, scorer, frozen, functools.partial(verdict_rows, guard), model.config, save, workdir)
+    def encode(prompts: Sequence[str], responses: Sequence[str], longest: int | None) -> PairRows:
+        return verdict_rows(guard if longest is None else _cut(guard, longest), prompts, responses)
+
+    return BackboneSubject(config, scorer, frozen, encode, model.config, save, workdir)
+
+
+def _cut(guard: Any, max_prompt: int) -> Any:
+    """The guard that reads at most so many tokens of a prompt."""
+    return dataclasses.replace(guard, max_prompt=min(max_prompt, guard.max_prompt))
 
 
 SUBJECTS: dict[str, Callable[[Config, SentenceEncoder, Path], Subject]] = {
@@ -254,7 +262,7 @@ def check(config: Config) -> None:
         raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: SmolGuard takes fixed targets, -1.")
     for part, names in (
         ("lora", ("num_steps", "batch_size", "save_every")),
-        ("backbone", ("rank", "num_steps", "batch_size", "num_members", "save_every")),
+        ("backbone", ("rank", "num_steps", "batch_size", "num_members", "max_prompt", "save_every")),
     ):
         for name in names:
             if int(config[part][name]) < 1:

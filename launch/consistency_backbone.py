@@ -107,7 +107,7 @@ class BackboneSubject:
       config: of the run; `backbone` says how it is trained.
       scorer: from LoRA and pairs to log-odds.
       frozen: what the scorer takes beside.
-      encode: from prompts and responses to rows of tokens.
+      encode: from prompts, responses and the most tokens of a prompt (None: as many as the guard reads) to rows.
       decoder: sizes of the decoder that the LoRA is for.
       save: stores a guard with a LoRA under a path, with what is known of its training.
       workdir: where checkpoints and metrics are kept.
@@ -116,7 +116,7 @@ class BackboneSubject:
     config: Mapping[str, Any]
     scorer: Scorer
     frozen: Any
-    encode: Callable[[Sequence[str], Sequence[str]], PairRows]
+    encode: Callable[[Sequence[str], Sequence[str], int | None], PairRows]
     decoder: DecoderConfig
     save: Callable[[Path, LoRA, Mapping[str, Any]], None]
     workdir: Path
@@ -137,13 +137,13 @@ class BackboneSubject:
         )
 
     def prepare(self, groups: Mapping[str, Sequence[ParaphraseSet]], name: str) -> dict[str, TokenSets]:
-        """Encodes the pairs of all groups, each once, and scores them."""
-        del name
+        """Encodes the pairs of all groups, each once, and scores them; long prompts are cut for training only."""
+        longest = int(self.config["backbone"]["max_prompt"]) if name == "teacher" else None
         found = {
             pair_key(s.prompt, text): (s.prompt, text) for sets in groups.values() for s in sets for text in s.texts
         }
         prompts, responses = zip(*found.values(), strict=True)
-        pairs = self.encode(prompts, responses)
+        pairs = self.encode(prompts, responses, longest)
         start = score_rows(self.scorer, self.frozen, self.start, pairs, np.arange(len(pairs)))
         number = {key: row for row, key in enumerate(found)}
         prepared = {}

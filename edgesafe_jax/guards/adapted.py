@@ -27,6 +27,10 @@ from edgesafe_jax.models.generation import bucket_length, encode_shared, pad_tok
 from edgesafe_jax.typing import Array, LowRank, Params
 
 
+BUCKETS = (32, 64, 128, 192, 224, 256, 384, 512, 1024, 2048)
+"""Lengths, in positions, to which pairs are padded; each is compiled."""
+
+
 @flax.struct.dataclass
 class PairTokens:
     """B pairs as a guard's language model reads them, behind what all of them begin with.
@@ -61,12 +65,13 @@ class PairRows:
 
     @functools.cached_property
     def length(self) -> int:
-        """The bucket of the longest row: all batches are padded to it, so that one compilation serves them."""
-        return bucket_length(max(map(len, self.rows)), (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 1024, 2048))
+        """The bucket of the longest row: padded to it, all batches share one compilation."""
+        return bucket_length(max(map(len, self.rows)), BUCKETS)
 
-    def batch(self, numbers: np.ndarray) -> PairTokens:
-        """The pairs of the given numbers."""
-        tokens, where = pad_tokens([self.rows[i] for i in numbers], pad_id=self.pad_id, length=self.length)
+    def batch(self, numbers: np.ndarray, length: int | None = None) -> PairTokens:
+        """The pairs of the given numbers, padded to a length; default that of all rows."""
+        length = self.length if length is None else length
+        tokens, where = pad_tokens([self.rows[i] for i in numbers], pad_id=self.pad_id, length=length)
         answer = np.zeros(where.shape, bool)
         for row, number in enumerate(numbers):
             answer[row, slice(*self.spans[number])] = True
@@ -240,11 +245,13 @@ def _scores(scorer: Scorer, frozen: Any, lora: LoRA, pairs: PairTokens) -> Array
 def score_rows(
     scorer: Scorer, frozen: Any, lora: LoRA, rows: PairRows, numbers: np.ndarray, *, batch_size: int = 64
 ) -> np.ndarray:
-    """Scores pairs of the given numbers, `[N]`; returns log-odds `[N]` float64."""
+    """Scores pairs of the given numbers, in batches of like length; returns log-odds `[N]` float64."""
     found = np.zeros(len(numbers))
-    for start in range(0, len(numbers), batch_size):
-        chosen = numbers[start : start + batch_size]
+    lengths = np.array([len(rows.rows[number]) for number in numbers])
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
         filled = np.concatenate([chosen, np.repeat(chosen[-1:], batch_size - len(chosen))])
-        scored = np.asarray(_scores(scorer, frozen, lora, rows.batch(filled)))
-        found[start : start + len(chosen)] = scored[: len(chosen)]
+        batch = rows.batch(numbers[filled], bucket_length(int(lengths[chosen].max()), BUCKETS))
+        found[chosen] = np.asarray(_scores(scorer, frozen, lora, batch))[: len(chosen)]
     return found

@@ -10,15 +10,15 @@ import pytest
 from edgesafe_jax.adapters import init_lora, merge_lora
 from edgesafe_jax.guards import adapted
 from edgesafe_jax.guards.heads import GatedHead, Head
+from edgesafe_jax.guards.hidden_states import QUESTION
 from edgesafe_jax.guards.probe import (
     GuardFileError,
     HiddenStateGuard,
     load_hidden_state_guard,
     save_adapted_guard,
 )
-from edgesafe_jax.guards.hidden_states import QUESTION
 from edgesafe_jax.guards.registry import FORMATS
-from edgesafe_jax.guards.scoring import LanguageModelGuard
+from edgesafe_jax.guards.scoring import LanguageModelGuard, LowMassWarning
 
 PROMPTS, RESPONSES = ["hello", "in 2024, what?", "x"], ["the user", "no<|im_end|>", " an answer "]
 
@@ -64,7 +64,7 @@ def test_the_verdict_scorer_is_the_guard_with_the_lora_merged(smolguard):
     lora = random_lora(smolguard.model.config, 7)
     found = adapted.score_rows(scorer, frozen, lora, rows, np.array([2, 0, 1]), batch_size=4)
     merged = dataclasses.replace(smolguard, model=merge_lora(smolguard.model, lora))
-    with pytest.warns(UserWarning):  # a random model's labels hold little mass
+    with pytest.warns(LowMassWarning):  # of a random model
         expected = merged.judge(PROMPTS, RESPONSES).log_odds
     np.testing.assert_allclose(found, expected[[2, 0, 1]], atol=1e-4)
 
