@@ -26,7 +26,6 @@ from edgesafe_jax.models.decoder import Decoder, DecoderOutput, truncate
 from edgesafe_jax.models.generation import bucket_length, encode_shared, pad_tokens
 from edgesafe_jax.typing import Array, LowRank, Params
 
-
 BUCKETS = (32, 64, 128, 192, 224, 256, 384, 512, 1024, 2048)
 """Lengths, in positions, to which pairs are padded; each is compiled."""
 
