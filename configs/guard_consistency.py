@@ -51,7 +51,7 @@ RULES = (
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full config, or the variant "smolguard", "quickstart" or "runlocal"."""
+    """Returns the full config, or the variant "smolguard", "lora", "validation", "quickstart" or "runlocal"."""
     config = ml_collections.ConfigDict()
     config.task = "guard_consistency"
     config.seed = 0
@@ -121,6 +121,22 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.guards = ("smolguard",)
         config.ablation = ()
         config.num_seeds = 3
+    elif variant in ("lora", "validation"):
+        config.guards = ("hidden_states_lora", "smolguard_lora")
+        config.ablation = ()
+        config.data.sources = ("style", "wordnet", "composed", "edit", "llm")
+        config.data.num_train = -1
+        config.data.num_styles = 8
+        config.data.num_edits = 4
+        config.data.num_composed = 5
+        config.data.wordnet_shares = (0.25, 0.5, 1.0)
+        if variant == "validation":
+            config.num_seeds = 1
+            config.data.test_role = "judge"
+            config.data.sources = ("style", "wordnet", "composed", "edit")
+            config.data.held_out_sources = ("wordnet",)
+            config.data.left_out_styles = ("lecture", "news", "chat")
+            config.data.held_out_styles = ("letter", "memo", "typed")
     elif variant == "runlocal":
         config.guards = ("encoder",)
         config.ablation = ("mean",)
@@ -131,5 +147,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_train = config.data.num_test = 8
         config.data.max_words = 30
     elif variant:
-        raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'smolguard', 'runlocal' or none.")
+        raise ValueError(
+            f"Unknown variant {variant!r}: expected 'smolguard', 'lora', 'validation', 'quickstart', 'runlocal' or none."
+        )
     return config

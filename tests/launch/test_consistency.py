@@ -4,14 +4,16 @@ import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import guard_consistency
-from edgesafe_jax.adapters import init_lora
+from edgesafe_jax.adapters import init_lora, load_lora
 from edgesafe_jax.guards.activated import load_smolguard
+from edgesafe_jax.guards.heads import GatedHead, Head
 from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseSet, read_sets
-from edgesafe_jax.guards.probe import load_head
+from edgesafe_jax.guards.probe import HiddenStateGuard, load_head
 from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.robustness import SetScores
 from edgesafe_jax.guards.scoring import LanguageModelGuard
@@ -157,3 +159,38 @@ def test_a_small_run_with_a_lora(tmp_path, monkeypatch, tiny_model):
     assert spread(after) < spread(scored.before)
     tuned = load_smolguard(tiny_model, workdir / "heads" / "smolguard_0.safetensors")
     assert not np.allclose(tuned.adapter.up["attention/query"], start.up["attention/query"])
+
+
+@pytest.mark.parametrize("guard", ["hidden_states_lora", "smolguard_lora"])
+def test_a_lora_in_all_layers_makes_sets_steadier(guard, tmp_path, monkeypatch, tiny_model):
+    linear = jax.random.normal(jax.random.key(0), (64,)) * 0.3
+    one, zero = jnp.ones(()), jnp.zeros(())
+    head = Head(jnp.zeros(64), jnp.ones(64), linear, zero, one, zero)
+    probe = HiddenStateGuard(tiny_model, GatedHead(head, head, head), (1, 2), max_response=48)
+    smol = LanguageModelGuard(tiny_model, FORMATS["smolguard"], max_prompt=16, max_response=48)
+    monkeypatch.setattr(consistency, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(consistency, "load_hidden_state_guard", lambda model: probe)
+    monkeypatch.setattr(consistency, "load_smolguard", lambda model, path: smol)
+    backbone = {"rank": 2, "num_steps": 30, "batch_size": 3, "num_members": 2, "learning_rate": 0.02}
+    small = guard_consistency.get_config("runlocal").to_dict()
+    small = {**small, "num_seeds": 1, "backbone": {**small["backbone"], **backbone}}
+    subject = consistency.SUBJECTS[guard](small, None, tmp_path)
+    answers = ["the user saw the other one", "in a way", "hello there, user"]
+    sets = [
+        ParaphraseSet("hello", text, (Paraphrase(text.upper(), "style", "loud"), Paraphrase(text[:9], "style", "cut")))
+        for text in answers
+    ]
+    training = subject.prepare({"train": sets}, "teacher")["train"]
+    before = subject.scores(subject.start, training)
+    np.testing.assert_allclose(before, 1 / (1 + np.exp(-training.start.reshape(-1))), atol=1e-5)
+    (trained,) = subject.tune(training, "median")
+    after = subject.scores(trained, training)
+    spread = lambda scores: scores.reshape(3, 3).std(axis=1).mean()  # noqa: E731
+    assert spread(after) < 0.7 * spread(before)
+    # Finished: the checkpoint is read back.
+    (again,) = subject.tune(training, "median")
+    np.testing.assert_array_equal(subject.scores(again, training), after)
+    subject.store(tmp_path / "heads" / "tuned.safetensors", trained, {"rule": "median"})
+    if guard == "smolguard_lora":
+        lora = load_lora(tmp_path / "heads" / "tuned.safetensors", tiny_model)
+        assert lora.up.keys() == trained.up.keys()
