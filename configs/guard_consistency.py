@@ -148,6 +148,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.max_words = 30
     elif variant:
         raise ValueError(
-            f"Unknown variant {variant!r}: expected 'smolguard', 'lora', 'validation', 'quickstart', 'runlocal' or none."
+            f"Unknown variant {variant!r}: expected 'smolguard', 'lora', 'validation', 'quickstart', 'runlocal' or "
+            "none."
         )
     return config
