@@ -259,7 +259,7 @@ def check(config: Config) -> None:
             "above 0, and 0 or more."
         )
     if set(config["guards"]) - {"hidden_states", "encoder"} and float(config["ema_decay"]) >= 0:
-        raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: SmolGuard takes fixed targets, -1.")
+        raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: only heads take moving targets, else -1.")
     for part, names in (
         ("lora", ("num_steps", "batch_size", "save_every")),
         ("backbone", ("rank", "num_steps", "batch_size", "num_members", "max_prompt", "save_every")),
