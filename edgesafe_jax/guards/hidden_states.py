@@ -107,7 +107,7 @@ def encode_conversations(
                 f"Pair {len(rows) - 1} needs {len(head) + len(rows[-1])} positions; the context of {model.name} has "
                 f"{model.config.max_context}. Lower max_prompt or max_response."
             )
-    return head, rows, spans
+    return list(head), rows, spans
 
 
 def pair_features(

@@ -12,6 +12,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.guards.heads import Head, fit_head, head_logits
@@ -45,7 +46,7 @@ class KeywordGuard:
         del prompts
         if not len(responses):
             return np.zeros(0)
-        score = np.asarray(head_logits(self.head, _presence(self.words, responses)), np.float64)
+        score = np.asarray(head_logits(self.head, jnp.asarray(_presence(self.words, responses))), np.float64)
         return 0.5 + 0.5 * np.tanh(0.5 * score)
 
 
