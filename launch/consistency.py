@@ -276,6 +276,7 @@ def check(config: Config) -> None:
         )
     if not float(config["ema_decay"]) < 1:
         raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: expected below 1, or -1 for fixed targets.")
+    errors.lookup(dict.fromkeys(("held_out", "judge")), config["data"]["test_role"], "config.data.test_role")
     if not set(config["data"]["sources"]) - set(config["data"]["held_out_sources"]):
         raise errors.ConfigError("config.data.held_out_sources leaves no source to train on.")
 

@@ -18,8 +18,9 @@ from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.robustness import SetScores
 from edgesafe_jax.guards.scoring import LanguageModelGuard
 from edgesafe_jax.training import WorkdirError
-from launch import consistency
+from launch import consistency, paraphrases
 from launch.errors import ConfigError
+from launch.progress import Progress
 
 
 def config(**changes):
@@ -48,11 +49,26 @@ BACKBONE = guard_consistency.get_config().to_dict()["backbone"]
         ({"backbone": {**BACKBONE, "learning_rate": 0.0}}, "learning_rate=0.0: expected some matrices"),
         ({"lora": {"num_steps": 5, "batch_size": 0, "save_every": 1}}, "config.lora.batch_size=0"),
         ({"data": {"held_out_sources": ("style",)}}, "leaves no source"),
+        ({"data": {"test_role": "teacher"}}, "config.data.test_role='teacher': expected one of held_out, judge"),
     ],
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         consistency.check(config(**changes))
+
+
+def test_settings_are_chosen_without_the_ways_that_are_measured_in():
+    data = guard_consistency.get_config("validation").to_dict()["data"]
+    measured = set(guard_consistency.get_config("lora").data.held_out_styles)
+    chosen = {**guard_consistency.get_config("validation").to_dict(), "data": {**data, "sources": data["sources"][::2]}}
+    text = "One is here, boys. Two follows it. Three comes late."
+    styles = {}
+    for role in ("teacher", "judge"):
+        made = [source([text] * 40) for source in paraphrases._sources(chosen, role, Progress("none"))]
+        styles[role] = {p.style for found in made for row in found for p in row}
+    assert not styles["teacher"] & (measured | set(data["held_out_styles"]))
+    assert styles["judge"] >= set(data["held_out_styles"])
+    assert not styles["judge"] & measured
 
 
 def test_groups_hold_what_was_never_trained_on():
