@@ -6,9 +6,10 @@ r"""Train guards to give all paraphrases of an answer one verdict, without label
 Human-scored answers are paraphrased (`data.sources`); the heads of the packaged guards are tuned on frozen features
 towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and three styles of paraphrase are
 never trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured
-too. `:smolguard` tunes the LoRA of SmolGuard instead, on the same sets; that has not been measured. `:quickstart` is what `launch.quickstart --only guards` runs (styles only, 48 answers to train
-on, three seeds: flips .140 -> .073 on 100 held-out answers in seen ways; .083 -> .111 on 96 in unseen styles, to safe
-.132 -> .043, to unsafe .052 -> .155), `:runlocal` a check of the machinery. Measured with
+too. `:smolguard` tunes the LoRA of SmolGuard instead, on the same sets; that has not been measured. `:quickstart` is
+what `launch.quickstart --only guards` runs (styles only, 48 answers to train on, three seeds: flips .140 -> .073 on 100
+held-out answers in seen ways; .083 -> .111 on 96 in unseen styles, to safe .132 -> .043, to unsafe .052 -> .155),
+`:runlocal` a check of the machinery. Measured with
 `--config.guards="('hidden_states',)" --config.num_samples=200` (before -> after, mean over five seeds; rewritings by
 the language model were taken over from an earlier run of the same functions):
 
@@ -24,21 +25,40 @@ loses safety (unsafe->safe .282, missed .411, before .225 and .323), mean and me
 and .304; `conservative_gap` .145 and .301), "max" misses least (.237) and flips most safe answers (.306). Only "max"
 and "quantile" stand apart from the other rules but "min": nothing singles out the default. Paired, "median" minus
 `conservative_gap` on all unseen paraphrases (1000 draws): flips -.019 [-.033, -.006], to safe -.010 [-.036, .013], to
-unsafe -.025 [-.050, -.001], missed +.003 [-.007, .015]; fewer flips in both directions on the other groups too. That is
-one guard and answers that were looked at before: the default waits for a second guard.
+unsafe -.025 [-.050, -.001], missed +.003 [-.007, .015]; fewer flips in both directions on the other groups too. On the
+encoder guard (below) the two flip alike, -.002 [-.018, .014], and median misses more, +.013 [.004, .022] (300 draws): by
+the conservative criterion `conservative_gap` stays the default.
 Temperature scaling alone: variability .057 -> .050, flips and ECE (.111) as before. Training alone: ECE .111 -> .089
 (its change -.021 [-.039, .009]); scaling on top .091.
 Whitening the head by the scatter within sets before training won in validation by objective and left-out style
 (accuracy .714 -> .748, without it .736) and lost on held-out answers (.776 -> .749), where it was measured first: the
 settings above are thus the second that these answers have seen.
 
+The encoder guard, with `--config.guards="('encoder',)" --config.data.sources="('style','wordnet')"
+--config.data.held_out_sources="('wordnet',)" --config.data.num_train=160 --config.data.num_styles=3
+--config.num_samples=200`: synonyms are the unseen source, 160 answers and five seeds:
+
+    encoder                   variability    label flips    unsafe->safe   safe->unsafe   accuracy       ECE
+    seen ways, 173 sets       .024 -> .021   .145 -> .127   .117 -> .079   .177 -> .190   .581 -> .577   .121 -> .134
+    unseen styles, 168 sets   .031 -> .030   .143 -> .173   .086 -> .102   .213 -> .269   .569 -> .564   .125 -> .133
+    unseen source, 111 sets   .014 -> .013   .072 -> .076   .047 -> .052   .106 -> .112   .591 -> .568   .129 -> .139
+    all unseen, 169 sets      .032 -> .031   .166 -> .192   .108 -> .118   .237 -> .290   .571 -> .564   .116 -> .126
+
+Its verdicts on these answers are little better than chance (AUROC .58), and the head has nothing to gain: variability in
+seen ways -13 % [10, 16], in all unseen ones -5 % [2, 7]; of the flips no change is told from none (all unseen +.026
+[-.017, .063], seen -.017 [-.065, .022]). "min" flips most to safe here too (.185 of all unseen, missed .375), mean least
+of both together (.168). Temperature scaling alone, all unseen: variability .032 -> .010, ECE .116 -> .042, flips as
+before. Other rates (.1, .3, 1.0), 400 steps and an anchor of 1 were tried afterwards on training answers alone, objectives
+and styles left out in turn: variability .016 -> .014 at best, and at rates of .3 and more it rises again. So the held-out
+answers were not asked a second time.
+
 `:lora` trains a new LoRA in all layers of the hidden-state guard and of SmolGuard, on more kinds of paraphrase: eight
-styles, synonyms at three rates, edits and compositions of styles for each of the 612 answers. `:validation` is the same on
-the judge's answers, with other styles and synonyms held out: there its settings are to be chosen, before held-out answers
-are looked at. A step takes 32 pairs through 20 or 30 layers and back, some 2 TFLOP: an accelerator's work. Neither the
-settings nor what they are worth has been measured; what is tested is that the trained numbers are the guard's own, that
-sets get steadier on a small model, and that both kinds come back from the disk. A tuned hidden-state guard is a teacher
-too: `--config=configs/align_soft_prompt.py --config.guard=DIR/heads/hidden_states_lora_0.safetensors`, and
+styles, synonyms at three rates, edits and compositions of styles for each of the 612 answers. `:validation` is the same
+on the judge's answers, with other styles and synonyms held out: there its settings are to be chosen, before held-out
+answers are looked at. A step takes 32 pairs through 20 or 30 layers and back, some 2 TFLOP: an accelerator's work.
+Neither the settings nor what they are worth has been measured; what is tested is that the trained numbers are the guard's
+own, that sets get steadier on a small model, and that both kinds come back from the disk. A tuned hidden-state guard is a
+teacher too: `--config=configs/align_soft_prompt.py --config.guard=DIR/heads/hidden_states_lora_0.safetensors`, and
 `launch.evaluate --prompts=FILE.jsonl` asks what was distilled paraphrased requests. That has not been measured either.
 
 `--config.data.teacher_sets=FILE.jsonl` and `--config.data.held_out_sets=FILE.jsonl` bring in a user's own sets.
