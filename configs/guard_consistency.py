@@ -26,10 +26,9 @@ and .304; `conservative_gap` .145 and .301), "max" misses least (.237) and flips
 and "quantile" stand apart from the other rules but "min": nothing singles out the default. Paired, "median" minus
 `conservative_gap` on all unseen paraphrases (1000 draws): flips -.019 [-.033, -.006], to safe -.010 [-.036, .013], to
 unsafe -.025 [-.050, -.001], missed +.003 [-.007, .015]; fewer flips in both directions on the other groups too. On the
-encoder guard (below) the two flip alike, -.002 [-.018, .014], and median misses more, +.013 [.004, .022] (300 draws): by
-the conservative criterion `conservative_gap` stays the default.
-Temperature scaling alone: variability .057 -> .050, flips and ECE (.111) as before. Training alone: ECE .111 -> .089
-(its change -.021 [-.039, .009]); scaling on top .091.
+encoder guard (below) the two flip alike, -.002 [-.018, .014], and median misses more, +.013 [.004, .022] (300 draws):
+by the conservative criterion `conservative_gap` stays the default. Temperature scaling alone: variability .057 -> .050,
+flips and ECE (.111) as before. Training alone: ECE .111 -> .089 (its change -.021 [-.039, .009]); scaling on top .091.
 Whitening the head by the scatter within sets before training won in validation by objective and left-out style
 (accuracy .714 -> .748, without it .736) and lost on held-out answers (.776 -> .749), where it was measured first: the
 settings above are thus the second that these answers have seen.
@@ -44,22 +43,23 @@ The encoder guard, with `--config.guards="('encoder',)" --config.data.sources="(
     unseen source, 111 sets   .014 -> .013   .072 -> .076   .047 -> .052   .106 -> .112   .591 -> .568   .129 -> .139
     all unseen, 169 sets      .032 -> .031   .166 -> .192   .108 -> .118   .237 -> .290   .571 -> .564   .116 -> .126
 
-Its verdicts on these answers are little better than chance (AUROC .58), and the head has nothing to gain: variability in
-seen ways -13 % [10, 16], in all unseen ones -5 % [2, 7]; of the flips no change is told from none (all unseen +.026
-[-.017, .063], seen -.017 [-.065, .022]). "min" flips most to safe here too (.185 of all unseen, missed .375), mean least
-of both together (.168). Temperature scaling alone, all unseen: variability .032 -> .010, ECE .116 -> .042, flips as
-before. Other rates (.1, .3, 1.0), 400 steps and an anchor of 1 were tried afterwards on training answers alone, objectives
-and styles left out in turn: variability .016 -> .014 at best, and at rates of .3 and more it rises again. So the held-out
-answers were not asked a second time.
+Its verdicts on these answers are little better than chance (AUROC .58), and the head has nothing to gain: variability
+in seen ways -13 % [10, 16], in all unseen ones -5 % [2, 7]; of the flips no change is told from none (all unseen +.026
+[-.017, .063], seen -.017 [-.065, .022]). "min" flips most to safe here too (.185 of all unseen, missed .375).
+Temperature scaling alone, all unseen: variability .032 -> .010, ECE .116 -> .042, flips as before. Other rates (.1, .3,
+1.0), 400 steps and an anchor of 1 were tried afterwards on training answers alone, objectives and styles left out in
+turn: variability .016 -> .014 at best, and no lower than before at rates of .3 and more. So the held-out answers were
+not asked a second time.
 
 `:lora` trains a new LoRA in all layers of the hidden-state guard and of SmolGuard, on more kinds of paraphrase: eight
 styles, synonyms at three rates, edits and compositions of styles for each of the 612 answers. `:validation` is the same
 on the judge's answers, with other styles and synonyms held out: there its settings are to be chosen, before held-out
 answers are looked at. A step takes 32 pairs through 20 or 30 layers and back, some 2 TFLOP: an accelerator's work.
-Neither the settings nor what they are worth has been measured; what is tested is that the trained numbers are the guard's
-own, that sets get steadier on a small model, and that both kinds come back from the disk. A tuned hidden-state guard is a
-teacher too: `--config=configs/align_soft_prompt.py --config.guard=DIR/heads/hidden_states_lora_0.safetensors`, and
-`launch.evaluate --prompts=FILE.jsonl` asks what was distilled paraphrased requests. That has not been measured either.
+Neither the settings nor what they are worth has been measured; what is tested is that the trained numbers are the
+guard's own, that sets get steadier on a small model, and that both kinds come back from the disk. A tuned hidden-state
+guard is a teacher too: `--config=configs/align_soft_prompt.py
+--config.guard=DIR/heads/hidden_states_lora_0.safetensors`, and `launch.evaluate --prompts=FILE.jsonl` asks what was
+distilled paraphrased requests. That has not been measured either.
 
 `--config.data.teacher_sets=FILE.jsonl` and `--config.data.held_out_sets=FILE.jsonl` bring in a user's own sets.
 """

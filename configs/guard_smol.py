@@ -22,8 +22,8 @@ its sampled training answers were taken over from another run, so the command al
     flagged of the base model's answers: StrongREJECT .39 [.34, .45], sensitive benign .02 [.01, .06], plain questions
     .01 [.00, .05]
 
-The keywords are weighted words fitted on the teacher's answers (`edgesafe_jax.guards.keywords`); on the first 128 tokens
-of each answer, which is what SmolGuard reads, .80 [.73, .88]. SmolGuard does not beat them on these pairs; the
+The keywords are weighted words fitted on the teacher's answers (`edgesafe_jax.guards.keywords`); on the first 128
+tokens of each answer, which is what SmolGuard reads, .80 [.73, .88]. SmolGuard does not beat them on these pairs; the
 hidden-state guard does by the estimate. Refusal keywords call unsafe what does not refuse. Both were measured after the
 others, on the same pairs. So the hidden-state guard stays the default teacher.
 """
