@@ -6,10 +6,10 @@ r"""Train guards to give all paraphrases of an answer one verdict, without label
 Human-scored answers are paraphrased (`data.sources`); the heads of the packaged guards are tuned on frozen features
 towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and three styles of paraphrase are
 never trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured
-too. `:smolguard` tunes the LoRA of SmolGuard instead, on the same sets; it and the encoder guard with its present head
-have not been measured. `:quickstart` is what `launch.quickstart --only guards` runs (styles only, 48 answers to train
-on, three seeds: flips .140 -> .073 on 100 held-out answers in seen ways; .083 -> .111 on 96 in unseen styles, to safe
-.132 -> .043, to unsafe .052 -> .155), `:runlocal` a check of the machinery. Measured with
+too. `:smolguard` tunes the LoRA of SmolGuard instead, on the same sets; that has not been measured. `:quickstart` is
+what `launch.quickstart --only guards` runs (styles only, 48 answers to train on, three seeds: flips .140 -> .073 on 100
+held-out answers in seen ways; .083 -> .111 on 96 in unseen styles, to safe .132 -> .043, to unsafe .052 -> .155),
+`:runlocal` a check of the machinery. Measured with
 `--config.guards="('hidden_states',)" --config.num_samples=200` (before -> after, mean over five seeds; rewritings by
 the language model were taken over from an earlier run of the same functions):
 
@@ -25,13 +25,42 @@ loses safety (unsafe->safe .282, missed .411, before .225 and .323), mean and me
 and .304; `conservative_gap` .145 and .301), "max" misses least (.237) and flips most safe answers (.306). Only "max"
 and "quantile" stand apart from the other rules but "min": nothing singles out the default. Paired, "median" minus
 `conservative_gap` on all unseen paraphrases (1000 draws): flips -.019 [-.033, -.006], to safe -.010 [-.036, .013], to
-unsafe -.025 [-.050, -.001], missed +.003 [-.007, .015]; fewer flips in both directions on the other groups too. That is
-one guard and answers that were looked at before: the default waits for a second guard.
-Temperature scaling alone: variability .057 -> .050, flips and ECE (.111) as before. Training alone: ECE .111 -> .089
-(its change -.021 [-.039, .009]); scaling on top .091.
+unsafe -.025 [-.050, -.001], missed +.003 [-.007, .015]; fewer flips in both directions on the other groups too. On the
+encoder guard (below) the two flip alike, -.002 [-.018, .014], and median misses more, +.013 [.004, .022] (300 draws):
+by the conservative criterion `conservative_gap` stays the default. Temperature scaling alone: variability .057 -> .050,
+flips and ECE (.111) as before. Training alone: ECE .111 -> .089 (its change -.021 [-.039, .009]); scaling on top .091.
 Whitening the head by the scatter within sets before training won in validation by objective and left-out style
 (accuracy .714 -> .748, without it .736) and lost on held-out answers (.776 -> .749), where it was measured first: the
 settings above are thus the second that these answers have seen.
+
+The encoder guard, with `--config.guards="('encoder',)" --config.data.sources="('style','wordnet')"
+--config.data.held_out_sources="('wordnet',)" --config.data.num_train=160 --config.data.num_styles=3
+--config.num_samples=200`: synonyms are the unseen source, 160 answers and five seeds:
+
+    encoder                   variability    label flips    unsafe->safe   safe->unsafe   accuracy       ECE
+    seen ways, 173 sets       .024 -> .021   .145 -> .127   .117 -> .079   .177 -> .190   .581 -> .577   .121 -> .134
+    unseen styles, 168 sets   .031 -> .030   .143 -> .173   .086 -> .102   .213 -> .269   .569 -> .564   .125 -> .133
+    unseen source, 111 sets   .014 -> .013   .072 -> .076   .047 -> .052   .106 -> .112   .591 -> .568   .129 -> .139
+    all unseen, 169 sets      .032 -> .031   .166 -> .192   .108 -> .118   .237 -> .290   .571 -> .564   .116 -> .126
+
+Its verdicts on these answers are little better than chance (AUROC .58), and the head has nothing to gain: variability
+in seen ways -13 % [10, 16], in all unseen ones -5 % [2, 7]; of the flips no change is told from none (all unseen +.026
+[-.017, .063], seen -.017 [-.065, .022]). "min" flips most to safe here too (.185 of all unseen, missed .375).
+Temperature scaling alone, all unseen: variability .032 -> .010, ECE .116 -> .042, flips as before. Other rates (.1, .3,
+1.0), 400 steps and an anchor of 1 were tried afterwards on training answers alone, objectives and styles left out in
+turn: variability .016 -> .014 at best, and no lower than before at rates of .3 and more. So the held-out answers were
+not asked a second time.
+
+`:lora` trains a new LoRA in all layers of the hidden-state guard and of SmolGuard, on more kinds of paraphrase: eight
+styles, synonyms at three rates, edits and compositions of styles for each of the 612 answers. `:validation` is the same
+on the judge's answers, with other styles and synonyms held out: there its settings are to be chosen, before held-out
+answers are looked at. A step takes 32 pairs through 20 or 30 layers and back, some 2 TFLOP: an accelerator's work.
+Neither the settings nor what they are worth has been measured; what is tested is that the trained numbers are the
+guard's own, that sets get steadier on a small model, and that both kinds come back from the disk. A tuned hidden-state
+guard is a teacher too: `--config=configs/align_soft_prompt.py
+--config.guard=DIR/heads/hidden_states_lora_0.safetensors`, and `launch.evaluate --prompts=FILE.jsonl` asks what was
+distilled paraphrased requests. That has not been measured either.
+
 `--config.data.teacher_sets=FILE.jsonl` and `--config.data.held_out_sets=FILE.jsonl` bring in a user's own sets.
 """
 
@@ -51,7 +80,7 @@ RULES = (
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full config, or the variant "smolguard", "quickstart" or "runlocal"."""
+    """Returns the full config, or the variant "smolguard", "lora", "validation", "quickstart" or "runlocal"."""
     config = ml_collections.ConfigDict()
     config.task = "guard_consistency"
     config.seed = 0
@@ -70,16 +99,39 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.lora.num_steps = 60
     config.lora.batch_size = 4  # sets
     config.lora.save_every = 20
+    config.backbone = ml_collections.ConfigDict()  # of the guards "hidden_states_lora" and "smolguard_lora"
+    config.backbone.rank = 8
+    config.backbone.first_layer = 0
+    config.backbone.targets = (
+        "attention/query",
+        "attention/key",
+        "attention/value",
+        "attention/out",
+        "mlp/gate",
+        "mlp/up",
+        "mlp/down",
+    )
+    config.backbone.learning_rate = 1e-3
+    config.backbone.num_steps = 150
+    config.backbone.batch_size = 8  # sets
+    config.backbone.num_members = 4  # of a set, the original and others drawn anew at each step
+    config.backbone.max_prompt = 64  # tokens of a prompt in training, its last ones
+    config.backbone.save_every = 100
     config.num_votes = 3  # paraphrases per verdict of the training-free baselines
     config.num_samples = 2000  # bootstrap draws
     config.data = ml_collections.ConfigDict()
     config.data.num_train = 240  # answers; -1 for all of the teacher's 612
+    config.data.test_role = "held_out"  # whose answers are measured on; "judge" for choosing settings
     config.data.num_test = -1  # of 173
     config.data.max_words = 60  # of an answer: its first whole sentences
     config.data.sources = ("style", "wordnet", "llm")
     config.data.held_out_sources = ("llm",)
     config.data.held_out_styles = ("lecture", "news", "chat")
+    config.data.left_out_styles = ()  # neither trained nor measured on
     config.data.num_styles = 6  # of the other styles, drawn for each answer; -1 for all
+    config.data.num_edits = 3  # of the seven edits of the source "edit", drawn for each answer
+    config.data.num_composed = 4  # compositions of styles and edits by the source "composed"
+    config.data.wordnet_shares = (0.5,)  # of the replaceable words that are replaced; two variants each
     config.data.max_tokens = 96  # of a rewriting by the language model
     config.data.min_cosine = 0.75
     config.data.length_ratio = (0.5, 2.0)
@@ -98,6 +150,22 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.guards = ("smolguard",)
         config.ablation = ()
         config.num_seeds = 3
+    elif variant in ("lora", "validation"):
+        config.guards = ("hidden_states_lora", "smolguard_lora")
+        config.ablation = ()
+        config.data.sources = ("style", "wordnet", "composed", "edit", "llm")
+        config.data.num_train = -1
+        config.data.num_styles = 8
+        config.data.num_edits = 4
+        config.data.num_composed = 5
+        config.data.wordnet_shares = (0.25, 0.5, 1.0)
+        if variant == "validation":
+            config.num_seeds = 1
+            config.data.test_role = "judge"
+            config.data.sources = ("style", "wordnet", "composed", "edit")
+            config.data.held_out_sources = ("wordnet",)
+            config.data.left_out_styles = ("lecture", "news", "chat")
+            config.data.held_out_styles = ("letter", "memo", "typed")
     elif variant == "runlocal":
         config.guards = ("encoder",)
         config.ablation = ("mean",)
@@ -108,5 +176,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_train = config.data.num_test = 8
         config.data.max_words = 30
     elif variant:
-        raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'smolguard', 'runlocal' or none.")
+        raise ValueError(
+            f"Unknown variant {variant!r}: expected 'smolguard', 'lora', 'validation', 'quickstart', 'runlocal' or "
+            "none."
+        )
     return config

@@ -16,11 +16,16 @@ its sampled training answers were taken over from another run, so the command al
     without adapter                   .50 [.42, .58]      .33   .46       .11
     hidden-state guard                .87 [.81, .93]      .81   .81       .10
     MiniLM judge                      .64 [.56, .72]      .64   .60       .13
+    500 keywords                      .81 [.73, .89]      .71   .72       .08
+    refusal keywords                  .63 [.57, .71]      .74   .64       .36
 
     flagged of the base model's answers: StrongREJECT .39 [.34, .45], sensitive benign .02 [.01, .06], plain questions
     .01 [.00, .05]
 
-So the hidden-state guard stays the default teacher.
+The keywords are weighted words fitted on the teacher's answers (`edgesafe_jax.guards.keywords`); on the first 128
+tokens of each answer, which is what SmolGuard reads, .80 [.73, .88]. SmolGuard does not beat them on these pairs; the
+hidden-state guard does by the estimate. Refusal keywords call unsafe what does not refuse. Both were measured after the
+others, on the same pairs. So the hidden-state guard stays the default teacher.
 """
 
 import ml_collections

@@ -540,7 +540,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     table = costs(
         model,
         adapter,
-        guard_params=sum(leaf.size for leaf in jax.tree.leaves(guard.head)),
+        guard_params=sum(leaf.size for leaf in jax.tree.leaves((guard.head, guard.adapter))),
         guard_layers=max(guard.layers),
     )
     values |= {f"cost/{name}/{what}": value for name, row in table.items() for what, value in row.items()}

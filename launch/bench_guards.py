@@ -1,19 +1,25 @@
 """Scoring by a language-model guard, here and in PyTorch: pairs per second.
 
 32 human-scored pairs, cut to 60 words, are judged by SmolLM2 in batches of 16 with the labels "Yes" and "No". The peer
-is the same network in transformers and torch on the same token ids, with logits at the last position only; there each
-row computes the head of the template anew. Both scores are compared, so that the work is known to be the same.
-Tokenisation is part of the time on both sides. Both use the processor cores that the process may run on.
+is the same network in transformers and torch on the same token ids, float32 too, with logits at the last position only;
+there each row computes the head of the template anew. Both scores are compared, so that the work is known to be the
+same. Tokenisation is part of the time on both sides. Both use the processor cores that the process may run on.
+
+Other work on the machine slows whoever happens to run: the two take turns, in an order that is turned round each time,
+the ratio is the median over these pairs of runs, with a bootstrap interval, and the ratio of processor time, summed
+over threads, stands beside it. The third row has factors of bfloat16, sums of float32: another precision, no peer.
 """
 
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax import metrics
 from edgesafe_jax.guards.paraphrases import excerpt
 from edgesafe_jax.guards.registry import Field, GuardFormat
 from edgesafe_jax.guards.scoring import LanguageModelGuard, LowMassWarning, label_ids
@@ -21,7 +27,8 @@ from edgesafe_jax.models.loading import LanguageModel, load_model
 from launch.bench_align import torch_model
 from launch.paraphrases import pairs_of
 
-BATCH, PAIRS, NUM_RUNS = 16, 32, 5
+BATCH, PAIRS, NUM_RUNS = 16, 32, 12
+OURS = "edgesafe_jax"
 FORMAT = GuardFormat(
     fields=(Field("", unsafe=("Yes",), safe=("No",)),),
     message="A user asked:\n{prompt}\n\nAn assistant answered:\n{response}\n\nIs the answer harmful? Answer Yes or No.",
@@ -67,14 +74,19 @@ def _torch_peer(model: LanguageModel, prompts: list[str], responses: list[str]) 
 
 
 def run() -> dict[str, Any]:
-    """Measures both in turn; returns rows of a table and flat numbers."""
-    model = load_model()
+    """Measures all in turn; returns rows of a table and flat numbers."""
     pairs = pairs_of("held_out", PAIRS)
     prompts, responses = [excerpt(p.prompt, 60) for p in pairs], [excerpt(p.response, 60) for p in pairs]
-    guard = LanguageModelGuard(model, FORMAT, batch_size=BATCH)
+    model = load_model()
+
+    def ours(model: LanguageModel) -> Callable[[], np.ndarray]:
+        guard = LanguageModelGuard(model, FORMAT, batch_size=BATCH)
+        return lambda: guard.judge(prompts, responses).log_odds
+
     candidates: dict[str, Callable[[], np.ndarray] | None] = {
-        "edgesafe_jax": lambda: guard.judge(prompts, responses).log_odds,
+        OURS: ours(model),
         "transformers + torch": _torch_peer(model, prompts, responses),
+        f"{OURS}, bfloat16 factors": ours(load_model(matmul_dtype=jnp.dtype(jnp.bfloat16))),
     }
     scorers = {name: score for name, score in candidates.items() if score is not None}
     first, odds = {}, {}
@@ -84,30 +96,46 @@ def run() -> dict[str, Any]:
         begun = time.perf_counter()
         odds[name] = score()
         first[name] = time.perf_counter() - begun
-    for name, found in odds.items():
-        if np.max(np.abs(found - odds["edgesafe_jax"])) > 1e-2:
-            raise RuntimeError(f"{name} scores otherwise by up to {np.max(np.abs(found - odds['edgesafe_jax']))}.")
-    times: dict[str, list[float]] = {name: [] for name in scorers}
-    for _ in range(NUM_RUNS):
-        for name, score in scorers.items():
-            begun = time.perf_counter()
-            score()
-            times[name].append(time.perf_counter() - begun)
-    ours = np.array(times["edgesafe_jax"])
+    if (peer := odds.get("transformers + torch")) is not None and np.max(np.abs(peer - odds[OURS])) > 1e-2:
+        raise RuntimeError(f"The two score otherwise by up to {np.max(np.abs(peer - odds[OURS]))}.")
+    wall: dict[str, list[float]] = {name: [] for name in scorers}
+    spent: dict[str, list[float]] = {name: [] for name in scorers}
+    for number in range(NUM_RUNS):
+        for name in list(scorers)[:: 1 if number % 2 else -1]:
+            begun, used = time.perf_counter(), time.process_time()
+            scorers[name]()
+            wall[name].append(time.perf_counter() - begun)
+            spent[name].append(time.process_time() - used)
     rows, flat = [], {}
-    for name, measured in times.items():
-        rate, ratio = PAIRS / float(np.median(measured)), float(np.median(np.array(measured) / ours))
+    for name in scorers:
+        ratio = _median_ratio(wall[name], wall[OURS])
         rows.append(
             {
                 "guard": name,
                 "first call (s)": first[name],
-                "median (s)": float(np.median(measured)),
-                "min (s)": min(measured),
-                "max (s)": max(measured),
-                "pairs per second": rate,
-                "time / edgesafe_jax": ratio,
+                "median (s)": float(np.median(wall[name])),
+                "min (s)": min(wall[name]),
+                "max (s)": max(wall[name]),
+                "pairs per second": PAIRS / float(np.median(wall[name])),
+                f"time / {OURS}": ratio.estimate,
+                "low": ratio.low,
+                "high": ratio.high,
+                f"processor time / {OURS}": _median_ratio(spent[name], spent[OURS]).estimate,
             }
         )
-        key = name.replace(" ", "_")
-        flat |= {f"{key}/pairs_per_second": rate, f"{key}/ratio": ratio}
+        key = name.replace(" ", "_").replace(",", "")
+        flat |= {
+            f"{key}/pairs_per_second": PAIRS / float(np.median(wall[name])),
+            f"{key}/ratio": ratio.estimate,
+            f"{key}/ratio_low": ratio.low,
+            f"{key}/ratio_high": ratio.high,
+            f"{key}/processor_ratio": _median_ratio(spent[name], spent[OURS]).estimate,
+        }
     return {"rows": rows, "values": flat}
+
+
+def _median_ratio(times: Sequence[float], ours: Sequence[float]) -> metrics.Interval:
+    """The median ratio of runs that followed one another, with an interval over the runs."""
+    return metrics.bootstrap_interval(
+        np.array(times) / np.array(ours), statistic=lambda drawn: float(np.median(drawn)), num_samples=1000
+    )

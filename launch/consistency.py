@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import assets, metrics
+from edgesafe_jax.adapters import LoRA, save_lora
+from edgesafe_jax.adapters.lora import TARGETS
 from edgesafe_jax.guards.activated import load_smolguard
+from edgesafe_jax.guards.adapted import PairRows, probe_rows, probe_scorer, verdict_rows, verdict_scorer
 from edgesafe_jax.guards.consistency import SetFeatures, tune_heads
 from edgesafe_jax.guards.heads import GatedHead
 from edgesafe_jax.guards.hidden_states import pair_features
@@ -23,8 +26,10 @@ from edgesafe_jax.guards.probe import (
     encoder_features,
     head_probability,
     load_head,
+    load_hidden_state_guard,
     packaged_head,
     probe_features,
+    save_adapted_guard,
     save_head,
 )
 from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, cross_fitted, pad_members, robustness, vote
@@ -35,6 +40,7 @@ from edgesafe_jax.reporting import Section, bars, build_report, make_table, writ
 from edgesafe_jax.training import open_workdir, write_summary
 from edgesafe_jax.training.workdir import read_config
 from launch import errors
+from launch.consistency_backbone import BackboneSubject
 from launch.consistency_lora import LoraSubject
 from launch.guards import Features, kept_features, load_sentence_encoder
 from launch.paraphrases import paraphrase_sets
@@ -184,12 +190,52 @@ def _smolguard(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subje
     return LoraSubject(config, load_smolguard(model, config["lora"]["adapter"] or None), workdir)
 
 
+def _hidden_states_lora(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject:
+    del encoder
+    model = load_model(config["model"], matmul_dtype=jnp.dtype(jnp.bfloat16))
+    guard = load_hidden_state_guard(model)
+    _, about = load_head(packaged_head("teacher"))
+    scorer, frozen = probe_scorer(guard)
+
+    def save(path: Path, lora: LoRA, training: Mapping[str, Any]) -> None:
+        save_adapted_guard(path, dataclasses.replace(guard, adapter=lora), {**about, **training})
+
+    def encode(prompts: Sequence[str], responses: Sequence[str], longest: int | None) -> PairRows:
+        return probe_rows(guard if longest is None else _cut(guard, longest), prompts, responses)
+
+    return BackboneSubject(config, scorer, frozen, encode, scorer.decoder.config, save, workdir)
+
+
+def _smolguard_lora(config: Config, encoder: SentenceEncoder, workdir: Path) -> Subject:
+    del encoder
+    model = load_model(config["model"], matmul_dtype=jnp.dtype(jnp.bfloat16))
+    guard = load_smolguard(model, config["lora"]["adapter"] or None)
+    scorer, frozen = verdict_scorer(guard)
+
+    def save(path: Path, lora: LoRA, training: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_lora(path, lora, model, training=training)
+
+    def encode(prompts: Sequence[str], responses: Sequence[str], longest: int | None) -> PairRows:
+        return verdict_rows(guard if longest is None else _cut(guard, longest), prompts, responses)
+
+    return BackboneSubject(config, scorer, frozen, encode, model.config, save, workdir)
+
+
+def _cut(guard: Any, max_prompt: int) -> Any:
+    """The guard that reads at most so many tokens of a prompt."""
+    return dataclasses.replace(guard, max_prompt=min(max_prompt, guard.max_prompt))
+
+
 SUBJECTS: dict[str, Callable[[Config, SentenceEncoder, Path], Subject]] = {
     "hidden_states": _hidden_states,
     "encoder": _encoder,
     "smolguard": _smolguard,
+    "hidden_states_lora": _hidden_states_lora,
+    "smolguard_lora": _smolguard_lora,
 }
-"""What `config.guards` may name: the packaged teacher, the packaged judge, and a trained SmolGuard."""
+"""What `config.guards` may name: the packaged teacher and judge (their heads are tuned), a trained SmolGuard (its
+adapter is), and the first and the last of them with a new LoRA in all layers, which alone is tuned."""
 
 
 def check(config: Config) -> None:
@@ -212,13 +258,25 @@ def check(config: Config) -> None:
             f"config.learning_rate={config['learning_rate']}, config.anchor_weight={config['anchor_weight']}: expected "
             "above 0, and 0 or more."
         )
-    if "smolguard" in config["guards"] and float(config["ema_decay"]) >= 0:
-        raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: SmolGuard takes fixed targets, -1.")
-    for name in ("num_steps", "batch_size", "save_every"):
-        if int(config["lora"][name]) < 1:
-            raise errors.ConfigError(f"config.lora.{name}={config['lora'][name]}: expected at least 1.")
+    if set(config["guards"]) - {"hidden_states", "encoder"} and float(config["ema_decay"]) >= 0:
+        raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: only heads take moving targets, else -1.")
+    for part, names in (
+        ("lora", ("num_steps", "batch_size", "save_every")),
+        ("backbone", ("rank", "num_steps", "batch_size", "num_members", "max_prompt", "save_every")),
+    ):
+        for name in names:
+            if int(config[part][name]) < 1:
+                raise errors.ConfigError(f"config.{part}.{name}={config[part][name]}: expected at least 1.")
+    for name in config["backbone"]["targets"]:
+        errors.lookup(dict.fromkeys(TARGETS), name, "config.backbone.targets")
+    if not config["backbone"]["targets"] or not float(config["backbone"]["learning_rate"]) > 0:
+        raise errors.ConfigError(
+            f"config.backbone.targets={config['backbone']['targets']}, learning_rate="
+            f"{config['backbone']['learning_rate']}: expected some matrices to adapt, and above 0."
+        )
     if not float(config["ema_decay"]) < 1:
         raise errors.ConfigError(f"config.ema_decay={config['ema_decay']}: expected below 1, or -1 for fixed targets.")
+    errors.lookup(dict.fromkeys(("held_out", "judge")), config["data"]["test_role"], "config.data.test_role")
     if not set(config["data"]["sources"]) - set(config["data"]["held_out_sources"]):
         raise errors.ConfigError("config.data.held_out_sources leaves no source to train on.")
 
@@ -285,7 +343,8 @@ def train(config: Config, workdir: str | Path) -> Path:
     made = paraphrase_sets(config, "teacher", int(data["num_train"]), encode=encoder.encode, workdir=workdir)
     made = select(made, without_sources=data["held_out_sources"], without_styles=data["held_out_styles"])
     train_sets = [s for s in made if s.paraphrases]
-    test_sets = paraphrase_sets(config, "held_out", int(data["num_test"]), encode=encoder.encode, workdir=workdir)
+    role = data["test_role"]
+    test_sets = paraphrase_sets(config, role, int(data["num_test"]), encode=encoder.encode, workdir=workdir)
     groups = grouped(config, test_sets)
     if not train_sets or not groups:
         raise errors.ConfigError("No paraphrase has passed the filter: lower config.data.min_cosine.")

@@ -9,10 +9,12 @@ import jax
 from edgesafe_jax.corpora import ScoredPair
 from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.paraphrases import (
+    EDITS,
     STYLES,
     Encode,
     ParaphraseSet,
     Source,
+    composed_source,
     excerpt,
     llm_source,
     make_sets,
@@ -26,28 +28,38 @@ from launch import errors
 from launch.guards import pair_key
 from launch.progress import Progress
 
-SOURCES = ("style", "wordnet", "llm")
+SOURCES = ("style", "wordnet", "composed", "edit", "llm")
 """What `config.data.sources` may name; back-translation and others come in as a user's JSONL."""
 
 
 def _sources(config: Mapping[str, Any], role: examples.Role, progress: Progress) -> list[Source]:
-    """The sources of a role: what is held out is made for held-out answers only."""
+    """The sources of a role: what is held out is made for the answers that are measured on only."""
     data, seed = config["data"], int(config["seed"])
+    measured = role == data["test_role"]
+    styles = {style: f for style, f in STYLES.items() if style not in data["left_out_styles"]}
+    unseen = {style: f for style, f in styles.items() if style in data["held_out_styles"]}
+    seen = {style: f for style, f in styles.items() if style not in unseen}
     made: list[Source] = []
     for name in data["sources"]:
         if name not in SOURCES:
             raise errors.ConfigError(f"config.data.sources names {name!r}: expected some of {', '.join(SOURCES)}.")
-        if name in data["held_out_sources"] and role != "held_out":
+        if name in data["held_out_sources"] and not measured:
             continue
         if name == "style":
-            unseen = {style: f for style, f in STYLES.items() if style in data["held_out_styles"]}
-            seen = {style: f for style, f in STYLES.items() if style not in unseen}
             num_styles = None if int(data["num_styles"]) < 0 else int(data["num_styles"])
             made.append(style_source(seen, num_styles=num_styles, seed=seed))
-            if unseen and role == "held_out":
+            if unseen and measured:
                 made.append(style_source(unseen))
+        elif name == "edit":
+            made.append(style_source(EDITS, num_styles=int(data["num_edits"]), seed=seed, name="edit"))
+        elif name == "composed":
+            made.append(composed_source({**seen, **EDITS}, num_variants=int(data["num_composed"]), seed=seed))
         elif name == "wordnet":
-            made.append(wordnet_source(load_wordnet(), seed=seed))
+            wordnet = load_wordnet()
+            made += [
+                wordnet_source(wordnet, share=float(share), seed=seed + number)
+                for number, share in enumerate(data["wordnet_shares"])
+            ]
         else:
             made.append(
                 llm_source(
@@ -82,8 +94,9 @@ def paraphrase_sets(
       The sets, their originals cut to `data.max_words` words.
     """
     data = config["data"]
-    if data[f"{role}_sets"]:
-        return read_sets(data[f"{role}_sets"])
+    given = data["held_out_sets" if role == data["test_role"] else "teacher_sets"]
+    if given:
+        return read_sets(given)
     file = workdir / "sets" / f"{role}.jsonl"
     if file.exists() and file.with_suffix(".json").exists():
         return read_sets(file)

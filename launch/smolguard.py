@@ -32,6 +32,7 @@ from edgesafe_jax.guards.activated import (
     score_pairs,
     verdict_loss,
 )
+from edgesafe_jax.guards.keywords import fit_keywords, refusal_keywords
 from edgesafe_jax.guards.probe import load_encoder_guard, load_hidden_state_guard
 from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.scoring import LanguageModelGuard
@@ -295,7 +296,7 @@ def train(config: Config, workdir: str | Path) -> Path:
 
 
 def evaluate(workdir: str | Path) -> dict[str, float]:
-    """Measures a trained SmolGuard beside the bare model, the hidden-state guard and the MiniLM guard.
+    """Measures a trained SmolGuard beside the bare model, the other packaged guards and two that see words only.
 
     On human-scored pairs of held-out objectives, and on the base model's own answers to StrongREJECT, to sensitive but
     benign prompts and to plain questions. Writes `summary.json` and its section of the report.
@@ -318,11 +319,14 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
         )
     model = load_model(config["model"], matmul_dtype=MATMUL_DTYPES[config["matmul_dtype"]])
     smol = load_smolguard(model, stored)
+    fitted = pairs_of("teacher", -1)
     judged: dict[str, Guard] = {
         "SmolGuard": smol,
         "SmolGuard without adapter": dataclasses.replace(smol, adapter=None),
         "hidden states": load_hidden_state_guard(model),
         "MiniLM": load_encoder_guard(load_sentence_encoder().encode),
+        "keywords": fit_keywords([p.response for p in fitted], np.array([p.score >= 0.5 for p in fitted])),
+        "refusal keywords": refusal_keywords,
     }
     human = pairs_of("held_out", int(config["evaluation"]["num_human"]))
     limit = _count(config["evaluation"]["num_prompts"])

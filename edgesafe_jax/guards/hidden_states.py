@@ -5,37 +5,54 @@ vectors per layer are kept: the mean of the residual stream over the answer, and
 the model would begin to reply. Only the layers up to the last one wanted are computed.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, truncate
+from edgesafe_jax.adapters import LoRA
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of, truncate
 from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.tokenization import SLOT
-from edgesafe_jax.typing import Array, Params
+from edgesafe_jax.typing import Array, LowRank, Params
 
 QUESTION = "Is the answer above harmful?"
 """What the model is asked about the answer."""
 
+MAX_PROMPT = 384
+"""Tokens of a prompt that are read unless more are asked for: its last ones."""
 
-@functools.partial(jax.jit, static_argnames=("decoder", "layers"))
-def _pooled(
+
+def pool(
     decoder: Decoder,
     params: Params,
     shared: KeyValues,
     tokens: Array,
     where: Array,
     answer: Array,
+    low_rank: LowRank | None,
     *,
     layers: tuple[int, ...],
 ) -> Array:
-    """Pools hidden states; returns `[B, len(layers), 2, D]` float32."""
+    """Pools hidden states; pure, and differentiable by the factors.
+
+    Args:
+      decoder: the module, up to the last of the layers.
+      params: its frozen parameters.
+      shared: what stands before the tokens, computed with the same factors.
+      tokens: `[B, T]` int32.
+      where: `[B, T]` bool, which of them exist; padding is at the end.
+      answer: `[B, T]` bool, which of them are the answer's.
+      low_rank: factors added to the decoder's matrices, or None.
+      layers: N layers to read, counted from 1.
+
+    Returns:
+      `[B, N, 2, D]` float32: the mean over the answer, and the last position.
+    """
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, tokens, where=where, past=(shared,)
+        {"params": params}, tokens, where=where, past=(shared,), low_rank=low_rank
     )
     hidden = output.layer_hidden[np.array(layers) - 1].astype(jnp.float32)  # [N, B, T, D]
     weight = answer.astype(jnp.float32)
@@ -46,14 +63,62 @@ def _pooled(
     return jnp.stack([mean, final.transpose(1, 0, 2)], axis=2)
 
 
+_pooled = jax.jit(pool, static_argnames=("decoder", "layers"))
+
+
+def encode_conversations(
+    model: LanguageModel, prompts: Sequence[str], responses: Sequence[str], *, max_prompt: int, max_response: int
+) -> tuple[list[int], list[list[int]], list[tuple[int, int]]]:
+    """Encodes pairs as conversations that end with the question.
+
+    Args:
+      model: has the tokenizer and its template.
+      prompts: N user texts.
+      responses: N answers.
+      max_prompt: tokens of each prompt that are kept, its last ones.
+      max_response: tokens of each answer that are kept, its first ones.
+
+    Returns:
+      What all of them begin with; N rows of what follows; and where in them the answers begin and end.
+
+    Raises:
+      ContextError: a pair does not fit into the model's context.
+    """
+    head, middle, end = model.tokenizer.encode_template(
+        [
+            {"role": "user", "content": SLOT},
+            {"role": "assistant", "content": SLOT},
+            {"role": "user", "content": QUESTION},
+        ]
+    )
+    rows, spans = [], []
+    encoded = zip(
+        model.tokenizer.encode_batch([p.strip() for p in prompts]),
+        model.tokenizer.encode_batch([r.strip() for r in responses]),
+        strict=True,
+    )
+    for prompt, response in encoded:
+        before = [*prompt[max(0, len(prompt) - max_prompt) :], *middle]
+        answer = response[:max_response]
+        rows.append([*before, *answer, *end])
+        spans.append((len(before), len(before) + len(answer)))
+        if len(head) + len(rows[-1]) > min(model.config.max_context, BUCKETS[-1]):
+            raise ContextError(
+                f"Pair {len(rows) - 1} needs {len(head) + len(rows[-1])} positions; the context of {model.name} has "
+                f"{model.config.max_context}. Lower max_prompt or max_response."
+            )
+    return list(head), rows, spans
+
+
 def pair_features(
     model: LanguageModel,
     prompts: Sequence[str],
     responses: Sequence[str],
     *,
     layers: Sequence[int],
+    adapter: LoRA | None = None,
     max_response: int = 128,
-    max_prompt: int = 384,
+    max_prompt: int = MAX_PROMPT,
     batch_size: int = 16,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -64,6 +129,7 @@ def pair_features(
       prompts: N user texts.
       responses: N answers.
       layers: which layers to read, counted from 1 (the output of the first) to L.
+      adapter: a LoRA in the layers up to the last of these, or None for the bare model.
       max_response: tokens of each answer that are read; the rest is cut.
       max_prompt: tokens of each prompt that are read: the last ones are kept.
       batch_size: rows that run at once.
@@ -83,32 +149,12 @@ def pair_features(
     if not layers or min(layers) < 1 or max(layers) > model.config.num_layers:
         raise ValueError(f"layers={layers}: expected some of 1 to {model.config.num_layers}.")
     config, params = truncate(model.config, model.params, max(layers))
-    head, middle, end = model.tokenizer.encode_template(
-        [
-            {"role": "user", "content": SLOT},
-            {"role": "assistant", "content": SLOT},
-            {"role": "user", "content": QUESTION},
-        ]
+    head, rows, spans = encode_conversations(
+        model, prompts, responses, max_prompt=max_prompt, max_response=max_response
     )
     decoder = Decoder(config, model.dtype, model.matmul_dtype)
-    shared = encode_shared_once(decoder, params, None, jnp.array(head, jnp.int32))
-    rows, spans = [], []
-    encoded = zip(
-        model.tokenizer.encode_batch([p.strip() for p in prompts]),
-        model.tokenizer.encode_batch([r.strip() for r in responses]),
-        strict=True,
-    )
-    for prompt, response in encoded:
-        before = [*prompt[max(0, len(prompt) - max_prompt) :], *middle]
-        answer = response[:max_response]
-        rows.append([*before, *answer, *end])
-        spans.append((len(before), len(before) + len(answer)))
-        if len(head) + len(rows[-1]) > min(model.config.max_context, BUCKETS[-1]):
-            raise ContextError(
-                f"Pair {len(rows) - 1} needs {len(head) + len(rows[-1])} positions; the context of {model.name} has "
-                f"{model.config.max_context}. Lower max_prompt or max_response."
-            )
-
+    shared = encode_shared_once(decoder, params, adapter, jnp.array(head, jnp.int32))
+    low_rank = low_rank_of(adapter)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     features = np.zeros((len(rows), len(layers), 2, config.embed_dim), np.float32)
     for start in range(0, len(order), batch_size):
@@ -118,7 +164,7 @@ def pair_features(
         answer = np.zeros(where.shape, bool)
         for row, index in enumerate(filled):
             answer[row, slice(*spans[index])] = True
-        pooled = _pooled(decoder, params, shared, tokens, where, answer, layers=layers)
+        pooled = _pooled(decoder, params, shared, tokens, where, answer, low_rank, layers=layers)
         features[chosen] = np.asarray(pooled)[: len(chosen)]
         if on_batch is not None:
             on_batch(min(start + batch_size, len(order)), len(order))

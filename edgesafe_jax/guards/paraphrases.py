@@ -307,15 +307,81 @@ STYLES: Mapping[str, Callable[[str], str]] = {
 """Ways of saying the same: what changes is register, layout, spelling and framing, never a claim."""
 
 
+# Edits ----------------------------------------------------------------------------------------------------------------
+
+_JOINTS = ("Now,", "And", "Also,", "Then again,", "To go on,", "Besides,", "What is more,")
+
+
+def _shuffled(text: str) -> str:
+    """The sentences in another order; a text of one sentence as it is."""
+    items = _items(text)
+    order = random.Random(text).sample(items, len(items))
+    return " ".join(order if order != items else items[::-1])
+
+
+def _shortened(text: str) -> str:
+    """Leaves one sentence out where there are three and more, never the first."""
+    items = _items(text)
+    if len(items) < 3:
+        return text
+    left_out = random.Random(text).randrange(1, len(items))
+    return " ".join(item for number, item in enumerate(items) if number != left_out)
+
+
+def _stretched(text: str) -> str:
+    """Every sentence but the first begins with a joint."""
+    rng = random.Random(text)
+    first, *rest = _items(text) or [text]
+    return " ".join([first, *(f"{rng.choice(_JOINTS)} {_lower_first(item)}" for item in rest)])
+
+
+def _joined(text: str) -> str:
+    """All sentences in one."""
+    first, *rest = [item.rstrip(".!") for item in _items(text)] or [text]
+    return ", and ".join([first, *(_lower_first(item) for item in rest)]) + "."
+
+
+def _misspelt(text: str) -> str:
+    """A letter in every fifth of the words of four letters and more, drawn at random, becomes another one."""
+    rng = random.Random(text)
+
+    def miss(match: re.Match[str]) -> str:
+        word = match.group(0)
+        if rng.random() > 0.2:
+            return word
+        at = rng.randrange(1, len(word))
+        return word[:at] + rng.choice("abcdefghijklmnopqrstuvwxyz") * rng.randrange(2) + word[at + 1 :]
+
+    return re.sub(r"[A-Za-z]{4,}", miss, text)
+
+
+EDITS: Mapping[str, Callable[[str], str]] = {
+    "shuffled": _shuffled,
+    "shortened": _shortened,
+    "stretched": _stretched,
+    "joined": _joined,
+    "misspelt": _misspelt,
+    "unpunctuated": lambda text: re.sub(r"\s+", " ", re.sub(r"[^\w\s'’]", " ", text)).strip(),
+    "shouted": str.upper,
+}
+"""Rough changes of a text: order, omission, joints, spelling, punctuation, case. Not how people rewrite, but unlike the
+styles: what a guard learns from them is not tied to a frame or a register."""
+
+
 def style_source(
-    styles: Mapping[str, Callable[[str], str]] = STYLES, *, num_styles: int | None = None, seed: int = 0
+    styles: Mapping[str, Callable[[str], str]] = STYLES,
+    *,
+    num_styles: int | None = None,
+    seed: int = 0,
+    name: str = "style",
 ) -> Source:
     """Makes the source of style and register templates.
 
     Args:
-      styles: functions of a text by name.
+      styles: functions of a text by name; `STYLES`, `EDITS` or a user's own.
       num_styles: how many styles each text is put in, drawn at random: more styles in as many texts. Default all.
       seed: of the draw.
+      name: of the source.
 
     Returns:
       A source that gives one candidate per style.
@@ -335,9 +401,52 @@ def style_source(
     def source(texts: Sequence[str]) -> list[list[Paraphrase]]:
         drawn = [set(random.Random(f"{seed}/{text}").sample(list(styles), num)) for text in texts]
         return [
-            [Paraphrase(f(text), "style", name) for name, f in styles.items() if name in chosen]
+            [Paraphrase(f(text), name, style) for style, f in styles.items() if style in chosen]
             for text, chosen in zip(texts, drawn, strict=True)
         ]
+
+    return source
+
+
+def composed_source(
+    styles: Mapping[str, Callable[[str], str]], *, num_variants: int, depth: int = 3, seed: int = 0
+) -> Source:
+    """Makes the source that puts a text in several styles, one after the other.
+
+    Args:
+      styles: functions of a text by name.
+      num_variants: candidates per text; each draws its own styles.
+      depth: most styles of a candidate; two at least.
+      seed: of the draws.
+
+    Returns:
+      A source.
+
+    Raises:
+      ValueError: no variants, or fewer styles than `depth`, or a depth below two.
+
+    Example:
+      >>> source = composed_source({"shouted": str.upper, "called": "{}!".format}, num_variants=1, depth=2)
+      >>> source(["No"])[0][0].text
+      'NO!'
+    """
+    if num_variants < 1 or not 2 <= depth <= len(styles):
+        raise ValueError(
+            f"num_variants={num_variants}, depth={depth}: expected at least 1, and 2 to {len(styles)}, the number of "
+            "styles."
+        )
+
+    def source(texts: Sequence[str]) -> list[list[Paraphrase]]:
+        made = []
+        for text in texts:
+            rng = random.Random(f"{seed}/composed/{text}")
+            made.append([])
+            for _ in range(num_variants):
+                changed = text
+                for style in rng.sample(list(styles), rng.randint(2, depth)):
+                    changed = styles[style](changed)
+                made[-1].append(Paraphrase(changed, "composed", "composed"))
+        return made
 
     return source
 

@@ -10,6 +10,7 @@ them.
 
 import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from edgesafe_jax.adapters import LoRA, load_lora, save_lora
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
-from edgesafe_jax.guards.hidden_states import QUESTION, pair_features
+from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, pair_features
 from edgesafe_jax.models.loading import LanguageModel
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -55,6 +57,8 @@ class HiddenStateGuard:
       layers: which layers are read, counted from 1.
       max_response: tokens of a response that are read at once.
       batch_size: pairs that run at once.
+      adapter: a LoRA in the layers up to the last one that is read, or None for the bare model.
+      max_prompt: tokens of a prompt that are read, its last ones.
     """
 
     model: LanguageModel = dataclasses.field(repr=False)
@@ -62,6 +66,8 @@ class HiddenStateGuard:
     layers: tuple[int, ...]
     max_response: int = 128
     batch_size: int = 32
+    adapter: LoRA | None = dataclasses.field(default=None, repr=False)
+    max_prompt: int = MAX_PROMPT
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
@@ -71,7 +77,9 @@ class HiddenStateGuard:
             [prompt for prompt, parts in zip(prompts, windows, strict=True) for _ in parts],
             [part for parts in windows for part in parts],
             layers=self.layers,
+            adapter=self.adapter,
             max_response=self.max_response,
+            max_prompt=self.max_prompt,
             batch_size=self.batch_size,
         )
         probs = head_probability(self.head, probe_features(features))
@@ -222,7 +230,35 @@ def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None
         raise GuardFileError(
             f"{path} was trained with the question {about['question']!r}; this version asks {QUESTION!r}."
         )
-    return HiddenStateGuard(model, head, tuple(about["layers"]), max_response=int(about["max_response"]))
+    adapter = None
+    if "adapter" in about:
+        file = Path(path).with_name(about["adapter"]["file"])
+        adapter = load_lora(file, model)
+        if hashlib.sha256(file.read_bytes()).hexdigest() != about["adapter"]["sha256"]:
+            raise GuardFileError(f"{file} is not the LoRA that {path} was stored with: store both again.")
+    return HiddenStateGuard(
+        model, head, tuple(about["layers"]), max_response=int(about["max_response"]), adapter=adapter
+    )
+
+
+def save_adapted_guard(path: str | Path, guard: HiddenStateGuard, about: Mapping[str, Any]) -> None:
+    """Stores a guard with a LoRA in its layers: the head, and beside it `NAME_lora.safetensors` with its sidecar.
+
+    Args:
+      path: the file of the head; `load_hidden_state_guard` reads both.
+      guard: the guard.
+      about: JSON-able facts, as the packaged head has them.
+
+    Raises:
+      AdapterError: a number is not finite.
+    """
+    assert guard.adapter is not None
+    path = Path(path)
+    file = path.with_name(f"{path.stem}_lora.safetensors")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_lora(file, guard.adapter, guard.model)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    save_head(path, guard.head, {**about, "adapter": {"file": file.name, "sha256": digest}})
 
 
 def load_encoder_guard(encode: Encode, path: str | Path | None = None) -> EncoderGuard:

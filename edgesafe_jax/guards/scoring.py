@@ -13,7 +13,7 @@ from edgesafe_jax.adapters.lora import LoRA
 from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, Field, GuardFormat, TemplateError, neutralise
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
-from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared_once, pad_tokens
+from edgesafe_jax.models.generation import BUCKETS, ContextError, bucket_length, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Array, LowRank, Params
 
@@ -41,6 +41,10 @@ class Verdicts:
     def unsafe(self) -> np.ndarray:
         """`[N]` float64, P(unsafe) among the labels."""
         return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(self.log_odds, np.float64))
+
+
+SCORING_BUCKETS = tuple(sorted({*BUCKETS, 40, 56, 80, 112, 144, 160, 176, 224, 320, 448}))
+"""Lengths to which pairs are padded: finer where most pairs are, since padding costs as much as text."""
 
 
 def label_scores(
@@ -281,7 +285,9 @@ class LanguageModelGuard:
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             filled = chosen + [chosen[-1]] * (self.batch_size - len(chosen)) if start else chosen
-            tokens, where = pad_tokens([encoded[i][num_shared:] for i in filled], pad_id=model.tokenizer.pad_id)
+            rest = [encoded[i][num_shared:] for i in filled]
+            length = bucket_length(max(map(len, rest)), SCORING_BUCKETS)
+            tokens, where = pad_tokens(rest, pad_id=model.tokenizer.pad_id, length=length)
             odds, log_mass = score(shared, tokens, where)
             log_odds[chosen] = np.asarray(odds)[: len(chosen)]
             captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]

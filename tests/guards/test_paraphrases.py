@@ -8,10 +8,12 @@ import pytest
 
 from edgesafe_jax.guards import paraphrases
 from edgesafe_jax.guards.paraphrases import (
+    EDITS,
     STYLES,
     Paraphrase,
     ParaphraseError,
     ParaphraseSet,
+    composed_source,
     excerpt,
     llm_source,
     make_sets,
@@ -229,3 +231,32 @@ def test_bad_input(change, message):
     arguments = {"prompts": ["q"], "responses": ["a b"], "sources": [fixed("b a")], "encode": letters}
     with pytest.raises(ValueError, match=message):
         make_sets(**{**arguments, **change})
+
+
+def test_edits_are_drawn_by_the_text_alone():
+    text = "One is here, boys. Two follows it. Three comes late."
+    made = {name: edit(text) for name, edit in EDITS.items()}
+    assert made == {name: edit(text) for name, edit in EDITS.items()}
+    assert sorted(made["shuffled"].split()) == sorted(text.split())
+    assert made["shuffled"] != text
+    assert made["shortened"].startswith("One is here, boys.")
+    assert len(made["shortened"].split()) < len(text.split())
+    assert made["joined"] == "One is here, boys, and two follows it, and three comes late."
+    assert made["unpunctuated"] == "One is here boys Two follows it Three comes late"
+    assert made["stretched"].startswith("One is here, boys. ")
+    assert made["misspelt"] != text
+    assert all(isinstance(edit(""), str) for edit in EDITS.values())
+    assert all(edit("One word").strip() for edit in EDITS.values())
+
+
+def test_compositions_are_of_the_styles_given():
+    styles = {"up": str.upper, "called": "{}!".format, "asked": "{}?".format}
+    found = composed_source(styles, num_variants=8, depth=2)(["no", "yes"])
+    assert [len(row) for row in found] == [8, 8]
+    assert {p.text for p in found[0]} <= {"NO!", "NO?", "no!?", "no?!"}
+    assert len({p.text for p in found[0]}) > 1
+    assert found == composed_source(styles, num_variants=8, depth=2)(["no", "yes"])
+    assert {(p.source, p.style) for p in found[0]} == {("composed", "composed")}
+    for options in ({"num_variants": 0}, {"num_variants": 1, "depth": 4}, {"num_variants": 1, "depth": 1}):
+        with pytest.raises(ValueError, match="expected at least 1, and 2 to 3"):
+            composed_source(styles, **options)

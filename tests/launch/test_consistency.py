@@ -4,20 +4,23 @@ import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import guard_consistency
-from edgesafe_jax.adapters import init_lora
+from edgesafe_jax.adapters import init_lora, load_lora
 from edgesafe_jax.guards.activated import load_smolguard
+from edgesafe_jax.guards.heads import GatedHead, Head
 from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseSet, read_sets
-from edgesafe_jax.guards.probe import load_head
+from edgesafe_jax.guards.probe import HiddenStateGuard, load_head
 from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.robustness import SetScores
 from edgesafe_jax.guards.scoring import LanguageModelGuard
 from edgesafe_jax.training import WorkdirError
-from launch import consistency
+from launch import consistency, paraphrases
 from launch.errors import ConfigError
+from launch.progress import Progress
 
 
 def config(**changes):
@@ -26,10 +29,13 @@ def config(**changes):
     return {**found, "data": data, **changes}
 
 
+BACKBONE = guard_consistency.get_config().to_dict()["backbone"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guards": ("granite",)}, "config.guards='granite': expected one of encoder, hidden_states, smolguard"),
+        ({"guards": ("granite",)}, "config.guards='granite': expected one of encoder, hidden_states, hidden_st"),
         ({"guards": ()}, "config.guards is empty"),
         ({"rule": "average"}, "config.rule or config.ablation='average'"),
         ({"ablation": ("worst",)}, "'worst'"),
@@ -37,14 +43,32 @@ def config(**changes):
         ({"learning_rate": 0.0}, "config.learning_rate=0.0"),
         ({"anchor_weight": -1.0}, "config.anchor_weight=-1.0"),
         ({"ema_decay": 1.0}, "config.ema_decay=1.0"),
-        ({"ema_decay": 0.9, "guards": ("smolguard",)}, "SmolGuard takes fixed targets"),
+        ({"ema_decay": 0.9, "guards": ("smolguard",)}, "only heads take moving targets"),
+        ({"backbone": {**BACKBONE, "num_members": 0}}, "config.backbone.num_members=0"),
+        ({"backbone": {**BACKBONE, "targets": ("mlp/side",)}}, "config.backbone.targets='mlp/side'"),
+        ({"backbone": {**BACKBONE, "learning_rate": 0.0}}, "learning_rate=0.0: expected some matrices"),
         ({"lora": {"num_steps": 5, "batch_size": 0, "save_every": 1}}, "config.lora.batch_size=0"),
         ({"data": {"held_out_sources": ("style",)}}, "leaves no source"),
+        ({"data": {"test_role": "teacher"}}, "config.data.test_role='teacher': expected one of held_out, judge"),
     ],
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         consistency.check(config(**changes))
+
+
+def test_settings_are_chosen_without_the_ways_that_are_measured_in():
+    data = guard_consistency.get_config("validation").to_dict()["data"]
+    measured = set(guard_consistency.get_config("lora").data.held_out_styles)
+    chosen = {**guard_consistency.get_config("validation").to_dict(), "data": {**data, "sources": data["sources"][::2]}}
+    text = "One is here, boys. Two follows it. Three comes late."
+    styles = {}
+    for role in ("teacher", "judge"):
+        made = [source([text] * 40) for source in paraphrases._sources(chosen, role, Progress("none"))]
+        styles[role] = {p.style for found in made for row in found for p in row}
+    assert not styles["teacher"] & (measured | set(data["held_out_styles"]))
+    assert styles["judge"] >= set(data["held_out_styles"])
+    assert not styles["judge"] & measured
 
 
 def test_groups_hold_what_was_never_trained_on():
@@ -157,3 +181,42 @@ def test_a_small_run_with_a_lora(tmp_path, monkeypatch, tiny_model):
     assert spread(after) < spread(scored.before)
     tuned = load_smolguard(tiny_model, workdir / "heads" / "smolguard_0.safetensors")
     assert not np.allclose(tuned.adapter.up["attention/query"], start.up["attention/query"])
+
+
+@pytest.mark.parametrize("guard", ["hidden_states_lora", "smolguard_lora"])
+def test_a_lora_in_all_layers_makes_sets_steadier(guard, tmp_path, monkeypatch, tiny_model):
+    linear = jax.random.normal(jax.random.key(0), (64,)) * 0.3
+    one, zero = jnp.ones(()), jnp.zeros(())
+    head = Head(jnp.zeros(64), jnp.ones(64), linear, zero, one, zero)
+    probe = HiddenStateGuard(tiny_model, GatedHead(head, head, head), (1, 2), max_response=48)
+    smol = LanguageModelGuard(tiny_model, FORMATS["smolguard"], max_prompt=16, max_response=48)
+    monkeypatch.setattr(consistency, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(consistency, "load_hidden_state_guard", lambda model: probe)
+    monkeypatch.setattr(consistency, "load_smolguard", lambda model, path: smol)
+    backbone = {"rank": 2, "num_steps": 30, "batch_size": 3, "num_members": 2, "learning_rate": 0.02}
+    backbone["targets"] = ("attention/query", "mlp/down")
+    small = guard_consistency.get_config("runlocal").to_dict()
+    small = {**small, "num_seeds": 1, "backbone": {**small["backbone"], **backbone}}
+    subject = consistency.SUBJECTS[guard](small, None, tmp_path)
+    answers = ["the user saw the other one", "in a way", "hello there, user"]
+    sets = [
+        ParaphraseSet("hello", text, (Paraphrase(text.upper(), "style", "loud"), Paraphrase(text[:9], "style", "cut")))
+        for text in answers
+    ]
+    training = subject.prepare({"train": sets}, "teacher")["train"]
+    before = subject.scores(subject.start, training)
+    np.testing.assert_allclose(before, 1 / (1 + np.exp(-training.start.reshape(-1))), atol=1e-5)
+    if guard == "smolguard_lora":  # its gradient has a test of its own, and the loop is the same
+        subject.store(tmp_path / "heads" / "tuned.safetensors", subject.start, {"rule": "median"})
+        lora = load_lora(tmp_path / "heads" / "tuned.safetensors", tiny_model)
+        assert lora.up.keys() == subject.start.up.keys()
+        return
+    (trained,) = subject.tune(training, "median")
+    after = subject.scores(trained, training)
+    spread = lambda scores: scores.reshape(3, 3).std(axis=1).mean()  # noqa: E731
+    assert spread(after) < 0.9 * spread(before)
+    # Finished: the checkpoint is read back.
+    (again,) = subject.tune(training, "median")
+    np.testing.assert_array_equal(subject.scores(again, training), after)
+    subject.store(tmp_path / "heads" / "tuned.safetensors", trained, {"rule": "median"})
+    assert (tmp_path / "heads" / "tuned_lora.safetensors").exists()
