@@ -87,10 +87,11 @@ import ml_collections
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full config, or a `variant` of it: "walls", "quickstart" or "runlocal"."""
+    """Returns the full config, or a `variant` of it: "walls", "maze", "ant", "quickstart" or "runlocal"."""
     config = ml_collections.ConfigDict()
     config.task = "offline_rl"
     config.seed = 0
+    config.num_runs = 1  # more: whole runs with the seeds that follow, and their table
     config.world = "point_mass"
 
     # Data
@@ -150,6 +151,25 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.symmetry.declare_domain = False
         config.data.num_episodes = 400
         config.alpha = 0.01  # near a wall a wrong translation costs more
+    elif variant == "maze":
+        config.world = "point_maze"
+        config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
+        config.symmetry.declare_domain = False
+        config.data.num_episodes = 400
+        config.alpha = 0.01
+        config.learner.discount = 0.98
+        config.num_seeds = 4
+    elif variant == "ant":
+        config.world = "ant"
+        config.methods = ("none", "her", "her_learned", "her_oracle")
+        config.data.num_episodes = 600
+        config.model.hidden = (256, 256)
+        config.model.batch_size = 256
+        config.learner.hidden = (256, 256)
+        config.learner.learning_rate = 3e-4
+        config.symmetry.num_elements = 16
+        config.num_seeds = 4
+        config.num_episodes = 100
     elif variant == "quickstart":
         config.model.num_epochs = 60
         config.symmetry.num_steps = 600
@@ -170,5 +190,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.num_seeds = 2
         config.num_episodes = 4
     elif variant:
-        raise ValueError(f"Unknown variant {variant!r}: expected 'walls', 'quickstart', 'runlocal' or none.")
+        raise ValueError(f"Unknown variant {variant!r}: expected 'walls', 'maze', 'ant', 'quickstart', 'runlocal' or none.")
     return config

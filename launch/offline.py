@@ -22,6 +22,7 @@ from edgesafe_jax.offline_rl import (
     OfflineDataset,
     SamplerData,
     Sampling,
+    ant,
     baselines,
     concatenate,
     formats,
@@ -33,12 +34,15 @@ from edgesafe_jax.offline_rl import (
     make_sampler_data,
     make_td3_bc,
     make_trainer,
+    maze,
     reward_recomputed,
     seed_interval,
     tasks,
+    worlds,
 )
 from edgesafe_jax.training import Checkpoints, MetricWriter, TrainState, open_workdir, write_summary
 from edgesafe_jax.training import train as run_training
+from edgesafe_jax.typing import PRNGKey
 from launch import errors
 
 Config = Mapping[str, Any]
@@ -149,6 +153,11 @@ def _object_alone(task: tasks.Task) -> dynamics.GroupAction:
     return dataclasses.replace(task.group, state_axes=((4,), (5,)))
 
 
+def _height(task: tasks.Task) -> dynamics.GroupAction:
+    """Lifts the torso: the ground stays where it was."""
+    return dataclasses.replace(task.group, state_axes=((2,),), goal_axes=((),), low=(-0.3,), high=(0.3,))
+
+
 def _rotation(task: tasks.Task) -> dynamics.GroupAction:
     return dynamics.PlanarRotation(
         task.sizes, state_pairs=((0, 1), (2, 3)), action_pairs=((0, 1),), goal_pairs=((0, 1),)
@@ -182,6 +191,9 @@ CASES: dict[str, Case] = {
     "pusher_joint": Case(tasks.make_pusher, None, "verified", _CONTACTS, num_episodes=2500),
     "pusher_object_alone": Case(tasks.make_pusher, _object_alone, "rejected", _CONTACTS, num_episodes=2500, horizon=5),
     "reacher": Case(tasks.make_reacher, None, "rejected"),
+    "point_maze": Case(maze.make_point_maze, None, "partly"),
+    "ant": Case(ant.make_ant, None, "verified", {"hidden": (256, 256)}),
+    "ant_height": Case(ant.make_ant, _height, "rejected", {"hidden": (256, 256)}),
 }
 """What `config.cases` may name."""
 
@@ -320,6 +332,11 @@ def model_quality(world: World, data: dynamics.Transitions) -> dict[str, float]:
     }
 
 
+def run_key(config: Config, number: int) -> PRNGKey:
+    """The key of one kind of draws; runs of other seeds draw others. The data and the fits have the seed's own key."""
+    return jax.random.fold_in(jax.random.key(int(config["seed"])), 1000 + number)
+
+
 def load_data(config: Config, task: tasks.Task) -> OfflineDataset:
     """Reads `config.data.path`, or generates data where it is empty.
 
@@ -383,7 +400,7 @@ def _model(inputs: Inputs) -> SamplerData:
         world.ensemble,
         world.dataset,
         world.task.reward,
-        key=jax.random.key(5),
+        key=run_key(inputs.config, 5),
         num_rollouts=world.dataset.num_transitions // 5,
         length=5,
     )
@@ -394,7 +411,7 @@ def _full_coverage(inputs: Inputs) -> SamplerData:
     task = inputs.world.task
     everywhere = tasks.Stratum(task.domain, task.domain)
     num = inputs.world.dataset.num_episodes
-    return make_sampler_data(tasks.generate(task, jax.random.key(6), num_episodes=num, stratum=everywhere))
+    return make_sampler_data(tasks.generate(task, run_key(inputs.config, 6), num_episodes=num, stratum=everywhere))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,8 +433,8 @@ class Method:
     goal_fixed: bool = False
 
 
-FRESH_EPISODES, FRESH_SEED = 100, 7
-"""On which learned translations are checked; a run whose own data have this seed goes without."""
+FRESH_EPISODES = 100
+"""On which learned translations are checked."""
 
 METHODS: dict[str, Method] = {
     "none": Method(_data),
@@ -444,7 +461,7 @@ def learn_translations(config: Config, world: World) -> dynamics.TranslationDist
         few,
         task.group,
         world.dataset.transitions(),
-        key=jax.random.key(2),
+        key=run_key(config, 2),
         domain=_declared(config, task),
         max_violation=float(settings["max_violation"]),
         num_steps=int(settings["num_steps"]),
@@ -458,7 +475,7 @@ def draw_bank(
     distribution: dynamics.TranslationDistribution,
     data: dynamics.Transitions,
     *,
-    seed: int = 3,
+    number: int = 3,
 ) -> dynamics.TransformBank:
     """Tests what learned translations propose for some transitions."""
     return dynamics.make_bank(
@@ -467,7 +484,7 @@ def draw_bank(
         world.support,
         distribution,
         data,
-        key=jax.random.key(seed),
+        key=run_key(config, number),
         domain=_declared(config, world.task),
         num_elements=int(config["symmetry"]["num_elements"]),
     )
@@ -484,7 +501,7 @@ def train_policies(config: Config, workdir: str | Path) -> Path:
       ConfigError: a name or a count of the config means nothing.
       WorkdirError: the work directory holds a run with another config.
     """
-    make_task = errors.lookup(tasks.TASKS, config["world"], "config.world")
+    make_task = errors.lookup(worlds.WORLDS, config["world"], "config.world")
     chosen = {name: errors.lookup(METHODS, name, "config.methods") for name in config["methods"]}
     learner = make_learner(config["learner"])
     if int(config["num_updates"]) % int(config["updates_per_step"]):
@@ -509,7 +526,7 @@ def train_policies(config: Config, workdir: str | Path) -> Path:
                 task.group,
                 world.dataset.transitions(),
                 tasks.arena_domain(task),
-                key=jax.random.key(4),
+                key=run_key(config, 4),
                 num_elements=int(config["symmetry"]["num_elements"]),
             )
         ),
@@ -519,16 +536,16 @@ def train_policies(config: Config, workdir: str | Path) -> Path:
     for name, method in chosen.items():
         begun = time.monotonic()
         agents = _train_method(config, workdir / "methods" / name, learner, method, inputs)
-        results[name] = {s: evaluate(agents, jax.random.key(1), stratum) for s, stratum in task.strata.items()}
+        results[name] = {s: evaluate(agents, run_key(config, 1), stratum) for s, stratum in task.strata.items()}
         rates = {s: round(float(np.mean(np.asarray(e.success))), 3) for s, e in results[name].items()}
         print(f"{name}: {rates} after {time.monotonic() - begun:.0f} s")
     banks: dict[str, tuple[dynamics.TransformBank, dynamics.Transitions]] = {}
     if "her_learned" in chosen:
         banks["symmetry"] = inputs.learned(), world.dataset.transitions()
-        # Episodes of the same law that neither model nor translations have seen: not of a file, not the data's own.
-        if not config["data"]["path"] and int(config["seed"]) != FRESH_SEED:
-            fresh = tasks.generate(task, jax.random.key(FRESH_SEED), num_episodes=FRESH_EPISODES).transitions()
-            banks["symmetry_fresh"] = draw_bank(config, world, distribution(), fresh, seed=8), fresh
+        # Episodes of the same law that neither model nor translations have seen: of a file there are none.
+        if not config["data"]["path"]:
+            fresh = tasks.generate(task, run_key(config, 7), num_episodes=FRESH_EPISODES).transitions()
+            banks["symmetry_fresh"] = draw_bank(config, world, distribution(), fresh, number=8), fresh
     return _report(config, workdir, world, banks, results)
 
 
