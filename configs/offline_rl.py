@@ -155,8 +155,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.world = "point_maze"
         config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
         config.symmetry.declare_domain = False
-        config.data.num_episodes = 400
+        config.data.num_episodes = 300
         config.alpha = 0.01
+        config.model.hidden = (128, 128, 128)
+        config.model.num_epochs = 80
+        config.model.batch_size = 128
+        config.symmetry.num_elements = 16
         config.learner.discount = 0.98
         config.num_seeds = 4
     elif variant == "ant":
@@ -190,5 +194,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.num_seeds = 2
         config.num_episodes = 4
     elif variant:
-        raise ValueError(f"Unknown variant {variant!r}: expected 'walls', 'maze', 'ant', 'quickstart', 'runlocal' or none.")
+        known = ("walls", "maze", "ant", "quickstart", "runlocal")
+        raise ValueError(f"Unknown variant {variant!r}: expected one of {known} or none.")
     return config

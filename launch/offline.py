@@ -191,7 +191,7 @@ CASES: dict[str, Case] = {
     "pusher_joint": Case(tasks.make_pusher, None, "verified", _CONTACTS, num_episodes=2500),
     "pusher_object_alone": Case(tasks.make_pusher, _object_alone, "rejected", _CONTACTS, num_episodes=2500, horizon=5),
     "reacher": Case(tasks.make_reacher, None, "rejected"),
-    "point_maze": Case(maze.make_point_maze, None, "partly"),
+    "point_maze": Case(maze.make_point_maze, None, "partly", {**_CONTACTS, "batch_size": 128}, num_episodes=1500),
     "ant": Case(ant.make_ant, None, "verified", {"hidden": (256, 256)}),
     "ant_height": Case(ant.make_ant, _height, "rejected", {"hidden": (256, 256)}),
 }

@@ -97,7 +97,8 @@ def make_point_maze(
             position, velocity = carry
             velocity = jnp.clip(velocity, -_MAX_SPEED, _MAX_SPEED)
             velocity = (MASS * velocity + _TIME_STEP * force) / (MASS + _TIME_STEP * _DAMPING)
-            return _collide(position + _TIME_STEP * velocity, velocity, solid), None
+            position = position + _TIME_STEP * velocity
+            return _collide(position, velocity, solid, places), None
 
         (position, velocity), _ = jax.lax.scan(substep, (state[:2], state[2:]), None, length=num_substeps)
         return jnp.concatenate([position, velocity])
@@ -183,11 +184,12 @@ def _outlines(free: np.ndarray) -> tuple[Wall, ...]:
     return tuple(found)
 
 
-def _collide(position: Array, velocity: Array, solid: Array) -> tuple[Array, Array]:
+def _collide(position: Array, velocity: Array, solid: Array, places: Array) -> tuple[Array, Array]:
     """Takes a ball out of the walls that it touches, and what moves it into them out of its velocity.
 
     Only the three cells on the side of its own cell that the ball is nearest to can touch it: first the two that share
-    a side with its cell, then the one that shares the corner.
+    a side with its cell, then the one that shares the corner. A ball whose centre was put inside a wall, where no
+    motion leads it, is set down in the nearest free cell, at rest.
     """
     height, width = solid.shape
     x, y = position[0] + width / 2, height / 2 - position[1]
@@ -215,7 +217,14 @@ def _collide(position: Array, velocity: Array, solid: Array) -> tuple[Array, Arr
     hit = solid[row + down, column + right] & ~beside & ~below & (distance < RADIUS)
     at = jnp.where(hit, corner + RADIUS * normal, at)
     inward = jnp.minimum(velocity @ normal, 0.0)
-    return at, jnp.where(hit, velocity - inward * normal, velocity)
+    velocity = jnp.where(hit, velocity - inward * normal, velocity)
+    nearest = places[jnp.argmin(jnp.sum((places - position[None]) ** 2, axis=1))]
+    room = 0.5 - RADIUS
+    buried = solid[row, column]
+    return (
+        jnp.where(buried, nearest + jnp.clip(position - nearest, -room, room), at),
+        jnp.where(buried, 0.0, velocity),
+    )
 
 
 def free_cells(maze: str) -> Sequence[tuple[float, float]]:
