@@ -175,6 +175,7 @@ _WALL = (tasks.Wall(axis=0, at=0.0, low=-1.0, high=2.0),)
 
 # Contacts are rare, abrupt, and take more data and depth than drag.
 _CONTACTS = {"hidden": (128, 128, 128), "num_epochs": 80, "num_members": 5}
+_BODY = {"hidden": (256, 256), "batch_size": 128}
 
 _scripted = functools.partial(tasks.make_point_mass, explores=False)
 _point_mass = functools.partial(_scripted, data=_CENTRE)
@@ -192,8 +193,8 @@ CASES: dict[str, Case] = {
     "pusher_object_alone": Case(tasks.make_pusher, _object_alone, "rejected", _CONTACTS, num_episodes=2500, horizon=5),
     "reacher": Case(tasks.make_reacher, None, "rejected"),
     "point_maze": Case(maze.make_point_maze, None, "partly", {**_CONTACTS, "batch_size": 128}, num_episodes=1500),
-    "ant": Case(ant.make_ant, None, "verified", {"hidden": (256, 256)}),
-    "ant_height": Case(ant.make_ant, _height, "rejected", {"hidden": (256, 256)}),
+    "ant": Case(ant.make_ant, None, "verified", _BODY),
+    "ant_height": Case(ant.make_ant, _height, "rejected", _BODY),
 }
 """What `config.cases` may name."""
 

@@ -5,7 +5,10 @@ the plane does not care for x and y: moving them with the goal is a true symmetr
 inputs to its model, where the point mass has six.
 
 A step is one of brax's (0.05 s) on its `spring` physics, begun from links that fit their joints exactly, so that the
-next state depends on this one and the action alone. The actions of the data are uniform noise, whatever the goal.
+next state depends on this one and the action alone. Every episode of the data has a linear feedback of its own, drawn
+at random (from the bits of its goal, which it does not seek), from the joints to their torques, with noise: in 60 steps
+the torso moves by 1.2 m in the median of 100 episodes and by 2.6 m or more in a tenth, where uniform noise at full
+torque moves it by 1.0 and 1.8.
 """
 
 import warnings
@@ -22,8 +25,7 @@ FIELD: Box = ((-3.0, -3.0), (3.0, 3.0))
 _CORNER: Box = ((-2.5, -2.5), (-1.3, -1.3))
 _ELSEWHERE: Box = ((1.3, 1.3), (2.5, 2.5))
 
-# Differences of a step that do not matter: about half of what a step of the data changes (standard deviations: .03 m,
-# .03, .15 rad, .2 m/s, .5 to .9 rad/s of the torso and 2.5 rad/s of the joints).
+# Differences of a step that do not matter: about half of what a step of the data changes.
 _TOLERANCE = (0.02,) * 3 + (0.02,) * 4 + (0.1,) * 8 + (0.25,) * 3 + (0.5,) * 3 + (1.5,) * 8
 
 
@@ -50,7 +52,11 @@ def make_ant() -> Task:
         return jnp.concatenate([q, 0.1 * jax.random.normal(key_qd, (env.sys.qd_size(),))])
 
     def behaviour(key: PRNGKey, state: Array, goal: Array) -> Array:
-        return jax.random.uniform(key, (8,), minval=-1.0, maxval=1.0)
+        own = jax.random.split(jax.random.key(jax.lax.bitcast_convert_type(goal[0], jnp.uint32)), 3)
+        joints, speeds = state[7:num_q] - rest[7:], state[num_q + 6 :]
+        torque = jax.random.normal(own[0], (8, 8)) @ joints + 0.3 * jax.random.normal(own[1], (8, 8)) @ speeds
+        torque = torque + 0.3 * jax.random.normal(own[2], (8,)) + 0.3 * jax.random.normal(key, (8,))
+        return jnp.clip(torque, -1.0, 1.0)
 
     sizes = Sizes(num_q + env.sys.qd_size(), env.sys.act_size(), 2)
     span = FIELD[1][0] - FIELD[0][0]
