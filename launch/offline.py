@@ -639,18 +639,19 @@ def _report(
                 elif isinstance(value, float):
                     values[f"{row['episodes']}/{name}"] = value
         _symmetry_figures(section, world, banks["symmetry"][0])
-    widest = max(task.strata, key=lambda s: float(np.asarray(results[next(iter(results))][s].goal_distance).max()))
-    distance = np.asarray(results[next(iter(results))][widest].goal_distance)[0]
-    edges = np.linspace(0, distance.max() + 1e-6, 6)
+    # Seeds and strata together; every method meets the same episodes.
+    distances = [np.asarray(episodes.goal_distance) for episodes in next(iter(results.values())).values()]
+    distance = np.concatenate(distances, 1).reshape(-1)
+    edges = np.linspace(0, distance.max() + 1e-6, 9)
     bins = np.digitize(distance, edges) - 1
-    series = {
-        name: [_mean(np.asarray(strata[widest].success)[:, bins == b].reshape(-1)) for b in range(5)]
-        for name, strata in results.items()
-    }
+    series = {}
+    for name, strata in results.items():
+        success = np.concatenate([np.asarray(episodes.success) for episodes in strata.values()], 1).reshape(-1)
+        series[name] = [_mean(success[bins == b]) for b in range(8)]
     png = reporting.lines(
         ((edges[1:] + edges[:-1]) / 2).tolist(), series, xlabel="distance to the goal", ylabel="success"
     )
-    section.figure(png, alt="success by goal distance", caption=f"Success by goal distance, {widest}.")
+    section.figure(png, alt="success by goal distance", caption="Success by goal distance, all strata.")
     write_summary(workdir, "offline_rl", values)
     reporting.write_fragment(workdir, "offline_rl", section)
     report = reporting.build_report(workdir, "edgesafe_jax", subtitle=f"Offline RL, {task.name}")
@@ -686,14 +687,29 @@ def _symmetry_figures(section: reporting.Section, world: World, bank: dynamics.T
     task, data, accepted = world.task, world.dataset.transitions(), np.asarray(bank.accepted)
     first = [indices[0] for indices in task.group.state_axes]
     places, (low, high) = _places(world, bank, data), task.domain
-    rng = np.random.default_rng(0)
+    # A few of all that were proposed, by what was said of them.
+    chosen = np.random.default_rng(0).permutation(accepted.size)[:4000]
+    verified = (np.asarray(bank.verdicts) == Verdict.VERIFIED).reshape(-1)[chosen]
+    points, taken = places.reshape(-1, 2)[chosen], accepted.reshape(-1)[chosen]
     shown = {
-        name: (lambda p: p[rng.permutation(len(p))[:3000]])(places[mask])
-        for name, mask in (("not accepted", ~accepted), ("accepted", accepted))
+        "accepted, declared": points[taken & ~verified],
+        "accepted, verified": points[taken & verified],
+        "not accepted": points[~taken],
     }
     walls = [_ends(wall) for wall in task.walls]
-    png = reporting.point_map({**shown, "data": np.asarray(data.states)[::10, first]}, low=low, high=high, walls=walls)
-    section.figure(png, alt="arena with accepted and rejected translations", caption="Where translations lead.")
+    # The data lie beneath; a margin shows what leaves the domain.
+    margin = 0.1 * (np.array(high) - np.array(low))
+    png = reporting.point_map(
+        {"data": np.asarray(data.states)[::10, first], **{name: each for name, each in shown.items() if len(each)}},
+        low=low - margin,
+        high=high + margin,
+        walls=walls,
+    )
+    section.figure(
+        png,
+        alt="arena with accepted and rejected translations",
+        caption="Where translations lead, some of those proposed. Declared: beyond the data, in the domain.",
+    )
     edges = [np.linspace(low[i], high[i], 21) for i in range(2)]
     grids = {
         name: (np.histogram2d(*points.reshape(-1, 2).T, bins=edges)[0] > 0).astype(float)
