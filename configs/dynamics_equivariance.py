@@ -85,8 +85,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "pusher_object_alone",
         "reacher",
         "point_maze",
-        "ant",
-        "ant_height",
     )
     config.alpha = 0.005  # over all dimensions of the state; needs 1 / alpha - 1 calibration episodes
     config.scales = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the tolerance, for the curve

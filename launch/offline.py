@@ -175,7 +175,7 @@ _WALL = (tasks.Wall(axis=0, at=0.0, low=-1.0, high=2.0),)
 
 # Contacts are rare, abrupt, and take more data and depth than drag.
 _CONTACTS = {"hidden": (128, 128, 128), "num_epochs": 80, "num_members": 5}
-_BODY = {"hidden": (256, 256), "batch_size": 128}
+_BODY = {"batch_size": 256}
 
 _scripted = functools.partial(tasks.make_point_mass, explores=False)
 _point_mass = functools.partial(_scripted, data=_CENTRE)
