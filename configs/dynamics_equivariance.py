@@ -22,7 +22,8 @@ simulator:
     pusher_object_alone  rejected      .08       .83           .01       .50    .000
     reacher              rejected      .42       .10           .13       .31    .000
     point_maze           inconclusive  .57       .06           .01       .07    .007
-@ANT@
+    ant                  inconclusive  .00       .02           .00       .00    -
+
 Power (of the right samples, how many are verified) and false acceptance (of the wrong ones), by tolerance over that of
 the task; a dash where no sample is wrong. What is right or wrong changes with the tolerance, and the tested share bounds
 power: .93 of the samples in most cases, .17 for the object alone, .66 for agent and object:
@@ -59,6 +60,11 @@ rejected (a model without an error would reject as many) and .46 verified, none 
 PointMaze has walls on all sides. With 600 episodes, as the other cases have, and their model .18 are verified, with
 1,500 and a deeper model .57. Wrong are .007 of those (at most .017), .05 of all that are wrong; .01 are rejected: where
 a translation leads into a wall the model mostly is not trusted, which keeps it out and proves nothing.
+
+Brax's ant, by `--config.cases="('ant',)"`, is no case of the default: moving it over its plane with its goal is a
+symmetry, all of it could be verified, and nothing is: on 37 inputs with contacts the model of 600 random episodes errs
+by 1.9 tolerances in one step in its worst dimension; at four times the tolerance .009 are verified. `ant_height` lifts
+the ant, which is false; what the test says of it has not been measured.
 
 A wall in the data: moved inputs meet it more often than the calibration inputs, for whose law alone `alpha` bounds
 P(verified and wrong): hence the small level.
