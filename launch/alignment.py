@@ -293,7 +293,9 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
             f"with gate_threshold={config['gate_threshold']} refuses all or none of them. Move the threshold, give "
             "more prompts, or look at the guard."
         )
-    return Teacher(data, groups, {name: [texts[i] for i in sorted(held_out) if verdicts[i] == name] for name in GROUPS})
+    return Teacher(
+        data, groups, {name: [texts[i] for i in sorted(held_out) if verdicts[i] == name] for name in GROUPS}
+    )
 
 
 def _held_out(verdicts: Sequence[str], num: int, seed: int) -> set[int]:

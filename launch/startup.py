@@ -14,6 +14,5 @@ def configure() -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     jax.config.update("jax_compilation_cache_dir", str(assets.cache_dir() / "compiled"))
 
-
 MATMUL_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
 """What `config.matmul_dtype` may name: dtypes of the factors of matrix products."""
