@@ -22,6 +22,7 @@ from edgesafe_jax.offline_rl import (
     OfflineDataset,
     SamplerData,
     Sampling,
+    ant,
     baselines,
     concatenate,
     formats,
@@ -33,12 +34,15 @@ from edgesafe_jax.offline_rl import (
     make_sampler_data,
     make_td3_bc,
     make_trainer,
+    maze,
     reward_recomputed,
     seed_interval,
     tasks,
+    worlds,
 )
 from edgesafe_jax.training import Checkpoints, MetricWriter, TrainState, open_workdir, write_summary
 from edgesafe_jax.training import train as run_training
+from edgesafe_jax.typing import PRNGKey
 from launch import errors
 
 Config = Mapping[str, Any]
@@ -149,6 +153,11 @@ def _object_alone(task: tasks.Task) -> dynamics.GroupAction:
     return dataclasses.replace(task.group, state_axes=((4,), (5,)))
 
 
+def _height(task: tasks.Task) -> dynamics.GroupAction:
+    """Lifts the torso: the ground stays where it was."""
+    return dataclasses.replace(task.group, state_axes=((2,),), goal_axes=((),), low=(-0.3,), high=(0.3,))
+
+
 def _rotation(task: tasks.Task) -> dynamics.GroupAction:
     return dynamics.PlanarRotation(
         task.sizes, state_pairs=((0, 1), (2, 3)), action_pairs=((0, 1),), goal_pairs=((0, 1),)
@@ -166,6 +175,7 @@ _WALL = (tasks.Wall(axis=0, at=0.0, low=-1.0, high=2.0),)
 
 # Contacts are rare, abrupt, and take more data and depth than drag.
 _CONTACTS = {"hidden": (128, 128, 128), "num_epochs": 80, "num_members": 5}
+_BODY = {"batch_size": 256}
 
 _scripted = functools.partial(tasks.make_point_mass, explores=False)
 _point_mass = functools.partial(_scripted, data=_CENTRE)
@@ -182,6 +192,9 @@ CASES: dict[str, Case] = {
     "pusher_joint": Case(tasks.make_pusher, None, "verified", _CONTACTS, num_episodes=2500),
     "pusher_object_alone": Case(tasks.make_pusher, _object_alone, "rejected", _CONTACTS, num_episodes=2500, horizon=5),
     "reacher": Case(tasks.make_reacher, None, "rejected"),
+    "point_maze": Case(maze.make_point_maze, None, "partly", {**_CONTACTS, "batch_size": 128}, num_episodes=1500),
+    "ant": Case(ant.make_ant, None, "verified", _BODY),
+    "ant_height": Case(ant.make_ant, _height, "rejected", _BODY),
 }
 """What `config.cases` may name."""
 
@@ -320,6 +333,11 @@ def model_quality(world: World, data: dynamics.Transitions) -> dict[str, float]:
     }
 
 
+def run_key(config: Config, number: int) -> PRNGKey:
+    """The key of one kind of draws; runs of other seeds draw others. The data and the fits have the seed's own key."""
+    return jax.random.fold_in(jax.random.key(int(config["seed"])), 1000 + number)
+
+
 def load_data(config: Config, task: tasks.Task) -> OfflineDataset:
     """Reads `config.data.path`, or generates data where it is empty.
 
@@ -383,7 +401,7 @@ def _model(inputs: Inputs) -> SamplerData:
         world.ensemble,
         world.dataset,
         world.task.reward,
-        key=jax.random.key(5),
+        key=run_key(inputs.config, 5),
         num_rollouts=world.dataset.num_transitions // 5,
         length=5,
     )
@@ -394,7 +412,7 @@ def _full_coverage(inputs: Inputs) -> SamplerData:
     task = inputs.world.task
     everywhere = tasks.Stratum(task.domain, task.domain)
     num = inputs.world.dataset.num_episodes
-    return make_sampler_data(tasks.generate(task, jax.random.key(6), num_episodes=num, stratum=everywhere))
+    return make_sampler_data(tasks.generate(task, run_key(inputs.config, 6), num_episodes=num, stratum=everywhere))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,8 +434,8 @@ class Method:
     goal_fixed: bool = False
 
 
-FRESH_EPISODES, FRESH_SEED = 100, 7
-"""On which learned translations are checked; a run whose own data have this seed goes without."""
+FRESH_EPISODES = 100
+"""On which learned translations are checked."""
 
 METHODS: dict[str, Method] = {
     "none": Method(_data),
@@ -444,7 +462,7 @@ def learn_translations(config: Config, world: World) -> dynamics.TranslationDist
         few,
         task.group,
         world.dataset.transitions(),
-        key=jax.random.key(2),
+        key=run_key(config, 2),
         domain=_declared(config, task),
         max_violation=float(settings["max_violation"]),
         num_steps=int(settings["num_steps"]),
@@ -458,7 +476,7 @@ def draw_bank(
     distribution: dynamics.TranslationDistribution,
     data: dynamics.Transitions,
     *,
-    seed: int = 3,
+    number: int = 3,
 ) -> dynamics.TransformBank:
     """Tests what learned translations propose for some transitions."""
     return dynamics.make_bank(
@@ -467,7 +485,7 @@ def draw_bank(
         world.support,
         distribution,
         data,
-        key=jax.random.key(seed),
+        key=run_key(config, number),
         domain=_declared(config, world.task),
         num_elements=int(config["symmetry"]["num_elements"]),
     )
@@ -484,7 +502,7 @@ def train_policies(config: Config, workdir: str | Path) -> Path:
       ConfigError: a name or a count of the config means nothing.
       WorkdirError: the work directory holds a run with another config.
     """
-    make_task = errors.lookup(tasks.TASKS, config["world"], "config.world")
+    make_task = errors.lookup(worlds.WORLDS, config["world"], "config.world")
     chosen = {name: errors.lookup(METHODS, name, "config.methods") for name in config["methods"]}
     learner = make_learner(config["learner"])
     if int(config["num_updates"]) % int(config["updates_per_step"]):
@@ -509,7 +527,7 @@ def train_policies(config: Config, workdir: str | Path) -> Path:
                 task.group,
                 world.dataset.transitions(),
                 tasks.arena_domain(task),
-                key=jax.random.key(4),
+                key=run_key(config, 4),
                 num_elements=int(config["symmetry"]["num_elements"]),
             )
         ),
@@ -519,16 +537,16 @@ def train_policies(config: Config, workdir: str | Path) -> Path:
     for name, method in chosen.items():
         begun = time.monotonic()
         agents = _train_method(config, workdir / "methods" / name, learner, method, inputs)
-        results[name] = {s: evaluate(agents, jax.random.key(1), stratum) for s, stratum in task.strata.items()}
+        results[name] = {s: evaluate(agents, run_key(config, 1), stratum) for s, stratum in task.strata.items()}
         rates = {s: round(float(np.mean(np.asarray(e.success))), 3) for s, e in results[name].items()}
         print(f"{name}: {rates} after {time.monotonic() - begun:.0f} s")
     banks: dict[str, tuple[dynamics.TransformBank, dynamics.Transitions]] = {}
     if "her_learned" in chosen:
         banks["symmetry"] = inputs.learned(), world.dataset.transitions()
-        # Episodes of the same law that neither model nor translations have seen: not of a file, not the data's own.
-        if not config["data"]["path"] and int(config["seed"]) != FRESH_SEED:
-            fresh = tasks.generate(task, jax.random.key(FRESH_SEED), num_episodes=FRESH_EPISODES).transitions()
-            banks["symmetry_fresh"] = draw_bank(config, world, distribution(), fresh, seed=8), fresh
+        # Episodes of the same law that neither model nor translations have seen: of a file there are none.
+        if not config["data"]["path"]:
+            fresh = tasks.generate(task, run_key(config, 7), num_episodes=FRESH_EPISODES).transitions()
+            banks["symmetry_fresh"] = draw_bank(config, world, distribution(), fresh, number=8), fresh
     return _report(config, workdir, world, banks, results)
 
 
@@ -621,18 +639,19 @@ def _report(
                 elif isinstance(value, float):
                     values[f"{row['episodes']}/{name}"] = value
         _symmetry_figures(section, world, banks["symmetry"][0])
-    widest = max(task.strata, key=lambda s: float(np.asarray(results[next(iter(results))][s].goal_distance).max()))
-    distance = np.asarray(results[next(iter(results))][widest].goal_distance)[0]
-    edges = np.linspace(0, distance.max() + 1e-6, 6)
+    # Seeds and strata together; every method meets the same episodes.
+    distances = [np.asarray(episodes.goal_distance) for episodes in next(iter(results.values())).values()]
+    distance = np.concatenate(distances, 1).reshape(-1)
+    edges = np.linspace(0, distance.max() + 1e-6, 9)
     bins = np.digitize(distance, edges) - 1
-    series = {
-        name: [_mean(np.asarray(strata[widest].success)[:, bins == b].reshape(-1)) for b in range(5)]
-        for name, strata in results.items()
-    }
+    series = {}
+    for name, strata in results.items():
+        success = np.concatenate([np.asarray(episodes.success) for episodes in strata.values()], 1).reshape(-1)
+        series[name] = [_mean(success[bins == b]) for b in range(8)]
     png = reporting.lines(
         ((edges[1:] + edges[:-1]) / 2).tolist(), series, xlabel="distance to the goal", ylabel="success"
     )
-    section.figure(png, alt="success by goal distance", caption=f"Success by goal distance, {widest}.")
+    section.figure(png, alt="success by goal distance", caption="Success by goal distance, all strata.")
     write_summary(workdir, "offline_rl", values)
     reporting.write_fragment(workdir, "offline_rl", section)
     report = reporting.build_report(workdir, "edgesafe_jax", subtitle=f"Offline RL, {task.name}")
@@ -668,14 +687,29 @@ def _symmetry_figures(section: reporting.Section, world: World, bank: dynamics.T
     task, data, accepted = world.task, world.dataset.transitions(), np.asarray(bank.accepted)
     first = [indices[0] for indices in task.group.state_axes]
     places, (low, high) = _places(world, bank, data), task.domain
-    rng = np.random.default_rng(0)
+    # A few of all that were proposed, by what was said of them.
+    chosen = np.random.default_rng(0).permutation(accepted.size)[:4000]
+    verified = (np.asarray(bank.verdicts) == Verdict.VERIFIED).reshape(-1)[chosen]
+    points, taken = places.reshape(-1, 2)[chosen], accepted.reshape(-1)[chosen]
     shown = {
-        name: (lambda p: p[rng.permutation(len(p))[:3000]])(places[mask])
-        for name, mask in (("not accepted", ~accepted), ("accepted", accepted))
+        "accepted, declared": points[taken & ~verified],
+        "accepted, verified": points[taken & verified],
+        "not accepted": points[~taken],
     }
     walls = [_ends(wall) for wall in task.walls]
-    png = reporting.point_map({**shown, "data": np.asarray(data.states)[::10, first]}, low=low, high=high, walls=walls)
-    section.figure(png, alt="arena with accepted and rejected translations", caption="Where translations lead.")
+    # The data lie beneath; a margin shows what leaves the domain.
+    margin = 0.1 * (np.array(high) - np.array(low))
+    png = reporting.point_map(
+        {"data": np.asarray(data.states)[::10, first], **{name: each for name, each in shown.items() if len(each)}},
+        low=low - margin,
+        high=high + margin,
+        walls=walls,
+    )
+    section.figure(
+        png,
+        alt="arena with accepted and rejected translations",
+        caption="Where translations lead, some of those proposed. Declared: beyond the data, in the domain.",
+    )
     edges = [np.linspace(low[i], high[i], 21) for i in range(2)]
     grids = {
         name: (np.histogram2d(*points.reshape(-1, 2).T, bins=edges)[0] > 0).astype(float)

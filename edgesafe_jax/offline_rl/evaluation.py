@@ -43,7 +43,7 @@ def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callab
 
     def episode(agent: Agent, key: PRNGKey, stratum: Stratum) -> Episodes:
         key_start, key_goal = jax.random.split(key)
-        start, goal = sample_start(task, key_start, stratum), sample_goal(key_goal, stratum)
+        start, goal = sample_start(task, key_start, stratum), sample_goal(task, key_goal, stratum)
 
         def step(state: Array, _: None) -> tuple[Array, None]:
             observation = agent.normalize(jnp.concatenate([state, goal]))

@@ -67,6 +67,11 @@ class Wall:
     high: float
 
 
+def uniform_place(key: PRNGKey, box: Box) -> Array:
+    """Draws a position `[2]` uniformly from a box."""
+    return jax.random.uniform(key, (2,), minval=jnp.asarray(box[0]), maxval=jnp.asarray(box[1]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A world, how success is judged, and who made the data.
@@ -88,6 +93,7 @@ class Task:
       relations: pairs of state dimensions whose differences the dynamics depends on, see `fit_ensemble`.
       horizon: steps of an episode.
       radius: an episode succeeds if the final distance to the goal is below it.
+      place: a position `[2]` in a box, of starts and goals; uniform where nothing stands in the box.
     """
 
     name: str
@@ -105,6 +111,7 @@ class Task:
     relations: tuple[tuple[int, int], ...] = ()
     horizon: int = 50
     radius: float = 0.2
+    place: Callable[[PRNGKey, Box], Array] = uniform_place
 
     def reward(self, next_state: Array, goal: Array) -> Array:
         """Returns minus the distance to the goal after the step, a scalar."""
@@ -319,7 +326,7 @@ def generate(task: Task, key: PRNGKey, *, num_episodes: int, stratum: Stratum | 
     def episode(key: PRNGKey) -> tuple[Array, ...]:
         key_start, key_goal, key_steps = jax.random.split(key, 3)
         state = sample_start(task, key_start, stratum)
-        goal = sample_goal(key_goal, stratum)
+        goal = sample_goal(task, key_goal, stratum)
 
         def act(state: Array, key: PRNGKey) -> tuple[Array, tuple[Array, ...]]:
             action = task.behaviour(key, state, goal)
@@ -339,12 +346,12 @@ def generate(task: Task, key: PRNGKey, *, num_episodes: int, stratum: Stratum | 
 def sample_start(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
     """Draws a start state `[S]` of a stratum."""
     key_place, key_rest = jax.random.split(key)
-    return task.start(key_rest, _uniform(key_place, stratum.starts))
+    return task.start(key_rest, task.place(key_place, stratum.starts))
 
 
-def sample_goal(key: PRNGKey, stratum: Stratum) -> Array:
+def sample_goal(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
     """Draws a goal `[G]` of a stratum."""
-    return _uniform(key, stratum.goals)
+    return task.place(key, stratum.goals)
 
 
 def arena_domain(task: Task) -> BoxDomain:
@@ -358,10 +365,6 @@ def arena_domain(task: Task) -> BoxDomain:
 def goal_domain(task: Task) -> BoxDomain:
     """Returns the task's domain as a box over the dimensions of the goal."""
     return BoxDomain((0, 1), *task.domain)
-
-
-def _uniform(key: PRNGKey, box: Box) -> Array:
-    return jax.random.uniform(key, (2,), minval=jnp.asarray(box[0]), maxval=jnp.asarray(box[1]))
 
 
 def _noisy(key: PRNGKey, action: Array) -> Array:
@@ -395,4 +398,4 @@ TASKS: Mapping[str, Callable[[], Task]] = {
     "point_mass_walls": make_walled_point_mass,
     "pusher": make_pusher,
 }
-"""Makers of the tasks that policies are trained on, by name."""
+"""Makers of this module's tasks that policies are trained on, by name; all of them: `worlds.WORLDS`."""

@@ -47,6 +47,7 @@ def point_map(
     if not groups:
         raise ValueError("no points to draw: expected at least one group")
     figure, axes = _axes(6.4, 5.2, title, "x", "y")
+    figure.set_layout_engine("compressed")  # of axes that keep their aspect
     for number, (name, points) in enumerate(groups.items()):
         places = np.asarray(points, np.float64).reshape(-1, 2)
         axes.scatter(*places.T, s=5, color=PALETTE[number % len(PALETTE)], alpha=0.6, linewidths=0, label=name)

@@ -9,6 +9,7 @@ import pytest
 from configs.offline_rl import get_config
 from edgesafe_jax.offline_rl import make_dataset, tasks
 from edgesafe_jax.offline_rl.formats import write_ogbench
+from edgesafe_jax.training import write_summary
 from launch import offline, train
 from tests.launch import cli
 
@@ -55,6 +56,41 @@ def test_translations_are_checked_on_fresh_episodes(monkeypatch, tmp_path):
         low, estimate, high = (summary[f"{name}/wrong_among_accepted{end}"] for end in ("_low", "", "_high"))
         assert low <= estimate <= high
         assert high > 0.5
+
+
+def test_whole_runs_are_put_together(monkeypatch, capsys, tmp_path):
+    made = []
+
+    def one(config, workdir):
+        made.append((config["seed"], config["num_runs"]))
+        strata = {"far_goals": 0.1 * config["seed"], "far_goals_low": 0.0, "far_goals_high": 1.0}
+        values = {f"her_learned/{name}": value for name, value in strata.items()}
+        values |= {"symmetry/accepted": 0.5, "symmetry/wrong_among_accepted": 0.01 * config["seed"]}
+        values |= {"symmetry_fresh/wrong_among_accepted": float("nan")}  # a run that accepted nothing
+        write_summary(workdir, "offline_rl", values)
+
+    monkeypatch.setattr(offline, "train_policies", one)
+    arguments = (RL, f"--workdir={tmp_path}/run", "--config.methods=('her_learned',)", "--config.seed=1")
+    cli.run(monkeypatch, train, *arguments, "--config.num_runs=3")
+    assert made == [(1, 1), (2, 1), (3, 1)]
+    cli.run(monkeypatch, train, *arguments, "--config.num_runs=4")  # one more; the finished ones are read
+    assert made[3:] == [(4, 1)]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    found = {key.removeprefix("offline_rl_runs/"): value for key, value in summary.items()}
+    assert found["num_runs"] == 4
+    assert found["her_learned/far_goals"] == pytest.approx(0.25)  # the mean of the two in the middle
+    assert found["her_learned/far_goals_lowest"] == pytest.approx(0.1)
+    assert 0.1 <= found["her_learned/far_goals_low"] < 0.25 < found["her_learned/far_goals_high"] <= 0.4
+    assert found["symmetry/wrong_among_accepted_highest"] == pytest.approx(0.04)
+    assert "symmetry_fresh/wrong_among_accepted" not in found
+    assert "far goals" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").exists()
+    # A run of another config in its place is not taken for one of these.
+    changed = (*arguments[:2], "--config.methods=('her',)")
+    message = cli.refused(monkeypatch, capsys, train, *changed, "--config.seed=1", "--config.num_runs=2")
+    assert "holds a run with another configuration" in message
+    message = cli.refused(monkeypatch, capsys, train, RL, f"--workdir={tmp_path}/none", "--config.num_runs=0")
+    assert "config.num_runs=0: expected at least 1" in message
 
 
 def test_a_file_without_goals_pursues_where_it_ended(tmp_path):
