@@ -701,8 +701,8 @@ def _symmetry_figures(section: reporting.Section, world: World, bank: dynamics.T
     margin = 0.1 * (np.array(high) - np.array(low))
     png = reporting.point_map(
         {"data": np.asarray(data.states)[::10, first], **{name: each for name, each in shown.items() if len(each)}},
-        low=(low - margin).tolist(),
-        high=(high + margin).tolist(),
+        low=(np.array(low) - margin).tolist(),
+        high=(np.array(high) + margin).tolist(),
         walls=walls,
     )
     section.figure(
