@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     # Student
     config.adapter = ml_collections.ConfigDict()
-    config.adapter.num_virtual = 23  # as many as the text has tokens
+    config.adapter.num_virtual = 46  # twice as many as the text has tokens, which is repeated
     config.adapter.init = "text"  # text | vocabulary | random
     config.adapter.text = INSTRUCTION
 
@@ -66,11 +66,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_plain = -1
     config.data.max_prompt_tokens = -1
     config.data.num_held_out = 60  # of each kind, whose refused shares are logged as eval/refused
-    config.data.shares = ml_collections.ConfigDict({"refuse": 7.0, "sensitive": 2.0, "plain": 7.0})
+    config.data.shares = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 1.0, "plain": 8.5})
 
     # Optimisation
     config.batch_size = 16
-    config.num_steps = 1000
+    config.num_steps = 900
     config.learning_rate = 5e-3
     config.warmup_steps = 10
     config.final_learning_rate = 0.1  # as a share of the peak, at the end of a cosine
@@ -94,6 +94,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     if variant in ("quickstart", "objectives"):
         config.data.num_held_out = 0
+        config.adapter.num_virtual = 23
         config.num_positions = 12
         config.batch_size = 8
         config.save_every = 50
