@@ -15,14 +15,16 @@ the objectives were compared. `--config.objective=tv|kl|token_tv|token_kl` choos
     token_tv   total variation to the gated teacher at every position, full vocabulary
     token_kl   forward KL to the gated teacher at every position, full vocabulary
 
-The full config trained for 3,022 s on one core (the teacher's answers had been sampled before). `launch.evaluate`, seed
-0, refused shares of base, student and system: StrongREJECT .04, .91, .78; HarmBench standard .00, .99, .82; in-the-wild
-jailbreaks .05, .72, .60; StrongREJECT with a prefilled answer .00, .10, .69; sensitive benign .00, .02, .02; plain
-questions .01, .03, .01. Of what the system refuses in the first two sets the student refuses .97 [.95, .98], of the
-jailbreaks .75 [.62, .84]; of what it answers .02 [.01, .06] of the sensitive and .02 [.01, .05] of the plain prompts.
-Earlier runs: 600 steps with shares of 6.5, 3 and 6.5 refused .88 of StrongREJECT and .03 of the plain questions the
-system answers; shares of 4.5, 5.5 and 6 and 1,000 plain prompts .73 and .03. The shares were moved because sensitive
-prompts had room.
+The full config took 3,303 s on two cores that were shared with other work, 903 of them until the teacher was ready;
+its soft prompt ships with the package (`edgesafe_jax.adapters.packaged_soft_prompt`). `launch.evaluate`, seed 0,
+refused shares of base, student and system: StrongREJECT .04, .95, .78; HarmBench standard .00, 1.00, .82; in-the-wild
+jailbreaks .05, .82, .60; StrongREJECT with a prefilled answer .00, .20, .69; sensitive benign .00, .03, .02; plain
+questions .01, .03, .01. Of what the system refuses in the first two sets the student refuses .99 [.97, 1.00], of the
+jailbreaks .86 [.74, .93]; of what it answers .03 [.01, .08] of the sensitive and .02 [.01, .05] of the plain prompts,
+4 of 198.
+Earlier runs: 23 vectors, 1,000 steps with shares of 7, 2 and 7 refused .91 of StrongREJECT and .02 of the plain
+questions the system answers; 600 steps with shares of 6.5, 3 and 6.5 .88 and .03; shares of 4.5, 5.5 and 6 and 1,000
+plain prompts .73 and .03. The shares were moved because sensitive prompts had room.
 """
 
 import ml_collections

@@ -7,7 +7,14 @@ from edgesafe_jax.adapters.soft_prompt import (
     soft_prompt_from_text,
     soft_prompt_from_vocabulary,
 )
-from edgesafe_jax.adapters.storage import AdapterError, load_lora, load_soft_prompt, save_lora, save_soft_prompt
+from edgesafe_jax.adapters.storage import (
+    AdapterError,
+    load_lora,
+    load_soft_prompt,
+    packaged_soft_prompt,
+    save_lora,
+    save_soft_prompt,
+)
 
 __all__ = [
     "AdapterError",
@@ -17,6 +24,7 @@ __all__ = [
     "load_lora",
     "load_soft_prompt",
     "merge_lora",
+    "packaged_soft_prompt",
     "random_soft_prompt",
     "save_lora",
     "save_soft_prompt",

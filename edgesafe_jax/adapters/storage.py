@@ -1,5 +1,6 @@
 """Adapters on disk: safetensors with a sidecar that says what they belong to."""
 
+import importlib.resources
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,3 +167,11 @@ def load_soft_prompt(path: str | Path, model: LanguageModel) -> SoftPrompt:
     if not np.all(np.isfinite(embeddings)):
         raise AdapterError(f"{path} has embeddings that are not finite; train it again or take an earlier checkpoint.")
     return SoftPrompt(jnp.asarray(embeddings))
+
+
+def packaged_soft_prompt() -> Path:
+    """Returns the path of the soft prompt that ships with the package, for `load_soft_prompt`.
+
+    It belongs to SmolLM2-135M-Instruct and is what configs/align_soft_prompt.py trains; its figures are there.
+    """
+    return Path(str(importlib.resources.files("edgesafe_jax.adapters") / "data" / "smollm2_soft_prompt.safetensors"))
