@@ -22,6 +22,7 @@ class EveryOtherGuard:
     """Flags the prompts of odd length, and is in doubt about one of them."""
 
     layers = (2,)
+    adapter = None
 
     def __init__(self):
         self.head = {"linear": np.zeros(3)}
