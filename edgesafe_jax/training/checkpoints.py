@@ -85,11 +85,11 @@ class Checkpoints:
           TypeError: if a leaf is something else.
         """
         leaves = {name: _encode(name, leaf) for name, leaf in _named_leaves(state).items()}
+        if jax.process_index() != 0:
+            return
         # Orbax does not store arrays without elements; the manifest has all there is to know of them.
         arrays = {name: array for name, (_, array) in leaves.items() if array.size}
         manifest = {name: _describe(kind, array) for name, (kind, array) in leaves.items()}
-        if jax.process_index() != 0:
-            return
         manager = self._open_manager()
         if step in manager.all_steps():
             return
