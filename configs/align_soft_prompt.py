@@ -70,6 +70,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_held_out = 60  # of each kind, whose refused shares are logged as eval/refused
     config.data.shares = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 1.0, "plain": 8.5})
 
+    # Hard prompts: those that the student decides wrongly, or right by less than a margin, come more often once it
+    # has learned the others
+    config.mining = ml_collections.ConfigDict()
+    config.mining.start = 2 / 3  # share of the run before the student decides its training prompts; 1 for never
+    config.mining.margin = 1.0  # nats by which the refusal's first token must lead, or trail
+    config.mining.shares = ml_collections.ConfigDict(
+        {"refuse": 5.0, "hard_refuse": 1.0, "sensitive": 1.0, "plain": 5.0, "hard_plain": 4.0}
+    )
+
     # Optimisation
     config.batch_size = 16
     config.num_steps = 900
@@ -87,7 +96,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.harmbench = -1
     config.evaluation.jailbreaks = 100
     config.evaluation.sensitive = -1
-    config.evaluation.plain = 200
+    config.evaluation.plain = -1
     config.evaluation.num_prefill = 100  # StrongREJECT requests whose answer is made to begin with "Sure, here is"
     config.evaluation.max_tokens = 40
     config.evaluation.multiple_choice = ("openbookqa", "piqa")
@@ -96,6 +105,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     if variant in ("quickstart", "objectives"):
         config.data.num_held_out = 0
+        config.mining.start = 1.0
         config.adapter.num_virtual = 23
         config.num_positions = 12
         config.batch_size = 8
@@ -128,6 +138,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_harmful = config.data.num_sensitive = config.data.num_plain = 16
         config.data.num_held_out = 2
         config.num_steps = 4
+        config.mining.start = 0.5
         config.warmup_steps = 1
         config.save_every = 2
         config.max_tokens = config.num_positions = config.evaluation.max_tokens = 8

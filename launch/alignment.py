@@ -45,6 +45,7 @@ from edgesafe_jax.training import (
     Checkpoints,
     MetricWriter,
     TrainState,
+    WorkdirError,
     apply_gradients,
     init_state,
     open_workdir,
@@ -84,6 +85,13 @@ ADAPTER = "adapter/soft_prompt.safetensors"
 
 GROUPS = ("refuse", "sensitive", "plain")
 """Rows of a batch by what the guard said: refused; answered, near a harmful topic; answered, everyday."""
+
+MINED = ("refuse", "plain")
+"""The groups whose hard rows are mined. Of the sensitive ones that the system answers many are requests for harm: the
+student is to refuse those, so that rows of this kind are hard because the verdicts conflict."""
+
+MARGINS = "margins.json"
+"""Where the margins lie by which a student decided its training prompts, in a work directory."""
 
 
 def check(config: Config) -> None:
@@ -129,6 +137,7 @@ def check(config: Config) -> None:
         distillation.row_counts(int(config["batch_size"]), {name: float(share) for name, share in shares.items()})
     except ValueError as error:
         raise errors.ConfigError(f"config.data.shares: {error}") from error
+    _check_mining(config)
     if int(config["data"]["num_held_out"]) < 0:
         raise errors.ConfigError(f"config.data.num_held_out={config['data']['num_held_out']}: expected 0 or more.")
     if int(config["warmup_steps"]) < 0:
@@ -153,6 +162,28 @@ def check(config: Config) -> None:
         )
     for name in config["evaluation"]["multiple_choice"]:
         errors.lookup(corpora.MULTIPLE_CHOICE, name, "config.evaluation.multiple_choice")
+
+
+def _check_mining(config: Config) -> None:
+    mining = config["mining"]
+    if not 0 <= float(mining["start"]) <= 1:
+        raise errors.ConfigError(f"config.mining.start={mining['start']}: expected 0 to 1; 1 for no mining.")
+    if float(mining["margin"]) < 0:
+        raise errors.ConfigError(f"config.mining.margin={mining['margin']}: expected 0 nats or more.")
+    names = {*GROUPS, *(f"hard_{name}" for name in MINED)}
+    if set(mining["shares"]) != names:
+        raise errors.ConfigError(f"config.mining.shares names {sorted(mining['shares'])}: expected {sorted(names)}.")
+    if _mining_step(config) < int(config["num_steps"]):
+        try:
+            distillation.row_counts(int(config["batch_size"]), {k: float(v) for k, v in mining["shares"].items()})
+        except ValueError as error:
+            raise errors.ConfigError(f"config.mining.shares: {error}") from error
+
+
+def _mining_step(config: Config) -> int:
+    """The step before which hard rows are looked for; that behind the last one where none are."""
+    start, steps = float(config["mining"]["start"]), int(config["num_steps"])
+    return steps if start == 1 else min(max(1, round(start * steps)), steps)
 
 
 def read_run(workdir: str | Path) -> dict[str, Any]:
@@ -211,11 +242,13 @@ class Teacher:
       data: encoded rows.
       groups: row numbers by group, see `GROUPS`.
       held_out: texts of the prompts that are kept out of `groups`, by group.
+      texts: S prompts.
     """
 
     data: distillation.TeacherData
     groups: dict[str, list[int]]
     held_out: dict[str, list[str]]
+    texts: list[str]
 
 
 def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workdir: Path) -> Teacher:
@@ -300,7 +333,8 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
             f"with gate_threshold={config['gate_threshold']} refuses all or none of them. Move the threshold, give "
             "more prompts, or look at the guard."
         )
-    return Teacher(data, groups, {name: [texts[i] for i in sorted(held_out) if verdicts[i] == name] for name in GROUPS})
+    kept_out = {name: [texts[i] for i in sorted(held_out) if verdicts[i] == name] for name in GROUPS}
+    return Teacher(data, groups, kept_out, texts)
 
 
 def _held_out(verdicts: Sequence[str], num: int, seed: int) -> set[int]:
@@ -412,13 +446,13 @@ def train(config: Config, workdir: str | Path) -> Path:
     model, _, system = load_system(config)
     with main_process_first("alignment/teacher"):
         teacher = make_teacher(config, model, system, workdir)
-    order = distillation.make_batch_order(
-        teacher.data,
-        batch_size=int(config["batch_size"]),
-        seed=int(config["seed"]),
-        groups=teacher.groups,
-        shares={name: float(config["data"]["shares"][name]) for name in GROUPS},
+    deal = functools.partial(
+        distillation.make_batch_order, teacher.data, batch_size=int(config["batch_size"]), seed=int(config["seed"])
     )
+    # The rows of a batch by step: those from `mined_from` on are known once the student before it has decided.
+    mined_from = _mining_step(config)
+    order = deal(groups=teacher.groups, shares={name: float(config["data"]["shares"][name]) for name in GROUPS})
+    mined_order = order
     # As many devices as divide the batch evenly.
     mesh = make_data_mesh(math.gcd(int(config["batch_size"]), jax.device_count()))
     step, state = make_step(config, model, mesh)
@@ -433,7 +467,8 @@ def train(config: Config, workdir: str | Path) -> Path:
         }
 
     def batches(number: int) -> distillation.TeacherBatch:
-        return shard_batch(teacher.data.batch(order(number), pad_id=model.tokenizer.pad_id), mesh)
+        rows = order(number) if number < mined_from else mined_order(number)
+        return shard_batch(teacher.data.batch(rows, pad_id=model.tokenizer.pad_id), mesh)
 
     seconds = time.monotonic() - started
     print(f"teacher ready after {seconds:.0f} s; training {config['num_steps']} steps", file=sys.stderr)
@@ -441,17 +476,29 @@ def train(config: Config, workdir: str | Path) -> Path:
         MetricWriter(workdir) as writer,
         Checkpoints(workdir / "checkpoints", save_interval=int(config["save_every"])) as checkpoints,
     ):
-        trained = run_training(
+        advance = functools.partial(
+            run_training,
             step,
             state,
             batches,
-            num_steps=int(config["num_steps"]),
             writer=writer,
             checkpoints=checkpoints,
             log_every=int(config["log_every"]),
             on_eval=agreement if watched else None,
             eval_every=int(config["save_every"]) if watched else None,
         )
+        if mined_from < int(config["num_steps"]):
+            if not (workdir / MARGINS).exists():
+                halfway = advance(num_steps=mined_from)
+                with main_process_first("alignment/mining"):
+                    if is_main_process():
+                        adapter = to_local(halfway.params["mean"])
+                        _write_margins(
+                            workdir, distillation.refusal_margins(model, adapter, teacher.texts, system.refusal)
+                        )
+            groups, shares = _mine(config, teacher, _read_margins(workdir, len(teacher.texts)))
+            mined_order = deal(groups=groups, shares=shares)
+        trained = advance(num_steps=int(config["num_steps"]))
     stored = workdir / ADAPTER
     if not is_main_process():
         return stored
@@ -459,6 +506,46 @@ def train(config: Config, workdir: str | Path) -> Path:
     adapters.save_soft_prompt(stored, to_local(trained.params["mean"]), model, training=_json(config))
     print(f"stored {stored} after {time.monotonic() - started:.0f} s", file=sys.stderr)
     return stored
+
+
+def _write_margins(workdir: Path, margins: np.ndarray) -> None:
+    text = json.dumps({"margins": margins.tolist()})
+    assets.write_atomically(workdir / MARGINS, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _read_margins(workdir: Path, num: int) -> np.ndarray:
+    margins = np.array(json.loads((workdir / MARGINS).read_text(encoding="utf-8"))["margins"])
+    if margins.shape != (num,):
+        raise WorkdirError(
+            f"{workdir / MARGINS} holds the margins of {margins.size} prompts; the run has {num}. The prompts have "
+            "changed since: start in another work directory."
+        )
+    return margins
+
+
+def _mine(config: Config, teacher: Teacher, margins: np.ndarray) -> tuple[dict[str, list[int]], dict[str, float]]:
+    """Adds groups of hard rows: those on whose first token a student was wrong, or right by less than some nats.
+
+    Args:
+      config: its `mining` says how near is hard, and the shares of a batch.
+      teacher: its rows and groups.
+      margins: `[S]` nats by which the refusal's first token led, by prompt.
+
+    Returns:
+      Row numbers by group and their shares; the share of a hard group without rows is its group's.
+    """
+    settings = config["mining"]
+    groups, shares = dict(teacher.groups), {name: float(settings["shares"][name]) for name in GROUPS}
+    for name in MINED:
+        wrong_way = margins * (-1 if name == "refuse" else 1)
+        hard = [row for row in groups[name] if wrong_way[teacher.data.sample[row]] > -float(settings["margin"])]
+        share = float(settings["shares"][f"hard_{name}"])
+        if hard:
+            groups[f"hard_{name}"], shares[f"hard_{name}"] = hard, share
+        else:
+            shares[name] += share
+        print(f"{len(hard)} of {len(groups[name])} {name} rows are hard", file=sys.stderr)
+    return groups, shares
 
 
 def _json(config: Config) -> dict[str, Any]:

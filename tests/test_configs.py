@@ -41,9 +41,7 @@ def test_a_config_imports_ml_collections_alone(path):
 def test_a_config_says_the_command_that_runs_it(path):
     module = load(path)
     launcher = "plan" if module.get_config().task in plan.TASKS else "train"
-    assert re.search(
-        rf"python -m launch\.{launcher} --config=configs/{path.name}(:\w+)? --workdir=", module.__doc__
-    )
+    assert re.search(rf"python -m launch\.{launcher} --config=configs/{path.name}(:\w+)? --workdir=", module.__doc__)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

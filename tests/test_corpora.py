@@ -151,9 +151,7 @@ def test_overlaps_are_those_of_the_definition(similarity):
 
     train = [sentence() for _ in range(300)] + ["", "!?"]
     held_out = [sentence() for _ in range(40)]
-    assert corpora.remove_overlap(train, held_out, similarity=similarity) == brute_force(
-        train, held_out, similarity
-    )
+    assert corpora.remove_overlap(train, held_out, similarity=similarity) == brute_force(train, held_out, similarity)
 
 
 def test_overlap_at_exactly_the_threshold_is_removed():
@@ -215,8 +213,7 @@ def test_a_request_goes_into_its_place_or_to_the_end(templates):
         "Short\n\n" + request.text,
     }
     assert set(prompts) == {
-        Prompt(text=p.text, source="inthewild+strongreject", category="topic", label="harmful")
-        for p in prompts
+        Prompt(text=p.text, source="inthewild+strongreject", category="topic", label="harmful") for p in prompts
     }
 
 
@@ -445,9 +442,7 @@ def test_matched_pairs_are_neighbours():
 def test_questions_as_sentences_differ_in_form_only():
     plain, sentences = corpora.questions(), corpora.questions(as_sentences=True)
     assert all(p.text.endswith("?") and not p.text[0].islower() for p in sentences)
-    assert [corpora.normalise(p.text) for p in plain] == [
-        corpora.normalise(p.text) for p in sentences
-    ]
+    assert [corpora.normalise(p.text) for p in plain] == [corpora.normalise(p.text) for p in sentences]
 
 
 @pytest.mark.assets

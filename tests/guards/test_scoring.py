@@ -264,9 +264,7 @@ def test_long_texts_keep_the_end_of_the_prompt_and_the_start_of_the_response(tin
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "template", ["Is {response} bad?", "{prompt} {prompt} {response}", "nothing", "{prompt} only"]
-)
+@pytest.mark.parametrize("template", ["Is {response} bad?", "{prompt} {prompt} {response}", "nothing", "{prompt} only"])
 @pytest.mark.parametrize("where", ["text", "message"])
 def test_a_template_without_its_placeholders(template, where):
     with pytest.raises(TemplateError, match="expected each once"):
@@ -357,9 +355,7 @@ def test_unsafe_probability_equals_that_of_transformers(tmp_path, name):
                 text += "" if number == 0 and text.endswith(field.prefix) else field.prefix
                 logits = torch_logits(text)
                 probs = np.exp(logits - logits.max())
-                unsafe, safe = (
-                    probs[label_ids(model, text, labels)].sum() for labels in (field.unsafe, field.safe)
-                )
+                unsafe, safe = (probs[label_ids(model, text, labels)].sum() for labels in (field.unsafe, field.safe))
                 odds = np.log(unsafe / safe)
                 text += field.unsafe[0] if odds > 0 else field.safe[0]
             highest = max(highest, odds)

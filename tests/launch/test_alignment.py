@@ -1,5 +1,6 @@
 """The alignment launcher end to end on a tiny model: train, stop, resume, evaluate, answer one's own prompts."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -32,6 +33,19 @@ class EveryOtherGuard:
         prob = np.array([0.97 if len(prompt) % 2 else 0.02 for prompt in prompts])
         prob[0] = 0.4
         return prob
+
+
+EMPTY = distillation.TeacherData(
+    prompts=[],
+    sample=np.zeros(0, int),
+    outcomes=[],
+    is_refusal=np.zeros(0, bool),
+    weight=np.zeros(0),
+    refusal=[],
+    refusal_prob=np.zeros(0),
+    teacher_hidden=np.zeros((0, 0, 0)),
+    max_tokens=1,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +154,38 @@ def test_every_objective_moves_the_vectors(objective, tmp_path):
     assert (tmp_path / "teacher_hidden.safetensors").exists() == objective.startswith("token_")
 
 
+def test_rows_near_the_wrong_side_of_the_decision_are_hard():
+    data = dataclasses.replace(EMPTY, sample=np.array([0, 1, 2, 3, 4, 5, 5]))
+    teacher = alignment.Teacher(data, {"refuse": [0, 1, 6], "sensitive": [2], "plain": [3, 4, 5]}, {}, ["?"] * 6)
+    # Prompt 0 is refused clearly, 1 hardly; 3 is answered clearly, 4 hardly; 5 is refused: wrong for row 5, its answer,
+    # and right for row 6, its refusal.
+    margins = np.array([3.0, 0.5, 9.0, -3.0, -0.5, 2.0])
+    groups, shares = alignment._mine(small(), teacher, margins)
+    assert groups == {**teacher.groups, "hard_refuse": [1], "hard_plain": [4, 5]}
+    assert shares == {"refuse": 5, "hard_refuse": 1, "sensitive": 1, "plain": 5, "hard_plain": 4}
+    groups, shares = alignment._mine(small(), teacher, np.array([3.0, 3.0, 9.0, -3.0, -0.5, 3.0]))
+    assert set(groups) == {"refuse", "sensitive", "plain", "hard_plain"}
+    assert shares == {"refuse": 6, "sensitive": 1, "plain": 5, "hard_plain": 4}
+
+
+def test_mining_changes_the_batches_behind_its_step_and_no_other(finished, tmp_path):
+    config = small()
+    config["mining"]["start"] = 1.0
+    alignment.train(config, tmp_path)
+    assert not (tmp_path / alignment.MARGINS).exists()
+    mined, plain = (
+        [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        for workdir in (finished, tmp_path)
+    )
+    assert mined[:2] == plain[:2]
+    assert mined[2] != plain[2]
+    prompts = json.loads((finished / "teacher.json").read_text())["prompts"]
+    margins = alignment._read_margins(finished, len(prompts))
+    assert len(set(margins)) > 10
+    with pytest.raises(WorkdirError, match=r"margins of 48 prompts; the run has 7.*another work directory"):
+        alignment._read_margins(finished, 7)
+
+
 def test_agreement_on_held_out_prompts_is_logged(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "eval/refused/plain" in line]
@@ -218,6 +264,10 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         ("evaluation", {"max_tokens": 0}, "config.evaluation.max_tokens=0"),
         ("data", {"num_held_out": -1}, "config.data.num_held_out=-1"),
         ("data", {"shares": {"refuse": 0.0}}, "config.data.shares: Share of 'refuse' is 0.0"),
+        ("mining", {"start": 1.5}, "config.mining.start=1.5"),
+        ("mining", {"margin": -1.0}, "config.mining.margin=-1.0"),
+        ("mining", {"shares": {"hard_sensitive": 1.0}}, "config.mining.shares names"),
+        ("mining", {"shares": {"plain": 0.1}}, "config.mining.shares: Share of 'plain'"),
         ("num_steps", 0, "config.num_steps=0"),
         ("refusal", " ", "config.refusal is empty"),
     ],

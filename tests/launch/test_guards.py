@@ -27,9 +27,7 @@ def test_kept_features_survive_an_interruption(tmp_path):
 
 def test_prompts_need_an_aligned_model(monkeypatch, capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"task": "guard_consistency"}))
-    message = cli.refused(
-        monkeypatch, capsys, evaluate, f"--checkpoint={tmp_path}", f"--prompts={tmp_path}/mine.jsonl"
-    )
+    message = cli.refused(monkeypatch, capsys, evaluate, f"--checkpoint={tmp_path}", f"--prompts={tmp_path}/mine.jsonl")
     assert "needs the work directory of an alignment run" in message
     message = cli.refused(monkeypatch, capsys, evaluate, f"--checkpoint={tmp_path}", "--output=x.jsonl")
     assert "--output=x.jsonl needs --prompts=FILE.jsonl" in message

@@ -1264,9 +1264,7 @@ def test_outcomes_add_up_to_the_loss_over_both(part, whole):
         )
 
     def together(answer, refusal):
-        return jnp.sum(
-            whole(response_log_prob=answer, refusal_log_prob=refusal, safe_prob=safe, where=where)
-        )
+        return jnp.sum(whole(response_log_prob=answer, refusal_log_prob=refusal, safe_prob=safe, where=where))
 
     np.testing.assert_allclose(apart(answer, refusal), together(answer, refusal), rtol=1e-5)
     for found, expected in zip(

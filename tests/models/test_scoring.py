@@ -47,14 +47,10 @@ def test_log_prob_is_the_sum_over_the_answer(tiny_model, adapter):
 
 def test_batches_do_not_matter_and_progress_is_reported(tiny_model):
     seen = []
-    values, _ = answer_log_probs(
-        tiny_model, PROMPTS, ANSWERS, batch_size=4, on_batch=lambda *done: seen.append(done)
-    )
+    values, _ = answer_log_probs(tiny_model, PROMPTS, ANSWERS, batch_size=4, on_batch=lambda *done: seen.append(done))
     assert seen == [(4, 5), (5, 5)]
     order = [4, 2, 0, 3, 1]
-    again, _ = answer_log_probs(
-        tiny_model, [PROMPTS[i] for i in order], [ANSWERS[i] for i in order], batch_size=4
-    )
+    again, _ = answer_log_probs(tiny_model, [PROMPTS[i] for i in order], [ANSWERS[i] for i in order], batch_size=4)
     np.testing.assert_allclose(again, values[order], rtol=1e-4)
 
 

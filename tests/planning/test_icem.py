@@ -217,9 +217,7 @@ def test_sequences_within_the_constraints_go_first():
 
 def test_the_order_of_trajectories():
     inf, nan = np.inf, np.nan
-    outcomes = Outcomes(
-        jnp.array([5.0, nan, 1.0, -inf, 0.0, 2.0, 1.0]), jnp.array([0.0, 0.0, 3.0, 0.0, 0.5, 0.0, nan])
-    )
+    outcomes = Outcomes(jnp.array([5.0, nan, 1.0, -inf, 0.0, 2.0, 1.0]), jnp.array([0.0, 0.0, 3.0, 0.0, 0.5, 0.0, nan]))
     assert planning.rank(outcomes)[:4].tolist() == [5, 0, 4, 2]
     assert set(planning.rank(outcomes)[4:].tolist()) == {1, 3, 6}
 

@@ -224,9 +224,7 @@ def test_token_terms_follow_the_token_teacher(values, teacher_probs, naive, data
 
 @pytest.mark.parametrize("normalization", REDUCTIONS)
 @pytest.mark.parametrize(("name", "loss"), [("token_kl", losses.forward_kl), ("token_tv", losses.total_variation)])
-def test_rows_of_a_prompt_add_up_to_its_gated_divergence(
-    tiny_model, values, hidden, batch, name, loss, normalization
-):
+def test_rows_of_a_prompt_add_up_to_its_gated_divergence(tiny_model, values, hidden, batch, name, loss, normalization):
     """Against the loss over whole logits, on the prompts that have both rows."""
     logits = tiny_model.decoder.apply({"params": tiny_model.params}, hidden, method=Decoder.logits)
     teacher = tiny_model.decoder.apply({"params": tiny_model.params}, batch.teacher_hidden, method=Decoder.logits)

@@ -19,9 +19,7 @@ TEXTS = ["hello", "the user is in", "why is the sky", "us"]
 
 def unsafe_if_the(prompts, responses):
     """P(unsafe) 0.9 where the prompt has a "the"; of a refusal always 0.1."""
-    return np.array(
-        [0.1 if y == REFUSAL or "the" not in x else 0.9 for x, y in zip(prompts, responses, strict=True)]
-    )
+    return np.array([0.1 if y == REFUSAL or "the" not in x else 0.9 for x, y in zip(prompts, responses, strict=True)])
 
 
 def judge(prompts, responses):
