@@ -29,6 +29,7 @@ unsafe -.025 [-.050, -.001], missed +.003 [-.007, .015]; fewer flips in both dir
 encoder guard (below) the two flip alike, -.002 [-.018, .014], and median misses more, +.013 [.004, .022] (300 draws):
 by the conservative criterion `conservative_gap` stays the default. Temperature scaling alone: variability .057 -> .050,
 flips and ECE (.111) as before. Training alone: ECE .111 -> .089 (its change -.021 [-.039, .009]); scaling on top .091.
+Votes without training on seen ways, four calls a verdict: any of 1 + 3 flips .127, majority .087; training .116 at one.
 Whitening the head by the scatter within sets before training won in validation by objective and left-out style
 (accuracy .714 -> .748, without it .736) and lost on held-out answers (.776 -> .749), where it was measured first: the
 settings above are thus the second that these answers have seen.

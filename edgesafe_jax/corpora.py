@@ -276,9 +276,7 @@ _SLOT = re.compile(
 )
 
 
-def jailbreak_prompts(
-    requests: Sequence[Prompt], *, num: int, max_chars: int, seed: int
-) -> list[Prompt]:
+def jailbreak_prompts(requests: Sequence[Prompt], *, num: int, max_chars: int, seed: int) -> list[Prompt]:
     """Returns harmful requests inside in-the-wild jailbreaks.
 
     Where a jailbreak has a place for the request (about one in five has, such as ``[INSERT PROMPT
@@ -386,9 +384,7 @@ def matched_pairs() -> list[Prompt]:
     for row in _matched_rows():
         for field, label in _MATCHED_FIELDS:
             text = row[field].split("\n\n", 1)[0].strip()
-            prompts.append(
-                Prompt(text=text, source="matched_pairs", category=row["domain"], label=label)
-            )
+            prompts.append(Prompt(text=text, source="matched_pairs", category=row["domain"], label=label))
     return prompts
 
 
@@ -481,9 +477,7 @@ def questions(*, as_sentences: bool = False) -> list[Prompt]:
     texts = [row["question"].strip() for row in _read_jsonl(path)]
     if as_sentences:
         texts = [text[:1].upper() + text[1:].rstrip("?") + "?" for text in texts]
-    return [
-        Prompt(text=text, source="questions", category="question", label="benign") for text in texts
-    ]
+    return [Prompt(text=text, source="questions", category="question", label="benign") for text in texts]
 
 
 # ---------------------------------------------------------------------------- scored responses
@@ -687,9 +681,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
     if not prompts:
-        raise ValueError(
-            f'{path} has no prompts; expected lines such as {{"prompt": "...", "label": "benign"}}.'
-        )
+        raise ValueError(f'{path} has no prompts; expected lines such as {{"prompt": "...", "label": "benign"}}.')
     return prompts
 
 

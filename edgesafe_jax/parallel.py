@@ -141,13 +141,22 @@ def main_process_first(name: str) -> Iterator[None]:
     So one process makes what is expensive and writes it, and the others find it. On one process it does nothing.
 
     Args:
-      name: of the block, the same in all processes and for one block alone.
+      name: of the block, for the message.
+
+    Raises:
+      RuntimeError: in the others, if the block failed in process 0; they do not wait for it.
     """
     if not is_main_process():
-        multihost_utils.sync_global_devices(name)
-    yield
-    if is_main_process() and jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        if any_process(False):
+            raise RuntimeError(f"{name} failed in process 0, whose own error says why; this process stops too.")
+        yield
+        return
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        any_process(failed)
 
 
 def any_process(flag: bool) -> bool:

@@ -218,9 +218,7 @@ def verdict_rows(guard: LanguageModelGuard, prompts: Sequence[str], responses: S
             "What this template writes before the prompt grows together with it in this tokenizer: expected it to end "
             "with a control token or a line break."
         )
-    return PairRows(
-        [row[len(begin) :] for row in rows], np.zeros((len(rows), 2), int), guard.model.tokenizer.pad_id
-    )
+    return PairRows([row[len(begin) :] for row in rows], np.zeros((len(rows), 2), int), guard.model.tokenizer.pad_id)
 
 
 def join_factors(first: LowRank, second: LowRank) -> LowRank:

@@ -160,9 +160,7 @@ def _minimise(x: np.ndarray, y: np.ndarray, w: np.ndarray, *, penalty: float, nu
         return float(value), np.append(residual @ x + penalty * linear, residual.sum())
 
     options = {"maxiter": num_steps, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-9}
-    found = scipy.optimize.minimize(
-        objective, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options=options
-    )
+    found = scipy.optimize.minimize(objective, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", options=options)
     return found.x
 
 

@@ -108,9 +108,7 @@ class DecoderConfig:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}."
-            )
+            raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}.")
 
 
 @flax.struct.dataclass
@@ -453,9 +451,7 @@ class Decoder(nn.Module):
     def setup(self):
         """Declares embedding table, layers, final norm and head."""
         c = self.config
-        self.embedding = self.param(
-            "embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim)
-        )
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim))
         scanned = nn.scan(
             Block,
             variable_axes={"params": 0},
@@ -467,9 +463,7 @@ class Decoder(nn.Module):
         self.layers = scanned(c, self.factors_dtype)
         self.final_norm = RMSNorm(c.rms_eps)
         if not c.tie_embeddings:
-            self.head = self.param(
-                "head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size)
-            )
+            self.head = self.param("head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
 
     @property
     def factors_dtype(self) -> jnp.dtype:
@@ -534,9 +528,7 @@ class Decoder(nn.Module):
             where = jnp.ones((batch, length), bool)
         for block in past:
             if block.keys.shape[1] not in (1, batch):
-                raise ValueError(
-                    f"A past block has batch size {block.keys.shape[1]}; expected 1 (shared) or {batch}."
-                )
+                raise ValueError(f"A past block has batch size {block.keys.shape[1]}; expected 1 (shared) or {batch}.")
         offset = _past_length(past)  # [B | 1]
         if positions is None:
             positions = offset[:, None] + jnp.cumsum(where, axis=1, dtype=jnp.int32) - 1
@@ -549,9 +541,7 @@ class Decoder(nn.Module):
         if virtual is not None:
             virtual = virtual.astype(self.dtype)
             num_virtual = virtual.shape[0]
-            embeddings = jnp.concatenate(
-                [jnp.broadcast_to(virtual[None], (batch, *virtual.shape)), embeddings], axis=1
-            )
+            embeddings = jnp.concatenate([jnp.broadcast_to(virtual[None], (batch, *virtual.shape)), embeddings], axis=1)
             ahead = offset[:, None] + jnp.arange(num_virtual, dtype=jnp.int32)[None]
             rows = max(ahead.shape[0], positions.shape[0])
             positions = jnp.concatenate(
@@ -567,9 +557,7 @@ class Decoder(nn.Module):
         if self.config.embedding_scale != 1:
             embeddings = embeddings * self.config.embedding_scale
 
-        angles = positions.astype(jnp.float32)[..., None] * _expand(
-            rope_frequencies(self.config), positions.ndim + 1
-        )
+        angles = positions.astype(jnp.float32)[..., None] * _expand(rope_frequencies(self.config), positions.ndim + 1)
         cos = jnp.cos(angles)[:, :, None, :].astype(self.dtype)
         sin = jnp.sin(angles)[:, :, None, :].astype(self.dtype)
 
@@ -580,9 +568,7 @@ class Decoder(nn.Module):
             masks.append(exists[:, None, :])
         masks.append(mask)
         past_arrays = tuple((b.keys.astype(self.dtype), b.values.astype(self.dtype)) for b in past)
-        x, ((keys, values), layer_hidden) = self.layers(
-            embeddings, past_arrays, low_rank or {}, cos, sin, tuple(masks)
-        )
+        x, ((keys, values), layer_hidden) = self.layers(embeddings, past_arrays, low_rank or {}, cos, sin, tuple(masks))
         if num_virtual:
             where = jnp.pad(where, ((0, 0), (num_virtual, 0)), constant_values=True)
         return DecoderOutput(
@@ -610,9 +596,7 @@ def _past_length(past: Sequence[KeyValues]) -> Array:
     return total
 
 
-def truncate(
-    config: DecoderConfig, params: Params, num_layers: int
-) -> tuple[DecoderConfig, Params]:
+def truncate(config: DecoderConfig, params: Params, num_layers: int) -> tuple[DecoderConfig, Params]:
     """Keeps the first layers only: for reading hidden states of the middle without computing the rest.
 
     Args:
@@ -632,9 +616,7 @@ def truncate(
     return dataclasses.replace(config, num_layers=num_layers), {**params, "layers": layers}
 
 
-def remainder(
-    config: DecoderConfig, params: Params, num_layers: int
-) -> tuple[DecoderConfig, Params]:
+def remainder(config: DecoderConfig, params: Params, num_layers: int) -> tuple[DecoderConfig, Params]:
     """Leaves the first layers out: what `truncate` with the same number computes is this decoder's input.
 
     Args:

@@ -302,9 +302,7 @@ def make_elite_search(
             return candidates
         return clipped(knots.actions(candidates), lower, upper)
 
-    def extra_candidates(
-        key: PRNGKey, noise: Array, state: ElitesState, env_state: PyTree
-    ) -> tuple[Array, Array]:
+    def extra_candidates(key: PRNGKey, noise: Array, state: ElitesState, env_state: PyTree) -> tuple[Array, Array]:
         """Candidates that only the first iteration has `[C, K, A]`, and which of them there are `[C]`."""
         found, present = [jnp.zeros((0, num_knots, dim))], [jnp.zeros((0,), bool)]
         if shift_elites:
@@ -319,9 +317,7 @@ def make_elite_search(
             present.append(jnp.ones((proposed.shape[0],), bool))
         return jnp.concatenate(found), jnp.concatenate(present)
 
-    def improve(
-        search: _Search, env_state: PyTree, candidates: Array, present: Array, kept: Array | bool
-    ) -> _Search:
+    def improve(search: _Search, env_state: PyTree, candidates: Array, present: Array, kept: Array | bool) -> _Search:
         """Simulates candidates, ranks those that are present with the kept elites, moves the distribution."""
         outcomes = checked_outcomes(simulator(env_state, to_actions(candidates)), candidates.shape[0])
         nonfinite, infeasible = counts(outcomes, present)

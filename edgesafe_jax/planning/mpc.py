@@ -66,9 +66,7 @@ def scan_episode(
         state, env = carry
         action, state, plan = planner.plan(step_key, state, env)
         env, results = jax.lax.scan(lambda env, _: step(env, action), env, length=action_repeat)
-        episode = Episode(
-            _joined(results), action, plan.best_cost, plan.num_nonfinite, env, jnp.zeros((), jnp.float32)
-        )
+        episode = Episode(_joined(results), action, plan.best_cost, plan.num_nonfinite, env, jnp.zeros((), jnp.float32))
         return (state, env), episode
 
     return jax.lax.scan(body, (planner.init(), env_state), jax.random.split(key, num_steps))[1]
@@ -173,9 +171,7 @@ def run_episode(
             on_step=on_step,
         )
     start = jax.jit(task.reset)(start_key)
-    episode = _compiled_episode(
-        planner, task.step, plan_key, start, num_steps=num_steps, action_repeat=action_repeat
-    )
+    episode = _compiled_episode(planner, task.step, plan_key, start, num_steps=num_steps, action_repeat=action_repeat)
     episode = jax.tree.map(np.asarray, episode)
     bad = np.flatnonzero(~np.isfinite(episode.results.cost))
     if len(bad):

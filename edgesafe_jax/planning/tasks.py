@@ -256,9 +256,7 @@ def fetch_pick_and_place(num_threads: int | None = None, *, shaped: bool = True)
             [features["fingers"] + actions[:, 3:], place, features["link_quat"] + downwards[None]], axis=1
         )
 
-    world = MujocoWorld(
-        model, frame_skip=20, features=columns, control=control, feedback=True, num_threads=num_threads
-    )
+    world = MujocoWorld(model, frame_skip=20, features=columns, control=control, feedback=True, num_threads=num_threads)
 
     def cost(before: Features, action: Array, after: Features, goal: Array) -> StepResult:
         del before, action
@@ -324,9 +322,7 @@ def _adroit(model: MjModel, columns: Mapping[str, list[int]], num_threads: int |
     )
 
 
-def door(
-    num_threads: int | None = None, *, shaped: bool = False, velocity_weight: float = 1e-5
-) -> MujocoTask:
+def door(num_threads: int | None = None, *, shaped: bool = False, velocity_weight: float = 1e-5) -> MujocoTask:
     r"""Makes Adroit's door, gymnasium-robotics' XML; sparse unless shaped.
 
         cost = 0.1 (th - 1.57)^2 + velocity_weight |qvel|^2 - 2 [th > .2] - 8 [th > 1] - 10 [th > 1.35]

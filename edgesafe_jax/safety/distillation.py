@@ -200,9 +200,7 @@ def _position_weights(term: TokenTerm | DecisionTerm, batch: TeacherBatch) -> Ar
     return term.scale * weights * batch.weight[:, None]
 
 
-def row_losses(
-    terms: Sequence[Term], decoder: Decoder, params: Params, hidden: Array, batch: TeacherBatch
-) -> Array:
+def row_losses(terms: Sequence[Term], decoder: Decoder, params: Params, hidden: Array, batch: TeacherBatch) -> Array:
     """Adds an objective up for each row.
 
     Summed over the rows of one prompt it is the objective of that prompt: its outcomes' losses weighed by their
@@ -410,9 +408,7 @@ def make_teacher_data(
         for tokens, ended in zip(teacher.responses.tokens, teacher.responses.finished, strict=True)
     ]
     safe = np.asarray(teacher.safe_prob, np.float32)
-    answered, refused = (
-        np.flatnonzero((weight > 0) & (weight >= min_weight)) for weight in (safe, 1 - safe)
-    )
+    answered, refused = (np.flatnonzero((weight > 0) & (weight >= min_weight)) for weight in (safe, 1 - safe))
     data = TeacherData(
         prompts=prompts,
         sample=np.concatenate([answered, refused]),

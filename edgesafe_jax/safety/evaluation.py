@@ -209,9 +209,7 @@ def multiple_choice(
         raise ValueError("There are no questions: expected at least one.")
     contexts = [choice.context for choice in choices for _ in choice.options]
     options = [option for choice in choices for option in choice.options]
-    total, count = answer_log_probs(
-        model, contexts, options, adapter=adapter, batch_size=batch_size, on_batch=on_batch
-    )
+    total, count = answer_log_probs(model, contexts, options, adapter=adapter, batch_size=batch_size, on_batch=on_batch)
     mean = total / count
     correct, start = [], 0
     for choice in choices:

@@ -1,7 +1,7 @@
 """One of several processes of an alignment run on a tiny model, for the test of training on several hosts.
 
 `python -m tests.launch.multihost_run ADDRESS NUM_PROCESSES PROCESS_ID WORKDIR` trains, takes the last checkpoint and
-the result away, and trains on from the checkpoint before.
+the result away, trains on from the checkpoint before, and fails in process 0 while the other waits for it.
 """
 
 import shutil
@@ -29,4 +29,10 @@ if __name__ == "__main__":
             stored.rename(workdir / "first.safetensors")
             shutil.rmtree(workdir / "checkpoints" / "4")
     alignment.train(small(), workdir)
+    try:
+        with main_process_first("test/failing"):
+            if is_main_process():
+                raise FileNotFoundError("no prompts")
+    except (FileNotFoundError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {error}")
     print(f"{jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices")
