@@ -15,16 +15,20 @@ the objectives were compared. `--config.objective=tv|kl|token_tv|token_kl` choos
     token_tv   total variation to the gated teacher at every position, full vocabulary
     token_kl   forward KL to the gated teacher at every position, full vocabulary
 
-The full config took 3,303 s on two cores that were shared with other work, 903 of them until the teacher was ready;
-its soft prompt ships with the package (`edgesafe_jax.adapters.packaged_soft_prompt`). `launch.evaluate`, seed 0,
-refused shares of base, student and system: StrongREJECT .04, .95, .78; HarmBench standard .00, 1.00, .82; in-the-wild
-jailbreaks .05, .82, .60; StrongREJECT with a prefilled answer .00, .20, .69; sensitive benign .00, .03, .02; plain
-questions .01, .03, .01. Of what the system refuses in the first two sets the student refuses .99 [.97, 1.00], of the
-jailbreaks .86 [.74, .93]; of what it answers .03 [.01, .08] of the sensitive and .02 [.01, .05] of the plain prompts,
-4 of 198.
-Earlier runs: 23 vectors, 1,000 steps with shares of 7, 2 and 7 refused .91 of StrongREJECT and .02 of the plain
-questions the system answers; 600 steps with shares of 6.5, 3 and 6.5 .88 and .03; shares of 4.5, 5.5 and 6 and 1,000
-plain prompts .73 and .03. The shares were moved because sensitive prompts had room.
+Where TV and KL differ, by `:objectives` with each of the four, then `launch.evaluate` (160 steps, seed 0, 48 / 48 / 96
+prompts; refused shares with 95 % intervals, and nats per token to the base model on plain questions):
+
+    objective   of refused by the system  of answered, sensitive  of answered, plain  token KL
+    tv          .56 [.40, .70]            .00 [.00, .07]          .00 [.00, .04]      .08
+    kl          .72 [.56, .84]            .00 [.00, .07]          .01 [.00, .06]      .08
+    token_tv    .03 [.00, .14]            .00 [.00, .07]          .00 [.00, .04]      .01
+    token_kl    .86 [.71, .94]            .02 [.00, .11]          .06 [.03, .13]      .03
+
+Token by token the gradient of TV vanishes where the student gives the refusal no probability, and it stays the base
+model; the gradient of KL does not. On whole answers equation 4 has the gradient of KL until the student gives an
+outcome the system's probability of it, and none after that: it refuses less.
+
+@@FULL@@
 """
 
 import ml_collections
@@ -76,7 +80,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mining.start = 2 / 3  # share of the run before the student decides its training prompts; 1 for never
     config.mining.margin = 1.0  # nats by which the refusal's first token must lead, or trail
     config.mining.shares = ml_collections.ConfigDict(
-        {"refuse": 5.0, "hard_refuse": 1.0, "sensitive": 1.0, "plain": 5.0, "hard_plain": 4.0}
+        {"refuse": 4.0, "hard_refuse": 1.0, "sensitive": 1.0, "plain": 5.0, "hard_plain": 5.0}
     )
 
     # Optimisation

@@ -683,8 +683,9 @@ def _usefulness(
         rows.append({"quantity": quantity, "N": len(texts), "base": 0.0, "student": interval})
     for name in settings["multiple_choice"]:
         choices = corpora.multiple_choice(name)[: _count(settings["num_choices"])]
-        with Progress(f"multiple choice: {name}") as progress:
+        with Progress(f"multiple choice: {name}, base") as progress:
             before = multiple_choice(model, choices, on_batch=progress).correct
+        with Progress(f"multiple choice: {name}, student") as progress:
             after = multiple_choice(model, choices, adapter=adapter, on_batch=progress).correct
         difference = metrics.paired_bootstrap_interval(values=after.astype(float), baseline=before.astype(float))
         rows.append(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from edgesafe_jax.reporting.tables import Cell, Estimate, Table, format_cell, make_table
+from edgesafe_jax.reporting.tables import Cell, Estimate, Table, format_cell, format_estimate, make_table
 
 REPORT = "report.html"
 FRAGMENTS = "report"
@@ -301,7 +301,7 @@ def _table_html(item: Mapping[str, Any]) -> str:
 
 def _cell_html(cell: Cell, digits: int) -> str:
     if isinstance(cell, Estimate):
-        value, low, high = (_escape(format_cell(float(number), digits=digits)) for number in cell)
+        value, low, high = map(_escape, format_estimate(cell, digits=digits))
         return f'{value} <span class="interval">[{low}, {high}]</span>'
     return _escape(format_cell(cell, digits=digits))
 

@@ -163,7 +163,7 @@ def format_cell(cell: Cell, *, digits: int = 2) -> str:
     """Returns a cell as text.
 
     Whole numbers get commas. Numbers get `digits` decimals, or three significant figures where that would show
-    nothing but zeros or more than six figures before the point.
+    nothing but zeros or more than six figures before the point; for an estimate with its ends see `format_estimate`.
 
     Args:
       cell: from `to_cell`.
@@ -181,13 +181,39 @@ def format_cell(cell: Cell, *, digits: int = 2) -> str:
     if isinstance(cell, str):
         return cell
     if isinstance(cell, Estimate):
-        value, low, high = (format_cell(float(end), digits=digits) for end in cell)
+        value, low, high = format_estimate(cell, digits=digits)
         return f"{value} [{low}, {high}]"
     if isinstance(cell, int):
         return f"{cell:,}"
     if cell and (abs(cell) < 0.5 * 10.0**-digits or abs(cell) >= 1e6):
         return f"{cell:.3g}"
     return f"{cell:,.{digits}f}"
+
+
+def format_estimate(estimate: Estimate, *, digits: int = 2) -> tuple[str, str, str]:
+    """Returns an estimate and the ends of its interval as text, with as many decimals each.
+
+    Small ones get up to three more than `digits` decimals, so that the largest has two significant figures.
+
+    Args:
+      estimate: with its ends.
+      digits: decimals at least.
+
+    Returns:
+      The three.
+
+    Example:
+      >>> format_estimate(Estimate(0.0101, 0.0046, 0.0218))
+      ('0.010', '0.005', '0.022')
+    """
+    largest = max(map(abs, estimate))
+    if 0 < largest < 10.0 ** (1 - digits):
+        digits = min(1 - math.floor(math.log10(largest)), digits + 3)
+    if 0 < largest < 0.5 * 10.0**-digits or largest >= 1e6:
+        value, low, high = (format_cell(float(end), digits=digits) for end in estimate)
+    else:
+        value, low, high = (f"{round(end, digits) + 0.0:,.{digits}f}" for end in estimate)  # no minus before zeros
+    return value, low, high
 
 
 def _escape(text: str) -> str:

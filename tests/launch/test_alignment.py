@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import align_soft_prompt
-from edgesafe_jax.adapters import AdapterError
+from edgesafe_jax.adapters import AdapterError, packaged_soft_prompt
 from edgesafe_jax.safety import distillation
 from edgesafe_jax.safety.system import SafeSystem
 from edgesafe_jax.training import WorkdirError
@@ -165,10 +165,10 @@ def test_rows_near_the_wrong_side_of_the_decision_are_hard():
     margins = np.array([3.0, 0.5, 9.0, -3.0, -0.5, 2.0])
     groups, shares = alignment._mine(small(), teacher, margins)
     assert groups == {**teacher.groups, "hard_refuse": [1], "hard_plain": [4, 5]}
-    assert shares == {"refuse": 5, "hard_refuse": 1, "sensitive": 1, "plain": 5, "hard_plain": 4}
+    assert shares == {"refuse": 4, "hard_refuse": 1, "sensitive": 1, "plain": 5, "hard_plain": 5}
     groups, shares = alignment._mine(small(), teacher, np.array([3.0, 3.0, 9.0, -3.0, -0.5, 3.0]))
     assert set(groups) == {"refuse", "sensitive", "plain", "hard_plain"}
-    assert shares == {"refuse": 6, "sensitive": 1, "plain": 5, "hard_plain": 4}
+    assert shares == {"refuse": 5, "sensitive": 1, "plain": 5, "hard_plain": 5}
 
 
 def test_mining_changes_the_batches_behind_its_step_and_no_other(finished, tmp_path):
@@ -187,6 +187,14 @@ def test_mining_changes_the_batches_behind_its_step_and_no_other(finished, tmp_p
     assert len(set(margins)) > 10
     with pytest.raises(WorkdirError, match=r"margins of 48 prompts; the run has 7.*another work directory"):
         alignment._read_margins(finished, 7)
+
+
+def test_the_packaged_soft_prompt_is_what_the_config_trains():
+    stored = json.loads(packaged_soft_prompt().with_suffix(".json").read_text())["training"]
+    config = json.loads(align_soft_prompt.get_config().to_json())
+    for name in ("log_every", "save_every", "evaluation"):  # which train nothing
+        del stored[name], config[name]
+    assert stored == config
 
 
 def test_agreement_on_held_out_prompts_is_logged(finished):
