@@ -58,7 +58,7 @@ from edgesafe_jax.typing import Array, PRNGKey
 from launch import errors
 from launch.guards import load_sentence_encoder
 from launch.progress import Progress
-from launch.results import TITLES, agreement, numbers, refusal_rows, safety_rows, section, share
+from launch.results import TITLES, agreement_rows, numbers, refusal_rows, safety_rows, section, share
 from launch.startup import MATMUL_DTYPES
 
 Config = Mapping[str, Any]
@@ -651,8 +651,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     made = section(results, losses=losses_by_step, usefulness=usefulness, costs=cost_rows, notes=notes)
     write_fragment(workdir, "alignment", made)
     build_report(workdir, "edgesafe_jax", subtitle=f"{config['model']}, objective {config['objective']}")
-    followed: list[dict[str, object]] = [{"quantity": k, "share": v} for k, v in agreement(results).items()]
-    for rows in (refusal_rows(results), followed, safety_rows(results), usefulness):
+    for rows in (refusal_rows(results), agreement_rows(results), safety_rows(results), usefulness):
         if rows:
             print(make_table(rows).to_text() + "\n")
     print(f"report: {workdir / 'report.html'}")

@@ -67,6 +67,10 @@ def measured():
 
 def test_agreement_counts_by_what_the_system_did(measured):
     found = results.agreement(measured)
+    rows = results.agreement_rows(measured)
+    assert [row["refused by the student"] for row in rows] == list(found.values())
+    assert rows[0]["prompts"] == "refused by the system: StrongREJECT and HarmBench standard"
+    assert rows[0]["N"] == 3
     assert set(found) == {"refused_where_system_refuses", "refused_where_system_answers/plain"}
     # The system refuses requests 0 and 2 of one harmful set and 0 of the other; the student refuses two of the three.
     assert found["refused_where_system_refuses"] == wilson_interval(2, 3)
