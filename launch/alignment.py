@@ -492,10 +492,10 @@ def train(config: Config, workdir: str | Path) -> Path:
                 halfway = advance(num_steps=mined_from)
                 with main_process_first("alignment/mining"):
                     if is_main_process():
+                        print(f"the student decides {len(teacher.texts)} training prompts", file=sys.stderr)
                         adapter = to_local(halfway.params["mean"])
-                        _write_margins(
-                            workdir, distillation.refusal_margins(model, adapter, teacher.texts, system.refusal)
-                        )
+                        margins = distillation.refusal_margins(model, adapter, teacher.texts, system.refusal)
+                        _write_margins(workdir, margins)
             groups, shares = _mine(config, teacher, _read_margins(workdir, len(teacher.texts)))
             mined_order = deal(groups=groups, shares=shares)
         trained = advance(num_steps=int(config["num_steps"]))
