@@ -495,8 +495,16 @@ def _declared(config: Config, task: tasks.Task) -> dynamics.BoxDomain | None:
     return tasks.arena_domain(task) if config["symmetry"]["declare_domain"] else None
 
 
-def train_policies(config: Config, workdir: str | Path) -> Path:
-    """Trains and compares the methods of configs/offline_rl.py. Returns the report.
+def train_policies(config: Config, workdir: str | Path, *, report: str | Path | None = None) -> Path:
+    """Trains and compares the methods of configs/offline_rl.py.
+
+    Args:
+      config: that of configs/offline_rl.py.
+      workdir: where the run is kept; an interrupted one continues there.
+      report: the directory of summary and report, with other sections; default `workdir`.
+
+    Returns:
+      The report.
 
     Raises:
       ConfigError: a name or a count of the config means nothing.
@@ -547,7 +555,7 @@ def train_policies(config: Config, workdir: str | Path) -> Path:
         if not config["data"]["path"]:
             fresh = tasks.generate(task, run_key(config, 7), num_episodes=FRESH_EPISODES).transitions()
             banks["symmetry_fresh"] = draw_bank(config, world, distribution(), fresh, number=8), fresh
-    return _report(config, workdir, world, banks, results)
+    return _report(config, Path(report or workdir), world, banks, results)
 
 
 def _train_method(config: Config, workdir: Path, learner: Learner, method: Method, inputs: Inputs) -> Agent:
@@ -600,12 +608,12 @@ def _train_method(config: Config, workdir: Path, learner: Learner, method: Metho
 
 def _report(
     config: Config,
-    workdir: Path,
+    directory: Path,
     world: World,
     banks: Mapping[str, tuple[dynamics.TransformBank, dynamics.Transitions]],
     results: Mapping[str, Mapping[str, Episodes]],
 ) -> Path:
-    """Writes summary, figures and report."""
+    """Writes summary, figures and report into a directory."""
     task = world.task
     values: dict[str, float] = {}
     rows = []
@@ -615,7 +623,7 @@ def _report(
         for stratum, interval in intervals.items():
             place = f"{name}/{stratum.replace(' ', '_')}"
             values |= {place: interval.estimate, f"{place}_low": interval.low, f"{place}_high": interval.high}
-    section = reporting.Section("Offline RL", order=20)
+    section = reporting.Section(f"Offline RL: {task.name.replace('_', ' ')}", order=20)
     section.table(
         rows,
         caption=f"Success, interquartile mean over {config['num_seeds']} seeds of the policy with bootstrap 95 % "
@@ -652,9 +660,9 @@ def _report(
         ((edges[1:] + edges[:-1]) / 2).tolist(), series, xlabel="distance to the goal", ylabel="success"
     )
     section.figure(png, alt="success by goal distance", caption="Success by goal distance, all strata.")
-    write_summary(workdir, "offline_rl", values)
-    reporting.write_fragment(workdir, "offline_rl", section)
-    report = reporting.build_report(workdir, "edgesafe_jax", subtitle=f"Offline RL, {task.name}")
+    write_summary(directory, "offline_rl", values)
+    reporting.write_fragment(directory, "offline_rl", section)
+    report = reporting.build_report(directory, "edgesafe_jax")
     print(f"report: {report}")
     return report
 

@@ -1,10 +1,9 @@
-r"""From nothing to a report: a soft prompt distilled from SmolLM2 and its guard, steadier guards, a planner.
+r"""From nothing to a report: a soft prompt distilled from SmolLM2 and its guard, steadier guards, policies, a planner.
 
     python -m launch.quickstart [--workdir DIR] [--only SECTION[,SECTION]] [--checkpoint DIR]
 
 Weights and data are fetched on the first run. An interrupted run continues with the same command; a finished one is
-measured again. The section `offline_rl` runs only when it is named. With `--checkpoint` no soft prompt is trained: that
-of another work directory is measured.
+measured again. With `--checkpoint` no soft prompt is trained: that of another work directory is measured.
 """
 
 import time
@@ -20,7 +19,7 @@ from launch import alignment, consistency, errors, offline, planning, startup
 def define_flags() -> None:
     """Defines the command line; not on import, so that several launchers can be imported together."""
     flags.DEFINE_string("workdir", "workdirs/quickstart", "Where everything about the run is written.")
-    flags.DEFINE_list("only", None, "Sections to run; default all but those of ON_REQUEST.")
+    flags.DEFINE_list("only", None, "Sections to run; default all.")
     flags.DEFINE_string("checkpoint", None, "Work directory of a finished alignment run to measure instead.")
 
 
@@ -40,7 +39,7 @@ def _guards(workdir: Path) -> None:
 
 
 def _offline_rl(workdir: Path) -> None:
-    offline.train_policies(offline_rl.get_config("quickstart").to_dict(), workdir / "offline_rl")
+    offline.train_policies(offline_rl.get_config("quickstart").to_dict(), workdir / "offline_rl", report=workdir)
 
 
 SECTIONS: dict[str, Callable[[Path], None]] = {
@@ -51,9 +50,6 @@ SECTIONS: dict[str, Callable[[Path], None]] = {
 }
 """What `--only` may name."""
 
-ON_REQUEST = ("offline_rl",)
-"""Sections that run only when they are named."""
-
 
 def main(argv: list[str]) -> None:
     """Runs the sections."""
@@ -61,7 +57,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
-        names = flags.FLAGS.only or [name for name in SECTIONS if name not in ON_REQUEST]
+        names = flags.FLAGS.only or list(SECTIONS)
         chosen = [(name, errors.lookup(SECTIONS, name, "--only")) for name in names]
         workdir = Path(flags.FLAGS.workdir)
         for name, section in chosen:
