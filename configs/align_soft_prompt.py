@@ -28,7 +28,19 @@ Token by token the gradient of TV vanishes where the student gives the refusal n
 model; the gradient of KL does not. On whole answers equation 4 has the gradient of KL until the student gives an
 outcome the system's probability of it, and none after that: it refuses less.
 
-@@FULL@@
+The full config trained for 32 minutes on two cores that were shared with other work; the teacher, which takes 15 more,
+was kept from an earlier run. Its soft prompt ships with the package (`edgesafe_jax.adapters.packaged_soft_prompt`).
+`launch.evaluate`, seed 0, refused shares of base, student and system: StrongREJECT .04, .96, .78; HarmBench standard
+.00, .99, .82; in-the-wild jailbreaks .05, .79, .60; StrongREJECT with a prefilled answer .00, .24, .69; sensitive
+benign .00, .03, .02; plain questions .005, .008, .012.
+Of what the system refuses in the first two sets the student refuses .995 [.982, .999], of
+the jailbreaks .86 [.74, .93]; of what it answers .03 [.01, .07] of the sensitive and .008 [.004, .020] of the plain
+prompts, 5 of 593.
+Earlier runs, each made after a look at the one before: without mining and with shares of 6.5, 1 and 8.5 throughout .95
+of StrongREJECT and .02 of the plain questions that the system answers (4 of 198), 7 of 600 by the first token; with
+mining and shares of 5, 1, 1, 5 and 4 .96 and .010 (6 of 593). 23 vectors, 1,000 steps and shares of 7, 2 and 7 .91 and
+.02; 600 steps with shares of 6.5, 3 and 6.5 .88 and .03; shares of 4.5, 5.5 and 6 and 1,000 plain prompts .73 and .03.
+What mining is for: after 900 steps without it the student refused .024 of the plain questions it was trained on.
 """
 
 import ml_collections

@@ -82,11 +82,11 @@ The arena with a wall that has a gap at one end, data from the whole of it, noth
 `--config.num_seeds=4 --config.methods="('her','her_learned')"`:
 
     method        left side           right side          across the wall
-    her           1.000 [1.00, 1.00]  1.000 [1.00, 1.00]  0.003 [0.00, 0.02]
-    her_learned   1.000 [0.98, 1.00]  1.000 [1.00, 1.00]  0.005 [0.00, 0.03]
+    her           1.000 [0.97, 1.00]  1.000 [1.00, 1.00]  0.003 [0.00, 0.01]
+    her_learned   1.000 [1.00, 1.00]  1.000 [1.00, 1.00]  0.007 [0.00, 0.02]
 
-.66 of the proposed translations were accepted, of which .001 [.001, .010] were wrong (of the proposed .19); on fresh
-episodes .72 accepted, .001 [.001, .037] wrong. So translations do no harm beside the wall, where hindsight goals
+.67 of the proposed translations were accepted, of which .001 [.001, .010] were wrong (of the proposed .18); on fresh
+episodes .70 accepted, .002 [.001, .037] wrong. So translations do no harm beside the wall, where hindsight goals
 suffice already, and no good across it: no policy here goes round by the gap.
 
 PointMaze, data of a noisy controller that knows the way, from the whole maze, nothing declared; three whole runs of two
@@ -103,9 +103,17 @@ policies each (`:maze` with `--config.num_runs=3 --config.num_seeds=2`; with so 
 .03), on fresh episodes .57 and .0004 [.0002, .0007]. Tested translations do no harm here and, round the bend, no good
 that three runs could tell.
 
-`:ant` is brax's ant, whose place on the plane is part of its state. No policy has been measured there, and none of its
-translations is verified (configs/dynamics_equivariance.py). To compile and run 200 episodes of 60 steps takes 17 s of
-processor time, most of it to compile, and half a dozen programs hold its step.
+`:ant` is brax's ant, whose place on the plane is part of its state; two policies each (`--config.num_seeds=2`; the
+intervals are the range), of 600 random episodes:
+
+    method        in distribution       elsewhere
+    none          0.280 [0.240, 0.320]  0.040 [0.000, 0.080]
+    her           0.315 [0.270, 0.360]  0.125 [0.120, 0.130]
+    her_learned   0.360 [0.310, 0.410]  0.150 [0.120, 0.180]
+    her_oracle    0.380 [0.300, 0.460]  0.300 [0.270, 0.330]
+
+All translations are symmetries here and would help; .005 of the proposed are accepted, for the model of the ant is too
+poor to tell (configs/dynamics_equivariance.py). No policy walks well on such data.
 
 How hard it is to leave the data depends on what the networks see. With normalised observations
 (`--config.normalize=True`) the policy of hindsight goals alone reaches everything in this world (1.0 in all strata, a
