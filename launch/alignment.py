@@ -44,6 +44,7 @@ from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher
 from edgesafe_jax.training import (
     Checkpoints,
     MetricWriter,
+    Trained,
     TrainState,
     WorkdirError,
     apply_gradients,
@@ -130,13 +131,7 @@ def check(config: Config) -> None:
     for name in ("num_harmful", "num_sensitive", "num_plain", "max_prompt_tokens"):
         if int(config["data"][name]) == 0:
             raise errors.ConfigError(f"config.data.{name}=0: expected a positive number, or -1 for all.")
-    shares = config["data"]["shares"]
-    if set(shares) != set(GROUPS):
-        raise errors.ConfigError(f"config.data.shares names {sorted(shares)}: expected {sorted(GROUPS)}.")
-    try:
-        distillation.row_counts(int(config["batch_size"]), {name: float(share) for name, share in shares.items()})
-    except ValueError as error:
-        raise errors.ConfigError(f"config.data.shares: {error}") from error
+    _check_shares(config, "config.data.shares", config["data"]["shares"], GROUPS)
     _check_mining(config)
     if int(config["data"]["num_held_out"]) < 0:
         raise errors.ConfigError(f"config.data.num_held_out={config['data']['num_held_out']}: expected 0 or more.")
@@ -170,14 +165,22 @@ def _check_mining(config: Config) -> None:
         raise errors.ConfigError(f"config.mining.start={mining['start']}: expected 0 to 1; 1 for no mining.")
     if float(mining["margin"]) < 0:
         raise errors.ConfigError(f"config.mining.margin={mining['margin']}: expected 0 nats or more.")
-    names = {*GROUPS, *(f"hard_{name}" for name in MINED)}
-    if set(mining["shares"]) != names:
-        raise errors.ConfigError(f"config.mining.shares names {sorted(mining['shares'])}: expected {sorted(names)}.")
-    if _mining_step(config) < int(config["num_steps"]):
+    names = (*GROUPS, *(f"hard_{name}" for name in MINED))
+    used = _mining_step(config) < int(config["num_steps"])
+    _check_shares(config, "config.mining.shares", mining["shares"], names, used=used)
+
+
+def _check_shares(
+    config: Config, field: str, shares: Mapping[str, Any], names: Sequence[str], *, used: bool = True
+) -> None:
+    """Refuses shares of other groups and, where they are used, those that leave a group without a row of a batch."""
+    if set(shares) != set(names):
+        raise errors.ConfigError(f"{field} names {sorted(shares)}: expected {sorted(names)}.")
+    if used:
         try:
-            distillation.row_counts(int(config["batch_size"]), {k: float(v) for k, v in mining["shares"].items()})
+            distillation.row_counts(int(config["batch_size"]), {name: float(value) for name, value in shares.items()})
         except ValueError as error:
-            raise errors.ConfigError(f"config.mining.shares: {error}") from error
+            raise errors.ConfigError(f"{field}: {error}") from error
 
 
 def _mining_step(config: Config) -> int:
@@ -449,10 +452,7 @@ def train(config: Config, workdir: str | Path) -> Path:
     deal = functools.partial(
         distillation.make_batch_order, teacher.data, batch_size=int(config["batch_size"]), seed=int(config["seed"])
     )
-    # The rows of a batch by step: those from `mined_from` on are known once the student before it has decided.
-    mined_from = _mining_step(config)
     order = deal(groups=teacher.groups, shares={name: float(config["data"]["shares"][name]) for name in GROUPS})
-    mined_order = order
     # As many devices as divide the batch evenly.
     mesh = make_data_mesh(math.gcd(int(config["batch_size"]), jax.device_count()))
     step, state = make_step(config, model, mesh)
@@ -466,30 +466,30 @@ def train(config: Config, workdir: str | Path) -> Path:
             for name, texts in watched.items()
         }
 
-    def batches(number: int) -> distillation.TeacherBatch:
-        rows = order(number) if number < mined_from else mined_order(number)
-        return shard_batch(teacher.data.batch(rows, pad_id=model.tokenizer.pad_id), mesh)
-
     seconds = time.monotonic() - started
     print(f"teacher ready after {seconds:.0f} s; training {config['num_steps']} steps", file=sys.stderr)
     with (
         MetricWriter(workdir) as writer,
         Checkpoints(workdir / "checkpoints", save_interval=int(config["save_every"])) as checkpoints,
     ):
-        advance = functools.partial(
-            run_training,
-            step,
-            state,
-            batches,
-            writer=writer,
-            checkpoints=checkpoints,
-            log_every=int(config["log_every"]),
-            on_eval=agreement if watched else None,
-            eval_every=int(config["save_every"]) if watched else None,
-        )
-        if mined_from < int(config["num_steps"]):
+
+        def advance(order: Callable[[int], np.ndarray], num_steps: int) -> Trained:
+            return run_training(
+                step,
+                state,
+                lambda number: shard_batch(teacher.data.batch(order(number), pad_id=model.tokenizer.pad_id), mesh),
+                num_steps=num_steps,
+                writer=writer,
+                checkpoints=checkpoints,
+                log_every=int(config["log_every"]),
+                on_eval=agreement if watched else None,
+                eval_every=int(config["save_every"]) if watched else None,
+            )
+
+        num_steps, mined_from = int(config["num_steps"]), _mining_step(config)
+        if mined_from < num_steps:
             if not (workdir / MARGINS).exists():
-                halfway = advance(num_steps=mined_from)
+                halfway = advance(order, mined_from)
                 with main_process_first("alignment/mining"):
                     if is_main_process():
                         print(f"the student decides {len(teacher.texts)} training prompts", file=sys.stderr)
@@ -497,8 +497,9 @@ def train(config: Config, workdir: str | Path) -> Path:
                         margins = distillation.refusal_margins(model, adapter, teacher.texts, system.refusal)
                         _write_margins(workdir, margins)
             groups, shares = _mine(config, teacher, _read_margins(workdir, len(teacher.texts)))
-            mined_order = deal(groups=groups, shares=shares)
-        trained = advance(num_steps=int(config["num_steps"]))
+            # Both, for a checkpoint from before the mining may be the last good one.
+            order = _switch(order, deal(groups=groups, shares=shares), mined_from)
+        trained = advance(order, num_steps)
     stored = workdir / ADAPTER
     if not is_main_process():
         return stored
@@ -506,6 +507,13 @@ def train(config: Config, workdir: str | Path) -> Path:
     adapters.save_soft_prompt(stored, to_local(trained.params["mean"]), model, training=_json(config))
     print(f"stored {stored} after {time.monotonic() - started:.0f} s", file=sys.stderr)
     return stored
+
+
+def _switch(
+    before: Callable[[int], np.ndarray], after: Callable[[int], np.ndarray], step: int
+) -> Callable[[int], np.ndarray]:
+    """One order of the data up to a step, another from it on."""
+    return lambda number: (before if number < step else after)(number)
 
 
 def _write_margins(workdir: Path, margins: np.ndarray) -> None:
