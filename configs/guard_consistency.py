@@ -54,13 +54,32 @@ not asked a second time.
 
 `:lora` trains a new LoRA in all layers of the hidden-state guard and of SmolGuard, on more kinds of paraphrase: eight
 styles, synonyms at three rates, edits and compositions of styles for each of the 612 answers. `:validation` is the same
-on the judge's answers, with other styles and synonyms held out: there its settings are to be chosen, before held-out
-answers are looked at. A step takes 32 pairs through 20 or 30 layers and back, some 2 TFLOP: an accelerator's work.
-Neither the settings nor what they are worth has been measured; what is tested is that the trained numbers are the
-guard's own, that sets get steadier on a small model, and that both kinds come back from the disk. A tuned hidden-state
-guard is a teacher too: `--config=configs/align_soft_prompt.py
+on the judge's answers, with other styles and synonyms held out: there settings are to be chosen, before held-out
+answers are looked at. A step takes 32 pairs through 20 or 30 layers and back, some 2 TFLOP: an accelerator's work, 18
+steps a second on an H100 for the hidden-state guard (7 for SmolGuard beside it).
+
+`:lora` with `--config.guards="('hidden_states_lora',)" --config.rule=median --config.num_seeds=3
+--config.num_samples=1000`, on an H100, before -> after and the change with its interval by set:
+
+    hidden_states_lora     variability    label flips                         unsafe->safe   safe->unsafe   accuracy
+    seen ways, 173 sets    .085 -> .052   .468 -> .266  -.202 [-.266, -.141]  .479 -> .325   .461 -> .225   .764 -> .781
+    unseen styles, 168     .048 -> .041   .119 -> .103  -.016 [-.048,  .018]  .183 -> .141   .072 -> .075   .785 -> .785
+    unseen source, 71      .060 -> .054   .155 -> .164  +.009 [-.052,  .066]  .214 -> .277   .116 -> .092   .753 -> .737
+    all unseen, 171        .057 -> .049   .164 -> .150  -.014 [-.051,  .021]  .225 -> .212   .120 -> .106   .777 -> .773
+
+So variety and a LoRA did not carry over to unseen ways either: variability there is lower by .0072 [.0052, .0091], an
+eighth. The sets of seen ways are larger here (17 texts), and flip more before. 150 steps see each answer twice; the
+settings are the first ones of `:validation`, which on the judge's answers gave for unseen paraphrases (199 sets):
+
+    hidden_states_lora        variability    label flips    unsafe->safe   safe->unsafe   missed         accuracy
+                              .070 -> .055   .291 -> .226   .394 -> .278   .179 -> .165   .274 -> .250   .727 -> .719
+    smolguard_lora            .074 -> .062   .367 -> .367   .614 -> .568   .190 -> .207   .465 -> .427   .620 -> .630
+
+More steps, other rates and rules, and SmolGuard on held-out answers have not been measured. What is tested is that the
+trained numbers are the guard's own, that sets get steadier on a small model, and that both kinds come back from the
+disk. A tuned hidden-state guard is a teacher too: `--config=configs/align_soft_prompt.py
 --config.guard=DIR/heads/hidden_states_lora_0.safetensors`, and `launch.evaluate --prompts=FILE.jsonl` asks what was
-distilled paraphrased requests. That has not been measured either.
+distilled paraphrased requests. That has not been measured.
 
 `--config.data.teacher_sets=FILE.jsonl` and `--config.data.held_out_sets=FILE.jsonl` bring in a user's own sets.
 """

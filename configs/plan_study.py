@@ -89,6 +89,10 @@ STUDIES = {
         "door_no_velocity": (100, {"icem": (50, 100), "cem": (50, 100, 300)}),
         "relocate": (200, {"icem": (100,), "cem": (100,)}),
     },
+    "rivals": {
+        name: (steps, {"icem": (50,), "cem": (2000,)})
+        for name, steps in {"fetch_pick_and_place": 50, "door_no_velocity": 100, "humanoidstandup": 60}.items()
+    },
     "door": {"door_no_velocity": (100, {"icem": (50,), "cem": (50,)})},
     "equal_budget": {
         name: (steps, {"icem": (50,), "cem": (50,)})
@@ -113,6 +117,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.cells = ml_collections.ConfigDict({name: planners for name, (_, planners) in STUDIES[variant].items()})
     if variant == "equal_budget":
         config.num_seeds = 3
+    elif variant == "rivals":
+        config.num_seeds = 2
     elif variant == "runlocal":
         config.simulator = "closed_form"
         config.num_seeds = 2
