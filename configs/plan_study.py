@@ -42,8 +42,8 @@ returns on that seed:
     door_no_velocity        1013           981, 1271
     humanoidstandup         27.3           29.8, 30.7
 
-One seed each: on Door iCEM needs 50 to 100, a factor of 20 to 40; on Fetch more than 300, less than 6.7; on
-HumanoidStandup less than 50, more than 40.
+One seed each: on Door iCEM needs between 50 and 100 trajectories for as much, a factor of 20 to 40; on HumanoidStandup
+fewer than 50, a factor above 40; on Fetch more than 300, a factor below 6.7.
 
 `:halfcheetah` is the first task of `:budgets` at budgets of 100 to 500 (16 minutes): iCEM at 100 (97 drawn, 3 carried
 over) does as well as CEM at 500.
