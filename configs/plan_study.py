@@ -107,7 +107,12 @@ STUDIES = {
     },
     "rivals": {
         name: (steps, {"icem": (50,), "cem": (2000,)})
-        for name, steps in {"fetch_pick_and_place": 50, "door_no_velocity": 100, "humanoidstandup": 60}.items()
+        for name, steps in {
+            "fetch_pick_and_place": 50,
+            "door_no_velocity": 100,
+            "humanoidstandup": 60,
+            "relocate": 200,
+        }.items()
     },
     "door": {"door_no_velocity": (100, {"icem": (50,), "cem": (50,)})},
     "equal_budget": {
