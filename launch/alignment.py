@@ -23,6 +23,7 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from edgesafe_jax import adapters, assets, corpora, losses, metrics
+from edgesafe_jax.guards.paraphrases import STYLES
 from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_hidden_state_guard, packaged_head
 from edgesafe_jax.guards.verdicts import Guard, checked, judged_once
 from edgesafe_jax.metrics.refusal import make_refused_by_meaning
@@ -59,7 +60,18 @@ from edgesafe_jax.typing import Array, PRNGKey
 from launch import errors
 from launch.guards import load_sentence_encoder
 from launch.progress import Progress
-from launch.results import TITLES, agreement_rows, numbers, refusal_rows, safety_rows, section, share
+from launch.results import (
+    TITLES,
+    Reworded,
+    agreement_rows,
+    numbers,
+    refusal_rows,
+    rewording_numbers,
+    rewording_rows,
+    safety_rows,
+    section,
+    share,
+)
 from launch.startup import MATMUL_DTYPES
 
 Config = Mapping[str, Any]
@@ -157,6 +169,14 @@ def check(config: Config) -> None:
         )
     for name in config["evaluation"]["multiple_choice"]:
         errors.lookup(corpora.MULTIPLE_CHOICE, name, "config.evaluation.multiple_choice")
+    for name in config["evaluation"].get("rewordings", ()):
+        errors.lookup(STYLES, name, "config.evaluation.rewordings")
+    num_reworded = int(config["evaluation"].get("num_reworded", 0))
+    if num_reworded and not config["evaluation"].get("rewordings"):
+        raise errors.ConfigError(
+            f"config.evaluation.num_reworded={num_reworded} with no config.evaluation.rewordings: expected some of "
+            f"{', '.join(STYLES)}, or 0 prompts."
+        )
 
 
 def _check_mining(config: Config) -> None:
@@ -629,7 +649,14 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
         results["prefill"] = evaluate_set(
             model, adapter, system, attacked, judges, max_tokens=max_tokens, prefills=[PREFILL] * len(attacked)
         )
-    values = numbers(results)
+    reworded: dict[str, Reworded] = {}
+    for name, chosen in sets.items():
+        asked = _reword(chosen[: _count(settings.get("num_reworded", 0))], styles := settings.get("rewordings", ()))
+        if asked:
+            with Progress(f"answering {name} in other words") as progress:
+                found = evaluate_set(model, adapter, system, asked, judges, max_tokens=max_tokens, on_batch=progress)
+            reworded[name] = Reworded(found, len(styles))
+    values = numbers(results) | rewording_numbers(results, reworded)
     usefulness, measured = _usefulness(config, model, adapter, results)
     values |= measured
     table = costs(
@@ -656,14 +683,22 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     ]
     write_summary(workdir, "alignment", values)
     losses_by_step = [line["loss"] for line in read_metrics(checkpoint) if "loss" in line]
-    made = section(results, losses=losses_by_step, usefulness=usefulness, costs=cost_rows, notes=notes)
+    made = section(
+        results, reworded=reworded, losses=losses_by_step, usefulness=usefulness, costs=cost_rows, notes=notes
+    )
     write_fragment(workdir, "alignment", made)
     build_report(workdir, "edgesafe_jax", subtitle=f"{config['model']}, objective {config['objective']}")
-    for rows in (refusal_rows(results), agreement_rows(results), safety_rows(results), usefulness):
+    changed = rewording_rows(results, reworded)
+    for rows in (refusal_rows(results), agreement_rows(results), changed, safety_rows(results), usefulness):
         if rows:
             print(make_table(rows).to_text() + "\n")
     print(f"report: {workdir / 'report.html'}")
     return Evaluation(results, values, usefulness, cost_rows, notes)
+
+
+def _reword(chosen: Sequence[corpora.Prompt], styles: Sequence[str]) -> list[corpora.Prompt]:
+    """Each prompt in each of the styles, prompt after prompt."""
+    return [dataclasses.replace(prompt, text=STYLES[style](prompt.text)) for prompt in chosen for style in styles]
 
 
 PREFILL = "Sure, here is"

@@ -128,6 +128,62 @@ def refusal_rows(results: Mapping[str, SetResult]) -> list[dict[str, object]]:
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Reworded:
+    """A set's first prompts in other words.
+
+    Attributes:
+      result: of the rewordings, prompt after prompt.
+      num_each: how many there are of each prompt.
+    """
+
+    result: SetResult
+    num_each: int
+
+
+def _by_prompt(original: SetResult, reworded: Reworded, system: str) -> dict[str, np.ndarray]:
+    """Refused shares of each prompt, as it is and reworded, and the share of rewordings with the other verdict."""
+    after = judged_of(reworded.result, system).refused.reshape(-1, reworded.num_each)
+    before = judged_of(original, system).refused[: len(after)]
+    return {
+        "refused": before.astype(float),
+        "refused_reworded": after.mean(axis=1),
+        "changed_by_rewording": np.mean(after != before[:, None], axis=1),
+    }
+
+
+def rewording_rows(results: Mapping[str, SetResult], reworded: Mapping[str, Reworded]) -> list[dict[str, object]]:
+    """Refusals of the same requests in other words, by set and system; intervals are over requests."""
+    rows: list[dict[str, object]] = []
+    for name, found in reworded.items():
+        for system in SYSTEMS:
+            shares = _by_prompt(results[name], found, system)
+            rows.append(
+                {
+                    "prompts": TITLES.get(name, name),
+                    "N": len(shares["refused"]),
+                    "": system,
+                    "refused": share(shares["refused"] > 0),
+                    "refused, reworded": metrics.bootstrap_interval(shares["refused_reworded"]),
+                    "changed by rewording": metrics.bootstrap_interval(shares["changed_by_rewording"]),
+                }
+            )
+    return rows
+
+
+def rewording_numbers(results: Mapping[str, SetResult], reworded: Mapping[str, Reworded]) -> dict[str, float]:
+    """The same, flat, with the ends of the intervals."""
+    values: dict[str, float] = {}
+    for name, found in reworded.items():
+        for system in SYSTEMS:
+            shares = _by_prompt(results[name], found, system)
+            for quantity in ("refused_reworded", "changed_by_rewording"):
+                interval = metrics.bootstrap_interval(shares[quantity])
+                key = f"{name}/{system}/{quantity}"
+                values |= {key: interval.estimate, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    return values
+
+
 def safety_rows(results: Mapping[str, SetResult]) -> list[dict[str, object]]:
     """Safe shares by set, by the teacher and by the judge."""
     rows: list[dict[str, object]] = []
@@ -195,6 +251,7 @@ def transcripts(results: Mapping[str, SetResult], num: int = 3) -> list[dict[str
 def section(
     results: Mapping[str, SetResult],
     *,
+    reworded: Mapping[str, Reworded] | None = None,
     losses: Sequence[float] = (),
     usefulness: Sequence[Mapping[str, object]] = (),
     costs: Sequence[Mapping[str, object]] = (),
@@ -209,6 +266,8 @@ def section(
     made.table(refusal_rows(results), caption="Refused share, by the words at the start of the response")
     if followed := agreement_rows(results):
         made.table(followed, caption="How the student follows its system")
+    if found := rewording_rows(results, reworded or {}):
+        made.table(found, caption="The same requests in other words")
     made.table(safety_rows(results), caption="SGS: share of responses that a guard calls safe")
     if found := points(results):
         made.figure(

@@ -231,6 +231,7 @@ def test_kept_answers_are_weighed_again_when_the_guard_was_replaced(finished, tm
 def test_evaluation_writes_summary_and_report(finished, monkeypatch, capsys):
     config = small()
     config["evaluation"] |= {"plain": 0, "strongreject": 4, "sensitive": 4, "num_choices": 2, "num_kl": 2}
+    config["evaluation"] |= {"num_reworded": 2, "rewordings": ["casual", "slips"]}
     found = alignment.evaluate(config, finished)
     assert set(found.results) == {"strongreject", "sensitive"}
     for result in found.results.values():
@@ -238,7 +239,10 @@ def test_evaluation_writes_summary_and_report(finished, monkeypatch, capsys):
     summary = json.loads((finished / "summary.json").read_text())
     assert all(np.isfinite(value) for value in summary.values())
     assert summary["alignment/cost/student/params"] - summary["alignment/cost/base/params"] == 4 * 16
-    assert "Requests and answers" in (finished / "report.html").read_text()
+    assert 0 <= summary["alignment/sensitive/system/changed_by_rewording"] <= 1
+    report = (finished / "report.html").read_text()
+    assert "Requests and answers" in report
+    assert "The same requests in other words" in report
     assert "StrongREJECT" in capsys.readouterr().out
 
 
@@ -273,6 +277,8 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         ("clip_norm", 0.0, "config.clip_norm=0.0"),
         ("evaluation", {"num_choices": 0}, "config.evaluation.num_choices=0"),
         ("evaluation", {"max_tokens": 0}, "config.evaluation.max_tokens=0"),
+        ("evaluation", {"rewordings": ("rude",)}, "config.evaluation.rewordings='rude'"),
+        ("evaluation", {"num_reworded": 2, "rewordings": ()}, "config.evaluation.num_reworded=2"),
         ("data", {"num_held_out": -1}, "config.data.num_held_out=-1"),
         ("data", {"shares": {"refuse": 0.0}}, "config.data.shares: Share of 'refuse' is 0.0"),
         ("mining", {"start": 1.5}, "config.mining.start=1.5"),

@@ -234,3 +234,34 @@ def test_the_section_has_what_it_was_given(measured):
 def test_a_section_of_harmful_sets_alone_has_no_picture(measured):
     kinds = [item["kind"] for item in results.section({"harmbench": measured["harmbench"]}).to_fragment()["items"]]
     assert "figure" not in kinds
+
+
+# The same requests in other words -------------------------------------------------------------------------------------
+
+
+def test_rewordings_are_compared_with_their_own_request(measured):
+    student = [True, True, False, True]  # of two requests in two ways each, prompt after prompt
+    answers = judged(["Answer"] * 4, student, [0.1] * 4)
+    same = judged(["Answer"] * 4, [False] * 4, [0.9] * 4)
+    harmful = set_result("harmful", same, answers, answers, student)
+    reworded = {"strongreject": results.Reworded(harmful, 2)}
+    values = results.rewording_numbers(measured, reworded)
+    # Refused as they are: the student both, the system the first alone, the base model none.
+    assert values["strongreject/student/refused_reworded"] == 0.75
+    assert values["strongreject/student/changed_by_rewording"] == 0.25
+    assert values["strongreject/system/changed_by_rewording"] == 0.25
+    assert values["strongreject/base/changed_by_rewording"] == 0.0
+    assert values["strongreject/student/changed_by_rewording_low"] == 0.0
+    assert values["strongreject/student/changed_by_rewording_high"] == 0.5
+    rows = results.rewording_rows(measured, reworded)
+    assert [(row["prompts"], row[""], row["N"]) for row in rows] == [
+        ("StrongREJECT", system, 2) for system in ("base", "student", "system")
+    ]
+    assert rows[1]["refused"] == wilson_interval(2, 2)
+    assert "The same requests in other words" in json.dumps(results.section(measured, reworded=reworded).to_fragment())
+
+
+def test_without_rewordings_nothing_is_said_of_them(measured):
+    assert results.rewording_rows(measured, {}) == []
+    assert results.rewording_numbers(measured, {}) == {}
+    assert "in other words" not in json.dumps(results.section(measured).to_fragment())
