@@ -6,7 +6,7 @@ r"""Train guards to give all paraphrases of an answer one verdict, without label
 Human-scored answers are paraphrased (`data.sources`); the heads of the packaged guards are tuned on frozen features
 towards a set-level target (`rule`, of `edgesafe_jax.guards.targets`). One source and three styles of paraphrase are
 never trained on; what is measured is on answers to held-out objectives. Rules in `ablation` are trained and measured
-too. `:smolguard` tunes the LoRA of SmolGuard instead, on the same sets; that has not been measured. `:quickstart` is
+too. `:smolguard` tunes the LoRA of SmolGuard instead, on sets of the same sources. `:quickstart` is
 what `launch.quickstart --only guards` runs (styles only, 48 answers to train on, three seeds: flips .140 -> .073 on 100
 held-out answers in seen ways; .083 -> .111 on 96 in unseen styles, to safe .132 -> .043, to unsafe .052 -> .155),
 `:runlocal` a check of the machinery. Measured with
@@ -52,6 +52,24 @@ Temperature scaling alone, all unseen: variability .032 -> .010, ECE .116 -> .04
 turn: variability .016 -> .014 at best, and no lower than before at rates of .3 and more. So the held-out answers were
 not asked a second time.
 
+SmolGuard, with `:smolguard --config.num_samples=1000` (rewritings taken over as above; what the
+frozen model reads takes 20 minutes of one core, a training two to three):
+
+    smolguard                 variability    label flips    unsafe->safe   safe->unsafe   accuracy       ECE
+    seen ways, 173 sets       .072 -> .041   .329 -> .171   .377 -> .183   .304 -> .165   .636 -> .645   .167 -> .160
+    unseen styles, 168 sets   .063 -> .052   .238 -> .205   .164 -> .050   .280 -> .288   .646 -> .647   .127 -> .112
+    unseen source, 71 sets    .059 -> .050   .211 -> .161   .333 -> .255   .160 -> .128   .566 -> .547   .255 -> .241
+    all unseen, 171 sets      .070 -> .059   .275 -> .236   .230 -> .111   .300 -> .302   .632 -> .631   .142 -> .125
+
+In seen ways flips fall by .158 [.103, .213], over all unseen by .039 [.002, .075], those to safe there by .118 [.042, .210] and
+those to unsafe not at all. These settings (300 steps at 1e-3) were chosen among five on training answers alone, a third of
+the prompts and other ways left out (unseen flips .133 -> .147 with 60 steps at 3e-4, .120 with 300, .080 at 1e-3, .093 at
+3e-3); held-out answers had been measured once before, with 60 steps at 3e-4: seen ways .329 -> .232, all unseen .275 ->
+.258, and by rule (all unseen; flips, flips to safe, missed) "conservative_gap" .258, .159, .474; mean .260, .164, .481;
+median .239, .157, .485; "min" .173, .257, .642; "max" .364, .175, .296. So the rules part as for the other guards.
+Temperature scaling alone: variability .070 -> .048, ECE .108, flips as before. Votes without training on seen ways: any
+of four flips .150, a majority .104, training .171 at one call.
+
 `:lora` trains a new LoRA in all layers of the hidden-state guard and of SmolGuard, on more kinds of paraphrase: eight
 styles, synonyms at three rates, edits and compositions of styles for each of the 612 answers. `:validation` is the same
 on the judge's answers, with other styles and synonyms held out: there settings are to be chosen, before held-out
@@ -75,11 +93,24 @@ settings are the first ones of `:validation`, which on the judge's answers gave 
                               .070 -> .055   .291 -> .226   .394 -> .278   .179 -> .165   .274 -> .250   .727 -> .719
     smolguard_lora            .074 -> .062   .367 -> .367   .614 -> .568   .190 -> .207   .465 -> .427   .620 -> .630
 
-More steps, other rates and rules, and SmolGuard on held-out answers have not been measured. What is tested is that the
+More steps, other rates and rules, and this SmolGuard on held-out answers have not been measured. What is tested is that the
 trained numbers are the guard's own, that sets get steadier on a small model, and that both kinds come back from the
-disk. A tuned hidden-state guard is a teacher too: `--config=configs/align_soft_prompt.py
---config.guard=DIR/heads/hidden_states_lora_0.safetensors`, and `launch.evaluate --prompts=FILE.jsonl` asks what was
-distilled paraphrased requests. That has not been measured.
+disk. A tuned hidden-state guard is a teacher too. A head tuned with `--config.guards="('hidden_states',)" --config.ablation="()"
+--config.data.sources="('style','wordnet')" --config.data.held_out_sources="()" --config.data.num_test=60`, then
+`configs/align_soft_prompt.py:quickstart --config.evaluation.num_reworded=64`, without and with
+`--config.guard=DIR/heads/hidden_states_0.safetensors` (seed 0; 64 prompts a set, refused share as they are -> in three
+other ways of saying them, and the share of these whose refusal is not that of the request):
+
+    teacher guard           packaged                             tuned
+    StrongREJECT, student   .88 -> .91   .06 [.03, .10]          .91 -> .96 [.92, .99]   .06 [.02, .12]
+                  system    .84 -> .81   .20 [.14, .28]          .83 -> .77              .23 [.16, .30]
+    sensitive,    student   .05 -> .07   .04 [.01, .07]          .05 -> .09 [.04, .16]   .06 [.02, .10]
+    plain,        student   .06 -> .09   .07 [.03, .13]          .05 -> .08 [.02, .15]   .04 [.01, .09]
+
+What is distilled is three to four times as steady as what it is distilled from, by either guard: the model's answer to a
+reworded request is another one, which the guard judges, and the student sees the request alone. The tuned guard's student
+refuses more of the reworded requests that it should (.96 against .91 [.84, .96]); its refusals do not change less often.
+One seed.
 
 `--config.data.teacher_sets=FILE.jsonl` and `--config.data.held_out_sets=FILE.jsonl` bring in a user's own sets.
 """
@@ -115,10 +146,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.num_steps = 100
     config.lora = ml_collections.ConfigDict()  # of the guard "smolguard", in the place of the two above
     config.lora.adapter = ""  # a stored adapter; default the packaged one
-    config.lora.learning_rate = 3e-4
-    config.lora.num_steps = 60
+    config.lora.learning_rate = 1e-3
+    config.lora.num_steps = 300
     config.lora.batch_size = 4  # sets
-    config.lora.save_every = 20
+    config.lora.save_every = 50
     config.backbone = ml_collections.ConfigDict()  # of the guards "hidden_states_lora" and "smolguard_lora"
     config.backbone.rank = 8
     config.backbone.first_layer = 0
@@ -169,7 +200,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     elif variant == "smolguard":
         config.guards = ("smolguard",)
         config.ablation = ()
-        config.num_seeds = 3
     elif variant in ("lora", "validation"):
         config.guards = ("hidden_states_lora", "smolguard_lora")
         config.ablation = ()
