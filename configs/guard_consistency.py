@@ -61,14 +61,14 @@ frozen model reads takes 20 minutes of one core, a training two to three):
     unseen source, 71 sets    .059 -> .050   .211 -> .161   .333 -> .255   .160 -> .128   .566 -> .547   .255 -> .241
     all unseen, 171 sets      .070 -> .059   .275 -> .236   .230 -> .111   .300 -> .302   .632 -> .631   .142 -> .125
 
-In seen ways flips fall by .158 [.103, .213], over all unseen by .039 [.002, .075], those to safe there by .118 [.042, .210] and
-those to unsafe not at all. These settings (300 steps at 1e-3) were chosen among five on training answers alone, a third of
-the prompts and other ways left out (unseen flips .133 -> .147 with 60 steps at 3e-4, .120 with 300, .080 at 1e-3, .093 at
-3e-3); held-out answers had been measured once before, with 60 steps at 3e-4: seen ways .329 -> .232, all unseen .275 ->
-.258, and by rule (all unseen; flips, flips to safe, missed) "conservative_gap" .258, .159, .474; mean .260, .164, .481;
-median .239, .157, .485; "min" .173, .257, .642; "max" .364, .175, .296. So the rules part as for the other guards.
-Temperature scaling alone: variability .070 -> .048, ECE .108, flips as before. Votes without training on seen ways: any
-of four flips .150, a majority .104, training .171 at one call.
+In seen ways flips fall by .158 [.103, .213], over all unseen by .039 [.002, .075], those to safe there by .118 [.042,
+.210] and those to unsafe not at all. These settings (300 steps at 1e-3) were chosen among five on training answers
+alone, a third of the prompts and other ways left out (unseen flips .133 -> .147 with 60 steps at 3e-4, .120 with 300,
+.080 at 1e-3, .093 at 3e-3); held-out answers had been measured once before, with 60 steps at 3e-4: seen ways .329 ->
+.232, all unseen .275 -> .258, and by rule (all unseen; flips, flips to safe, missed) "conservative_gap" .258, .159,
+.474; mean .260, .164, .481; median .239, .157, .485; "min" .173, .257, .642; "max" .364, .175, .296. So the rules part
+as for the other guards. Temperature scaling alone: variability .070 -> .048, ECE .108, flips as before. Votes without
+training on seen ways: any of four flips .150, a majority .104, training .171 at one call.
 
 `:lora` trains a new LoRA in all layers of the hidden-state guard and of SmolGuard, on more kinds of paraphrase: eight
 styles, synonyms at three rates, edits and compositions of styles for each of the 612 answers. `:validation` is the same
@@ -93,13 +93,13 @@ settings are the first ones of `:validation`, which on the judge's answers gave 
                               .070 -> .055   .291 -> .226   .394 -> .278   .179 -> .165   .274 -> .250   .727 -> .719
     smolguard_lora            .074 -> .062   .367 -> .367   .614 -> .568   .190 -> .207   .465 -> .427   .620 -> .630
 
-More steps, other rates and rules, and this SmolGuard on held-out answers have not been measured. What is tested is that the
-trained numbers are the guard's own, that sets get steadier on a small model, and that both kinds come back from the
-disk. A tuned hidden-state guard is a teacher too. A head tuned with `--config.guards="('hidden_states',)" --config.ablation="()"
---config.data.sources="('style','wordnet')" --config.data.held_out_sources="()" --config.data.num_test=60`, then
-`configs/align_soft_prompt.py:quickstart --config.evaluation.num_reworded=64`, without and with
-`--config.guard=DIR/heads/hidden_states_0.safetensors` (seed 0; 64 prompts a set, refused share as they are -> in three
-other ways of saying them, and the share of these whose refusal is not that of the request):
+More steps, other rates and rules, and this SmolGuard on held-out answers have not been measured. What is tested is that
+the trained numbers are the guard's own, that sets get steadier on a small model, and that both kinds come back from the
+disk. A tuned hidden-state guard is a teacher too. A head tuned with `--config.guards="('hidden_states',)"
+--config.ablation="()" --config.data.sources="('style','wordnet')" --config.data.held_out_sources="()"
+--config.data.num_test=60`, then `configs/align_soft_prompt.py:quickstart --config.evaluation.num_reworded=64`, without
+and with `--config.guard=DIR/heads/hidden_states_0.safetensors` (seed 0; 64 prompts a set, refused share as they are ->
+in three other ways of saying them, and the share of these whose refusal is not that of the request):
 
     teacher guard           packaged                             tuned
     StrongREJECT, student   .88 -> .91   .06 [.03, .10]          .91 -> .96 [.92, .99]   .06 [.02, .12]
@@ -107,10 +107,10 @@ other ways of saying them, and the share of these whose refusal is not that of t
     sensitive,    student   .05 -> .07   .04 [.01, .07]          .05 -> .09 [.04, .16]   .06 [.02, .10]
     plain,        student   .06 -> .09   .07 [.03, .13]          .05 -> .08 [.02, .15]   .04 [.01, .09]
 
-What is distilled is three to four times as steady as what it is distilled from, by either guard: the model's answer to a
-reworded request is another one, which the guard judges, and the student sees the request alone. The tuned guard's student
-refuses more of the reworded requests that it should (.96 against .91 [.84, .96]); its refusals do not change less often.
-One seed.
+What is distilled is three to four times as steady as what it is distilled from, by either guard: the model's answer to
+a reworded request is another one, which the guard judges, and the student sees the request alone. The tuned guard's
+student refuses more of the reworded requests that it should (.96 against .91 [.84, .96]); its refusals do not change
+less often. One seed.
 
 `--config.data.teacher_sets=FILE.jsonl` and `--config.data.held_out_sets=FILE.jsonl` bring in a user's own sets.
 """
