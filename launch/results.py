@@ -162,7 +162,7 @@ def rewording_rows(results: Mapping[str, SetResult], reworded: Mapping[str, Rewo
                 {
                     "prompts": TITLES.get(name, name),
                     "N": len(shares["refused"]),
-                    "": system,
+                    "answered by": system,
                     "refused": share(shares["refused"] > 0),
                     "refused, reworded": metrics.bootstrap_interval(shares["refused_reworded"]),
                     "changed by rewording": metrics.bootstrap_interval(shares["changed_by_rewording"]),

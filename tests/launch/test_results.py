@@ -254,7 +254,7 @@ def test_rewordings_are_compared_with_their_own_request(measured):
     assert values["strongreject/student/changed_by_rewording_low"] == 0.0
     assert values["strongreject/student/changed_by_rewording_high"] == 0.5
     rows = results.rewording_rows(measured, reworded)
-    assert [(row["prompts"], row[""], row["N"]) for row in rows] == [
+    assert [(row["prompts"], row["answered by"], row["N"]) for row in rows] == [
         ("StrongREJECT", system, 2) for system in ("base", "student", "system")
     ]
     assert rows[1]["refused"] == wilson_interval(2, 2)
