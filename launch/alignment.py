@@ -64,6 +64,7 @@ from launch.results import (
     TITLES,
     Reworded,
     agreement_rows,
+    flat,
     numbers,
     refusal_rows,
     rewording_numbers,
@@ -169,10 +170,10 @@ def check(config: Config) -> None:
         )
     for name in config["evaluation"]["multiple_choice"]:
         errors.lookup(corpora.MULTIPLE_CHOICE, name, "config.evaluation.multiple_choice")
-    for name in config["evaluation"].get("rewordings", ()):
+    for name in config["evaluation"]["rewordings"]:
         errors.lookup(STYLES, name, "config.evaluation.rewordings")
-    num_reworded = int(config["evaluation"].get("num_reworded", 0))
-    if num_reworded and not config["evaluation"].get("rewordings"):
+    num_reworded = int(config["evaluation"]["num_reworded"])
+    if num_reworded and not config["evaluation"]["rewordings"]:
         raise errors.ConfigError(
             f"config.evaluation.num_reworded={num_reworded} with no config.evaluation.rewordings: expected some of "
             f"{', '.join(STYLES)}, or 0 prompts."
@@ -650,9 +651,10 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
             model, adapter, system, attacked, judges, max_tokens=max_tokens, prefills=[PREFILL] * len(attacked)
         )
     reworded: dict[str, Reworded] = {}
+    # A run from before these settings has neither.
+    num_reworded, styles = int(settings.get("num_reworded", 0)), settings.get("rewordings", ())
     for name, chosen in sets.items():
-        asked = _reword(chosen[: _count(settings.get("num_reworded", 0))], styles := settings.get("rewordings", ()))
-        if asked:
+        if asked := _reword(chosen[: _count(num_reworded)], styles):
             with Progress(f"answering {name} in other words") as progress:
                 found = evaluate_set(model, adapter, system, asked, judges, max_tokens=max_tokens, on_batch=progress)
             reworded[name] = Reworded(found, len(styles))
@@ -719,8 +721,7 @@ def _usefulness(
         texts = [p.text for p in results[name].prompts][:num]
         kl = kl_from_base(model, texts, results[name].base.tokens[:num], adapter=adapter)
         interval = metrics.bootstrap_interval(kl)
-        key = f"kl_from_base/{name}"
-        values |= {key: interval.estimate, f"{key}_low": interval.low, f"{key}_high": interval.high}
+        values |= flat(f"kl_from_base/{name}", interval)
         quantity = f"token KL to base, {TITLES[name]} (nats)"
         rows.append({"quantity": quantity, "N": len(texts), "base": 0.0, "student": interval})
     for name in settings["multiple_choice"]:
@@ -742,9 +743,7 @@ def _usefulness(
         values |= {
             f"{name}/base": float(before.mean()),
             f"{name}/student": float(after.mean()),
-            f"{name}/difference": difference.estimate,
-            f"{name}/difference_low": difference.low,
-            f"{name}/difference_high": difference.high,
+            **flat(f"{name}/difference", difference),
         }
     return rows, values
 
