@@ -64,7 +64,6 @@ from launch.results import (
     TITLES,
     Reworded,
     agreement_rows,
-    flat,
     numbers,
     refusal_rows,
     rewording_numbers,
@@ -721,7 +720,7 @@ def _usefulness(
         texts = [p.text for p in results[name].prompts][:num]
         kl = kl_from_base(model, texts, results[name].base.tokens[:num], adapter=adapter)
         interval = metrics.bootstrap_interval(kl)
-        values |= flat(f"kl_from_base/{name}", interval)
+        values |= interval.named(f"kl_from_base/{name}")
         quantity = f"token KL to base, {TITLES[name]} (nats)"
         rows.append({"quantity": quantity, "N": len(texts), "base": 0.0, "student": interval})
     for name in settings["multiple_choice"]:
@@ -743,7 +742,7 @@ def _usefulness(
         values |= {
             f"{name}/base": float(before.mean()),
             f"{name}/student": float(after.mean()),
-            **flat(f"{name}/difference", difference),
+            **difference.named(f"{name}/difference"),
         }
     return rows, values
 

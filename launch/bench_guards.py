@@ -126,9 +126,7 @@ def run() -> dict[str, Any]:
         key = name.replace(" ", "_").replace(",", "")
         flat |= {
             f"{key}/pairs_per_second": PAIRS / float(np.median(wall[name])),
-            f"{key}/ratio": ratio.estimate,
-            f"{key}/ratio_low": ratio.low,
-            f"{key}/ratio_high": ratio.high,
+            **ratio.named(f"{key}/ratio"),
             f"{key}/processor_ratio": _median_ratio(spent[name], spent[OURS]).estimate,
         }
     return {"rows": rows, "values": flat}

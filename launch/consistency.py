@@ -529,8 +529,7 @@ def _flat(
     values = {}
     for group, intervals in changes.items():
         for name, interval in intervals.items():
-            values[f"{guard}/{group}/{name}"] = interval.estimate
-            values[f"{guard}/{group}/{name}_low"], values[f"{guard}/{group}/{name}_high"] = interval.low, interval.high
+            values |= interval.named(f"{guard}/{group}/{name}")
         per_seed = [robustness(each) for each in groups[group].after[rule]]
         for name in per_seed[0]:
             values[f"{guard}/{group}/seeds_min/{name}"] = min(v[name] for v in per_seed)

@@ -226,11 +226,7 @@ def _report(
         answers = kept_answers(model, prompts, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
         flagged = head_probability(head, features([p.text for p in prompts], answers, f"held_out_{name}")) > 0.5
         share = metrics.wilson_interval(int(flagged.sum()), len(flagged))
-        values |= {
-            f"flagged/{name}": share.estimate,
-            f"flagged/{name}_low": share.low,
-            f"flagged/{name}_high": share.high,
-        }
+        values |= share.named(f"flagged/{name}")
     write_summary(workdir, f"guard_{role}", values)
     print(make_table([{"quantity": name, "value": value} for name, value in values.items()]).to_text())
 
@@ -248,9 +244,7 @@ def _human_values(pairs: Sequence[ScoredPair], probs: np.ndarray, name: str) -> 
         clusters=np.array([p.prompt for p in pairs]),
     )
     return {
-        f"{name}/auroc": area.estimate,
-        f"{name}/auroc_low": area.low,
-        f"{name}/auroc_high": area.high,
+        **area.named(f"{name}/auroc"),
         f"{name}/accuracy": float(np.mean((probs > 0.5) == labels)),
         f"{name}/ece": metrics.expected_calibration_error(probs=probs, labels=labels),
         f"{name}/num_pairs": len(pairs),

@@ -621,8 +621,7 @@ def _report(
         intervals = {s: seed_interval(np.asarray(episodes.success)) for s, episodes in strata.items()}
         rows.append({"method": name, **intervals})
         for stratum, interval in intervals.items():
-            place = f"{name}/{stratum.replace(' ', '_')}"
-            values |= {place: interval.estimate, f"{place}_low": interval.low, f"{place}_high": interval.high}
+            values |= interval.named(f"{name}/{stratum.replace(' ', '_')}")
     section = reporting.Section(f"Offline RL: {task.name.replace('_', ' ')}", order=20)
     section.table(
         rows,
@@ -642,8 +641,7 @@ def _report(
         for row in rows:
             for name, value in row.items():
                 if isinstance(value, Interval):
-                    ends = {"": value.estimate, "_low": value.low, "_high": value.high}
-                    values |= {f"{row['episodes']}/{name}{end}": number for end, number in ends.items()}
+                    values |= value.named(f"{row['episodes']}/{name}")
                 elif isinstance(value, float):
                     values[f"{row['episodes']}/{name}"] = value
         _symmetry_figures(section, world, banks["symmetry"][0])

@@ -66,7 +66,7 @@ def _report(config: Config, workdir: Path, summaries: Mapping[int, Mapping[str, 
         """One quantity over runs: its interval, the lowest and the highest."""
         each = [run[f"offline_rl/{name}"] for run in runs]
         interval, low, high = over_runs(each), min(each), max(each)
-        values.update({name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high})
+        values.update(interval.named(name))
         values.update({f"{name}_lowest": low, f"{name}_highest": high})
         return interval, low, high
 

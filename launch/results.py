@@ -28,11 +28,6 @@ def share(hits: np.ndarray) -> Interval:
     return metrics.wilson_interval(int(hits.sum()), len(hits))
 
 
-def flat(name: str, interval: Interval) -> dict[str, float]:
-    """An interval as numbers of a summary: its estimate and its ends."""
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
 def reliability(unsafe: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> bytes:
     """Draws how often people call unsafe what a guard gives each P(unsafe); `[N]` and `[N]`, a PNG."""
     bins = np.minimum((unsafe * num_bins).astype(int), num_bins - 1)
@@ -106,13 +101,13 @@ def numbers(results: Mapping[str, SetResult]) -> dict[str, float]:
         values[f"{name}/num_prompts"] = len(result.prompts)
         for system in SYSTEMS:
             judged = judged_of(result, system)
-            values |= flat(f"{name}/{system}/refused", share(judged.refused))
-            values |= flat(f"{name}/{system}/refused_by_meaning", share(judged.refused_by_meaning))
-            values |= flat(f"{name}/{system}/sgs_teacher", safe_share(judged))
+            values |= share(judged.refused).named(f"{name}/{system}/refused")
+            values |= share(judged.refused_by_meaning).named(f"{name}/{system}/refused_by_meaning")
+            values |= safe_share(judged).named(f"{name}/{system}/sgs_teacher")
             if np.all(np.isfinite(judged.judge_unsafe)):
-                values |= flat(f"{name}/{system}/sgs_judge", share(judged.judge_unsafe < 0.5))
+                values |= share(judged.judge_unsafe < 0.5).named(f"{name}/{system}/sgs_judge")
     for name, interval in agreement(results).items():
-        values |= flat(f"agreement/{name}", interval)
+        values |= interval.named(f"agreement/{name}")
     return values
 
 
@@ -178,7 +173,7 @@ def rewording_numbers(results: Mapping[str, SetResult], reworded: Mapping[str, R
         for system in SYSTEMS:
             shares = _by_prompt(results[name], found, system)
             for quantity in ("refused_reworded", "changed_by_rewording"):
-                values |= flat(f"{name}/{system}/{quantity}", metrics.bootstrap_interval(shares[quantity]))
+                values |= metrics.bootstrap_interval(shares[quantity]).named(f"{name}/{system}/{quantity}")
     return values
 
 

@@ -362,8 +362,8 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
             {"guard": name, **{TITLES[g]: s for g, s in shares.items()}, "AUROC StrongREJECT / sensitive": area}
         )
         key = name.lower().replace(" ", "_")
-        values |= {f"{key}/{what}": getattr(value, "estimate", value) for what, value in quality.items()}
-        values |= {f"{key}/auroc_low": quality["auroc"].low, f"{key}/auroc_high": quality["auroc"].high}
+        for what, value in quality.items():
+            values |= value.named(f"{key}/{what}") if isinstance(value, metrics.Interval) else {f"{key}/{what}": value}
         values |= {f"{key}/flagged/{group}": interval.estimate for group, interval in shares.items()}
         values |= {f"{key}/auroc_strongreject_sensitive": area}
         if guard is smol:

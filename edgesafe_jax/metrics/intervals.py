@@ -33,6 +33,14 @@ class Interval:
     high: float
     confidence: float
 
+    def named(self, name: str) -> dict[str, float]:
+        """The estimate as `name` and the ends as `name_low` and `name_high`, as summaries keep them.
+
+        >>> Interval(0.5, 0.4, 0.6, confidence=0.95).named("accuracy")
+        {'accuracy': 0.5, 'accuracy_low': 0.4, 'accuracy_high': 0.6}
+        """
+        return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def bootstrap_interval(
     values: ArrayLike,
