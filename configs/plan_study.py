@@ -108,10 +108,10 @@ STUDIES = {
         "relocate": (200, {"icem": (100,), "cem": (100,)}),
     },
     "rivals": {
-        "fetch_pick_and_place": (50, {"icem": (50,), "cem": (2000,)}),
-        "door_no_velocity": (100, {"icem": (50,), "cem": (2000,)}),
-        "humanoidstandup": (60, {"icem": (50,), "cem": (2000,)}),
-        "relocate": (200, {"icem": (50, 300), "cem": (2000,)}),
+        "fetch_pick_and_place": (50, {"icem": (50, 100, 300, 500), "cem": (2000,)}),
+        "door_no_velocity": (100, {"icem": (50, 100), "cem": (2000,)}),
+        "humanoidstandup": (60, {"icem": (50, 100), "cem": (2000,)}),
+        "relocate": (200, {"icem": (50, 100, 300), "cem": (2000,)}),
     },
     "door": {"door_no_velocity": (100, {"icem": (50,), "cem": (50,)})},
     "equal_budget": {
@@ -137,8 +137,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.cells = ml_collections.ConfigDict({name: planners for name, (_, planners) in STUDIES[variant].items()})
     if variant == "equal_budget":
         config.num_seeds = 3
-    elif variant == "rivals":
-        config.num_seeds = 2
     elif variant == "runlocal":
         config.simulator = "closed_form"
         config.num_seeds = 2

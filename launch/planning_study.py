@@ -324,14 +324,15 @@ def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
     """How many trajectories iCEM needs for what the best rival reaches at its largest budget.
 
     Mean returns of iCEM are interpolated in the logarithm of the budget; a budget below its smallest or above its
-    largest is given as a bound. The interval (95 %) draws the seeds that all of these cells have, the same ones for
-    iCEM and the rival; an end of it that is a bound is marked as one.
+    largest is given as a bound. The means are over the seeds that all of these cells have, so that no budget meets
+    easier episodes than another; the interval (95 %) draws from them, the same ones for iCEM and the rival, and an end
+    of it that is a bound is marked as one.
 
     Args:
       cells: rows of seeds by (environment, planner, budget).
 
     Returns:
-      One row per environment in which there are both.
+      One row per environment in which there are both, with a seed in common.
     """
     rows = []
     for environment in dict.fromkeys(where for where, _, _ in cells):
@@ -340,26 +341,29 @@ def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
             for (where, name, budget), seeds in cells.items()
             if where == environment and (found := _returns(seeds))
         }
-        mean = {key: float(np.mean(list(found.values()))) for key, found in returns.items()}
-        ours = sorted(budget for name, budget in mean if name == "icem")
-        rivals = [key for key in mean if not key[0].startswith("icem")]
+        ours = sorted(budget for name, budget in returns if name == "icem")
+        rivals = [key for key in returns if not key[0].startswith("icem")]
         if not ours or not rivals:
             continue
         largest = max(budget for _, budget in rivals)
-        rival = max((key for key in rivals if key[1] == largest), key=lambda key: mean[key])
-        needed, bound = _crossing([(budget, mean["icem", budget]) for budget in ours], mean[rival])
+        rival = max((key for key in rivals if key[1] == largest), key=lambda key: np.mean(list(returns[key].values())))
+        chosen = [returns["icem", budget] for budget in ours] + [returns[rival]]
+        seeds = sorted(set.intersection(*(set(found) for found in chosen)))
+        if not seeds:
+            continue
+        table = np.array([[found[seed] for found in chosen] for seed in seeds])
+        mean = table.mean(axis=0)
+        needed, bound = _crossing(list(zip(ours, mean[:-1], strict=True)), mean[-1])
         row: dict[str, Any] = {
             "environment": environment,
+            "seeds": len(seeds),
             "best rival": rival[0],
             "its budget": largest,
-            "its return": mean[rival],
+            "its return": float(mean[-1]),
             "iCEM needs": f"{bound}{needed:.0f}",
             "factor": _factor(largest, needed, bound),
         }
-        chosen = [returns["icem", budget] for budget in ours] + [returns[rival]]
-        seeds = sorted(set.intersection(*(set(found) for found in chosen)))
         if len(seeds) > 1:
-            table = np.array([[found[seed] for found in chosen] for seed in seeds])
             drawn = np.random.default_rng(0).integers(0, len(seeds), (_NUM_DRAWS, len(seeds)))
             means = table[drawn].mean(axis=1)
             crossings = [_crossing(list(zip(ours, each[:-1], strict=True)), each[-1]) for each in means]

@@ -218,8 +218,13 @@ def test_samples_to_reach_the_best_rival():
         ("hard", "icem", 100): cell(2.0),
         ("hard", "cem", 300): cell(8.0),
         ("alone", "icem", 50): cell(9.0),
+        ("partly", "icem", 50): cell(0.0, 90.0),
+        ("partly", "icem", 200): cell(10.0),
+        ("partly", "cem", 2000): cell(5.0, 80.0, 70.0),
+        ("apart", "icem", 50): cell(9.0),
+        ("apart", "cem", 300): [{"seed": 1, "return": 1.0, "success": False}],
     }
-    run, easy, hard = planning_study.samples_to_reach(cells)
+    run, easy, hard, partly = planning_study.samples_to_reach(cells)
     # Half of the way from 1 at 50 to 11 at 200, in the logarithm: 100 samples for what CEM reaches with 2000.
     assert (run["best rival"], run["its budget"], run["its return"]) == ("cem", 2000, 6.0)
     assert (run["iCEM needs"], run["factor"]) == ("100", "20.0")
@@ -228,6 +233,8 @@ def test_samples_to_reach_the_best_rival():
     assert "factor, 95 %" not in easy
     assert (easy["iCEM needs"], easy["factor"]) == ("<50", ">6.0")
     assert (hard["iCEM needs"], hard["factor"]) == (">100", "<3.0")
+    # Of a study that was cut short the first seed alone counts, the only one that all of these budgets have.
+    assert (partly["seeds"], partly["its return"], partly["iCEM needs"], partly["factor"]) == (1, 5.0, "100", "20.0")
 
 
 @pytest.mark.assets
