@@ -651,9 +651,9 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
         )
     reworded: dict[str, Reworded] = {}
     # A run from before these settings has neither.
-    num_reworded, styles = int(settings.get("num_reworded", 0)), settings.get("rewordings", ())
+    num_reworded, styles = _count(settings.get("num_reworded", 0)), settings.get("rewordings", ())
     for name, chosen in sets.items():
-        if asked := _reword(chosen[: _count(num_reworded)], styles):
+        if asked := _reword(chosen[:num_reworded], styles):
             with Progress(f"answering {name} in other words") as progress:
                 found = evaluate_set(model, adapter, system, asked, judges, max_tokens=max_tokens, on_batch=progress)
             reworded[name] = Reworded(found, len(styles))

@@ -261,8 +261,7 @@ def summary_of(
     returns = np.array([episode["reward"].sum() for episode in episodes], np.float64)
     values = {"return": float(returns.mean()), "num_episodes": len(episodes)}
     if len(episodes) > 1:
-        interval = metrics.bootstrap_interval(returns)
-        values |= {"return_low": interval.low, "return_high": interval.high}
+        values |= metrics.bootstrap_interval(returns).named("return")
     values["success"] = float(np.mean([episode["success"].any() for episode in episodes]))
     values["trajectories_per_plan"] = planner.num_trajectories
     plans = np.concatenate([episode["plan_seconds"][1:] for episode in episodes])

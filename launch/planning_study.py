@@ -323,10 +323,10 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
 def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
     """How many trajectories iCEM needs for what the best rival reaches at its largest budget.
 
-    Mean returns of iCEM are interpolated in the logarithm of the budget; a budget below its smallest or above its
-    largest is given as a bound. The means are over the seeds that all of these cells have, so that no budget meets
-    easier episodes than another; the interval (95 %) draws from them, the same ones for iCEM and the rival, and an end
-    of it that is a bound is marked as one.
+    The best rival is that of the highest mean over its own seeds. Mean returns of iCEM are interpolated in the
+    logarithm of the budget; a budget below its smallest or above its largest is given as a bound. The means are over
+    the seeds that all of these cells have, so that no budget meets easier episodes than another; the interval (95 %)
+    draws from them, the same ones for iCEM and the rival, and an end of it that is a bound is marked as one.
 
     Args:
       cells: rows of seeds by (environment, planner, budget).
@@ -353,7 +353,7 @@ def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
             continue
         table = np.array([[found[seed] for found in chosen] for seed in seeds])
         mean = table.mean(axis=0)
-        needed, bound = _crossing(list(zip(ours, mean[:-1], strict=True)), mean[-1])
+        needed, bound = _crossing(ours, mean)
         row: dict[str, Any] = {
             "environment": environment,
             "seeds": len(seeds),
@@ -366,7 +366,7 @@ def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
         if len(seeds) > 1:
             drawn = np.random.default_rng(0).integers(0, len(seeds), (_NUM_DRAWS, len(seeds)))
             means = table[drawn].mean(axis=1)
-            crossings = [_crossing(list(zip(ours, each[:-1], strict=True)), each[-1]) for each in means]
+            crossings = [_crossing(ours, each) for each in means]
             # In this order a bound stands beyond the budget that it is a bound of.
             crossings.sort(key=lambda found: (found[0], {"<": -1, "": 0, ">": 1}[found[1]]))
             least, most = (crossings[round(share * (_NUM_DRAWS - 1))] for share in (0.025, 0.975))
@@ -380,8 +380,9 @@ def _factor(largest: int, needed: float, bound: str) -> str:
     return f"{ {'<': '>', '>': '<', '': ''}[bound] }{largest / needed:.1f}"
 
 
-def _crossing(points: Sequence[tuple[int, float]], target: float) -> tuple[float, str]:
-    """Where a curve over budgets first reaches a value, and ``<`` or ``>`` where that is beyond its ends."""
+def _crossing(budgets: Sequence[int], means: np.ndarray) -> tuple[float, str]:
+    """Where the means at the budgets first reach the one behind them, and ``<`` or ``>`` where beyond their ends."""
+    points, target = list(zip(budgets, means[:-1], strict=True)), means[-1]
     if points[0][1] >= target:
         return float(points[0][0]), "<"
     for (low, below), (high, above) in itertools.pairwise(points):

@@ -53,7 +53,7 @@ from edgesafe_jax.training import train as run_training
 from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Array
 from launch import errors
-from launch.guards import kept_answers, load_sentence_encoder
+from launch.guards import human_auroc, kept_answers, load_sentence_encoder
 from launch.paraphrases import pairs_of
 from launch.progress import Progress
 from launch.results import TITLES, reliability, share
@@ -391,14 +391,9 @@ def human_metrics(probs: np.ndarray, labels: np.ndarray, objectives: Sequence[st
     Returns:
       AUROC (an interval), F1, accuracy, ECE, and the ECE at the best temperature of these same pairs.
     """
-    area = metrics.bootstrap_interval(
-        np.stack([probs, labels], axis=1),
-        statistic=lambda rows: metrics.auroc(scores=rows[:, 0], labels=rows[:, 1]),
-        clusters=np.array(objectives),
-    )
     scaled = metrics.scale_temperature(probs=probs, temperature=metrics.fit_temperature(probs=probs, labels=labels))
     return {
-        "auroc": area,
+        "auroc": human_auroc(probs, labels, objectives),
         "f1": metrics.f1_score(predictions=probs > 0.5, labels=labels),
         "accuracy": metrics.accuracy(predictions=probs > 0.5, labels=labels),
         "ece": metrics.expected_calibration_error(probs=probs, labels=labels),
