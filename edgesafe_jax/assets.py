@@ -45,6 +45,8 @@ from typing import Literal, NoReturn
 import filelock
 import tqdm
 
+from edgesafe_jax.errors import EdgesafeError
+
 CACHE_VARIABLE = "EDGESAFE_CACHE"
 """Environment variable that names the cache folder; read whenever the folder is needed."""
 
@@ -57,7 +59,7 @@ _LOCK_NOTICE_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
 
 
-class AssetError(RuntimeError):
+class AssetError(EdgesafeError, RuntimeError):
     """An asset or a model cannot be provided; the message says why and what to do."""
 
 

@@ -17,7 +17,7 @@ N    a plain count of items (samples, pairs, bootstrap draws)
 ===  ==========================================================================
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -29,6 +29,8 @@ PRNGKey: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Any]
 """Frozen network parameters: a plain nested dictionary of arrays."""
+ProgressFn: TypeAlias = Callable[[int, int], None]
+"""Called during long work with (items done, items in total)."""
 LowRank: TypeAlias = Mapping[str, Mapping[str, tuple[Array, Array]]]
 """Additions to a decoder's matrices: from module and matrix to its factors `[L, inputs, R]` and `[L, R, outputs]`."""
 

@@ -39,6 +39,7 @@ from edgesafe_jax.parallel import (
     to_local,
 )
 from edgesafe_jax.reporting import build_report, make_table, write_fragment
+from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety import distillation, prompts
 from edgesafe_jax.safety.evaluation import Judges, SetResult, costs, evaluate_set, judge_responses, multiple_choice
 from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher
@@ -59,7 +60,6 @@ from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Array, PRNGKey
 from launch import errors
 from launch.guards import load_sentence_encoder
-from launch.progress import Progress
 from launch.results import (
     TITLES,
     Reworded,
@@ -308,7 +308,7 @@ def make_teacher(config: Config, model: LanguageModel, system: SafeSystem, workd
             safe_prob = 1.0 - checked(system.guard)(texts, answers.texts)
         sequence = SequenceTeacher(texts, answers, safe_prob, system.refusal)
     else:
-        with Progress(f"sampling {len(texts)} answers of the base model") as progress:
+        with ProgressBar(f"sampling {len(texts)} answers of the base model") as progress:
             sequence = system.sequence_teacher(
                 texts,
                 key=jax.random.fold_in(jax.random.key(int(config["seed"])), 1),
@@ -386,7 +386,7 @@ def _encoded(
         hidden = safetensors.numpy.load_file(file)["hidden"]
         if hidden.shape[:2] == (len(data.prompts), data.max_tokens):
             return dataclasses.replace(data, teacher_hidden=hidden)
-    with Progress("reading the teacher's hidden states") as progress:
+    with ProgressBar("reading the teacher's hidden states") as progress:
         data = distillation.make_teacher_data(
             model, sequence, max_tokens=num_positions, with_hidden=with_hidden, on_batch=progress
         )
@@ -640,7 +640,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
         raise errors.ConfigError("config.evaluation leaves out every set of prompts: expected at least one above 0.")
     results: dict[str, SetResult] = {}
     for name, chosen in sets.items():
-        with Progress(f"answering {name}") as progress:
+        with ProgressBar(f"answering {name}") as progress:
             results[name] = evaluate_set(
                 model, adapter, system, chosen, judges, max_tokens=max_tokens, on_batch=progress
             )
@@ -654,7 +654,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     num_reworded, styles = _count(settings.get("num_reworded", 0)), settings.get("rewordings", ())
     for name, chosen in sets.items():
         if asked := _reword(chosen[:num_reworded], styles):
-            with Progress(f"answering {name} in other words") as progress:
+            with ProgressBar(f"answering {name} in other words") as progress:
                 found = evaluate_set(model, adapter, system, asked, judges, max_tokens=max_tokens, on_batch=progress)
             reworded[name] = Reworded(found, len(styles))
     values = numbers(results) | rewording_numbers(results, reworded)
@@ -725,9 +725,9 @@ def _usefulness(
         rows.append({"quantity": quantity, "N": len(texts), "base": 0.0, "student": interval})
     for name in settings["multiple_choice"]:
         choices = corpora.multiple_choice(name)[: _count(settings["num_choices"])]
-        with Progress(f"multiple choice: {name}, base") as progress:
+        with ProgressBar(f"multiple choice: {name}, base") as progress:
             before = multiple_choice(model, choices, on_batch=progress).correct
-        with Progress(f"multiple choice: {name}, student") as progress:
+        with ProgressBar(f"multiple choice: {name}, student") as progress:
             after = multiple_choice(model, choices, adapter=adapter, on_batch=progress).correct
         difference = metrics.paired_bootstrap_interval(values=after.astype(float), baseline=before.astype(float))
         rows.append(
@@ -766,7 +766,7 @@ def answer_prompts(
     adapter = adapters.load_soft_prompt(Path(checkpoint) / ADAPTER, model)
     judges = load_judges(guard)
     texts = [p.text for p in chosen]
-    with Progress("answering") as progress:
+    with ProgressBar("answering") as progress:
         answers = generate(
             model,
             texts,

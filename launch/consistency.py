@@ -37,6 +37,7 @@ from edgesafe_jax.guards.targets import RULES
 from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.loading import load_model
 from edgesafe_jax.reporting import Section, bars, build_report, make_table, write_fragment
+from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_summary
 from edgesafe_jax.training.workdir import read_config
 from launch import errors
@@ -44,7 +45,6 @@ from launch.consistency_backbone import BackboneSubject
 from launch.consistency_lora import LoraSubject
 from launch.guards import Features, kept_features, load_sentence_encoder
 from launch.paraphrases import paraphrase_sets
-from launch.progress import Progress
 from launch.results import reliability
 
 Config = Mapping[str, Any]
@@ -159,7 +159,7 @@ def _hidden_states(config: Config, encoder: SentenceEncoder, workdir: Path) -> S
     head, about = load_head(packaged_head("teacher"))
 
     def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
-        with Progress(f"reading hidden states: {name}") as progress:
+        with ProgressBar(f"reading hidden states: {name}") as progress:
             pooled = pair_features(
                 model,
                 prompts,
@@ -365,7 +365,7 @@ def train(config: Config, workdir: str | Path) -> Path:
 
         keep(subject.start, f"{guard}/before/0")
         rules = dict.fromkeys((config["rule"], *config["ablation"]))
-        with Progress(f"tuning {guard}") as progress:
+        with ProgressBar(f"tuning {guard}") as progress:
             for number, rule in enumerate(rules):
                 for seed, trained in enumerate(subject.tune(training, rule)):
                     keep(trained, f"{guard}/{rule}/{seed}")

@@ -3,52 +3,13 @@
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterator
 
 from absl import flags
 
-from edgesafe_jax.adapters import AdapterError
-from edgesafe_jax.assets import AssetError
-from edgesafe_jax.dynamics import DynamicsError
-from edgesafe_jax.guards.paraphrases import ParaphraseError
-from edgesafe_jax.guards.probe import GuardFileError
-from edgesafe_jax.guards.registry import TemplateError
-from edgesafe_jax.guards.verdicts import GuardError
-from edgesafe_jax.models.generation import ContextError
-from edgesafe_jax.models.loading import LoadingError
-from edgesafe_jax.models.tokenization import TokenizerError
-from edgesafe_jax.offline_rl import DatasetError, LearningError
-from edgesafe_jax.planning import PlanningError
-from edgesafe_jax.training import CheckpointError, TrainingError, WorkdirError
+from edgesafe_jax.errors import ConfigError, EdgesafeError, lookup
 
-Value = TypeVar("Value")
-
-
-class ConfigError(ValueError):
-    """A config with a value that means nothing."""
-
-
-EXPECTED = (
-    AdapterError,
-    AssetError,
-    CheckpointError,
-    ConfigError,
-    ContextError,
-    DatasetError,
-    DynamicsError,
-    GuardError,
-    GuardFileError,
-    LearningError,
-    LoadingError,
-    ParaphraseError,
-    PlanningError,
-    TemplateError,
-    TokenizerError,
-    TrainingError,
-    WorkdirError,
-)
-"""Errors whose message is all that a user needs."""
+__all__ = ["ConfigError", "lookup", "parse_flags", "reported"]
 
 
 @contextlib.contextmanager
@@ -56,7 +17,7 @@ def reported() -> Iterator[None]:
     """Prints the message of an expected error and exits with status 2."""
     try:
         yield
-    except EXPECTED as error:
+    except EdgesafeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
@@ -81,14 +42,3 @@ def parse_flags(argv: list[str]) -> list[str]:
         message = re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def lookup(table: Mapping[str, Value], name: object, what: str) -> Value:
-    """Returns an entry of a table of choices.
-
-    Raises:
-      ConfigError: there is none; the message lists the choices.
-    """
-    if not isinstance(name, str) or name not in table:
-        raise ConfigError(f"{what}={name!r}: expected one of {', '.join(sorted(table))}.")
-    return table[name]

@@ -20,9 +20,9 @@ from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.reporting import make_table
+from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
 from launch import errors
-from launch.progress import Progress
 from launch.results import share
 from launch.startup import MATMUL_DTYPES
 
@@ -43,7 +43,7 @@ def train_probe(config: Mapping[str, Any], workdir: str | Path) -> Path:
     layers = tuple(config["layers"])
 
     def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
-        with Progress(f"reading hidden states: {name}") as progress:
+        with ProgressBar(f"reading hidden states: {name}") as progress:
             pooled = pair_features(
                 model,
                 prompts,
@@ -89,7 +89,7 @@ def kept_answers(
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["prompts"] == texts:
             return kept["responses"]
-    with Progress(f"answering {len(texts)} prompts: {name}") as progress:
+    with ProgressBar(f"answering {len(texts)} prompts: {name}") as progress:
         answers = generate(
             model,
             texts,

@@ -24,15 +24,15 @@ from edgesafe_jax.guards.paraphrases import (
 )
 from edgesafe_jax.guards.wordnet import load_wordnet, wordnet_source
 from edgesafe_jax.models.loading import load_model
+from edgesafe_jax.reporting.progress import ProgressBar
 from launch import errors
 from launch.guards import pair_key
-from launch.progress import Progress
 
 SOURCES = ("style", "wordnet", "composed", "edit", "llm")
 """What `config.data.sources` may name; back-translation and others come in as a user's JSONL."""
 
 
-def _sources(config: Mapping[str, Any], role: examples.Role, progress: Progress) -> list[Source]:
+def _sources(config: Mapping[str, Any], role: examples.Role, progress: ProgressBar) -> list[Source]:
     """The sources of a role: what is held out is made for the answers that are measured on only."""
     data, seed = config["data"], int(config["seed"])
     measured = role == data["test_role"]
@@ -102,7 +102,7 @@ def paraphrase_sets(
         return read_sets(file)
     pairs = pairs_of(role, num)
     originals = [excerpt(p.response, int(data["max_words"])) for p in pairs]
-    with Progress(f"paraphrasing {len(pairs)} answers ({role})") as progress:
+    with ProgressBar(f"paraphrasing {len(pairs)} answers ({role})") as progress:
         sets, counts = make_sets(
             [p.prompt for p in pairs],
             originals,

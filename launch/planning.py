@@ -15,9 +15,9 @@ from edgesafe_jax import metrics, planning
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.planning import Episode, JaxTask, MujocoTask, Planner, Simulator
 from edgesafe_jax.reporting import Section, build_report, curves, make_table, pose_animation, pose_strip, write_fragment
+from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
 from launch import errors
-from launch.progress import Progress
 
 Config = Mapping[str, Any]
 Environment = JaxTask | MujocoTask
@@ -192,7 +192,7 @@ def run(config: Config, workdir: str | Path) -> Path:
         file = workdir / "episodes" / f"seed_{seed}.npz"
         if not file.exists():
             title = f"{config['environment']}, {config['planner']}, budget {config['budget']}, seed {seed}"
-            with Progress(title) as progress:
+            with ProgressBar(title) as progress:
                 episode = planning.run_episode(
                     planner, environment, seed=seed, num_steps=_known(config["num_steps"]), on_step=progress
                 )
@@ -338,7 +338,7 @@ def compare(workdir: Path) -> None:
         file = folder / f"{name}.npz"
         if not file.exists():
             planner = make_planner(name, environment.simulator(), environment, budget=COMPARED_BUDGET)
-            with Progress(f"HalfCheetah with {name}, {COMPARED_STEPS} steps") as progress:
+            with ProgressBar(f"HalfCheetah with {name}, {COMPARED_STEPS} steps") as progress:
                 episode = planning.run_episode(planner, environment, seed=0, num_steps=COMPARED_STEPS, on_step=progress)
             _save(file, episode)
         episodes[name] = dict(np.load(file))

@@ -23,10 +23,10 @@ from edgesafe_jax import metrics, planning
 from edgesafe_jax.metrics import Interval
 from edgesafe_jax.planning import Planner
 from edgesafe_jax.reporting import Section, build_report, curves, make_table, write_fragment
+from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
 from launch import errors, startup
 from launch.planning import SIMULATORS, Config, Environment, check_planner, make_environment, make_planner
-from launch.progress import Progress
 
 _NUM_DRAWS = 2000
 
@@ -216,7 +216,7 @@ def study(config: Config, workdir: str | Path) -> Path:
         num_processes=int(config["num_processes"]),
         may_start=lambda: minutes < 0 or time.monotonic() - begun < 60 * minutes,
     )
-    with Progress("study") as progress:
+    with ProgressBar("study") as progress:
         progress(len(wanted) - len(missing), len(wanted))
         for number, (cell, row) in enumerate(done, start=1):
             write_json(folder / cell.file_name, row)

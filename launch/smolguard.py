@@ -39,6 +39,7 @@ from edgesafe_jax.guards.scoring import LanguageModelGuard
 from edgesafe_jax.guards.verdicts import Guard, checked
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.reporting import Section, build_report, make_table, write_fragment
+from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import (
     Checkpoints,
     MetricWriter,
@@ -55,7 +56,6 @@ from edgesafe_jax.typing import Array
 from launch import errors
 from launch.guards import human_auroc, kept_answers, load_sentence_encoder
 from launch.paraphrases import pairs_of
-from launch.progress import Progress
 from launch.results import TITLES, reliability, share
 from launch.startup import MATMUL_DTYPES
 
@@ -164,7 +164,7 @@ def read_kept(
     ).hexdigest()
     found = load_states(folder / name, digest)
     if found is None:
-        with Progress(f"reading {len(prompts)} pairs: {name}") as progress:
+        with ProgressBar(f"reading {len(prompts)} pairs: {name}") as progress:
             reader.read(prompts, responses, on_batch=progress).save(folder / name, digest)
         found = load_states(folder / name, digest)
         assert found is not None

@@ -21,6 +21,13 @@ def configure() -> None:
     """
     initialize_multihost()
     logging.getLogger("absl").setLevel(logging.WARNING)
+    # What the library says of its progress goes to stderr, as it stands.
+    package = logging.getLogger("edgesafe_jax")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
+    package.setLevel(logging.INFO)
     jax.config.update("jax_compilation_cache_dir", str(assets.cache_dir() / "compiled"))
 
 

@@ -14,13 +14,14 @@ import safetensors.numpy
 from edgesafe_jax.adapters.lora import LoRA
 from edgesafe_jax.adapters.soft_prompt import SoftPrompt
 from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.models.loading import LanguageModel
 
 PLACEMENT = "before_chat_template"
 """Where a soft prompt's vectors stand: in front of everything that the chat template renders."""
 
 
-class AdapterError(ValueError):
+class AdapterError(EdgesafeError, ValueError):
     """A stored adapter that is damaged or belongs to another model."""
 
 

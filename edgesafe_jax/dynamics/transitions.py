@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.typing import Array
 
 
-class DynamicsError(ValueError):
+class DynamicsError(EdgesafeError, ValueError):
     """Data or settings that mean nothing; the message names the value and what was expected."""
 
 

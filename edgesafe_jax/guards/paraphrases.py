@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import PRNGKey
@@ -29,7 +30,7 @@ Encode: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """From N texts to unit vectors `[N, D]`."""
 
 
-class ParaphraseError(ValueError):
+class ParaphraseError(EdgesafeError, ValueError):
     """A file of paraphrase sets that cannot be read, or a set that cannot be used."""
 
 

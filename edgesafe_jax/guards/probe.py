@@ -25,6 +25,7 @@ import safetensors.numpy
 
 from edgesafe_jax.adapters import LoRA, load_lora, save_lora
 from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
 from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, pair_features
 from edgesafe_jax.models.loading import LanguageModel
@@ -33,7 +34,7 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 """From N texts to unit vectors `[N, D]`."""
 
 
-class GuardFileError(ValueError):
+class GuardFileError(EdgesafeError, ValueError):
     """A stored guard that is damaged or belongs to another model."""
 
 

@@ -16,13 +16,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.models.tokenization import ChatTokenizer
 
 PROMPT_SLOT, RESPONSE_SLOT = "\ue000prompt\ue000", "\ue000response\ue000"
 """Private-use markers that stand for the judged texts while a template is rendered."""
 
 
-class TemplateError(ValueError):
+class TemplateError(EdgesafeError, ValueError):
     """A guard's template that does not show the pair, or labels that cannot be told apart."""
 
 

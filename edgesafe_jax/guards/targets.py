@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.typing import Array, ArrayLike
 
 Rule: TypeAlias = Callable[[Array, Array], Array]
@@ -27,7 +28,7 @@ LOGIT_EPS = 1e-6
 """Probabilities are clipped to [eps, 1 - eps] before their log-odds are taken."""
 
 
-class TargetError(ValueError):
+class TargetError(EdgesafeError, ValueError):
     """Scores of which no target can be made."""
 
 

@@ -5,11 +5,13 @@ from typing import TypeAlias
 
 import numpy as np
 
+from edgesafe_jax.errors import EdgesafeError
+
 Guard: TypeAlias = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """From N prompts and N responses to P(unsafe), `[N]` in [0, 1]: it judges the response, the prompt is context."""
 
 
-class GuardError(ValueError):
+class GuardError(EdgesafeError, ValueError):
     """A guard that returned something other than probabilities."""
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, LowRank, Params, PRNGKey
@@ -26,7 +27,7 @@ PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """The same for rows that are read once, before a generation or for their likelihood: fewer, since each is compiled."""
 
 
-class ContextError(ValueError):
+class ContextError(EdgesafeError, ValueError):
     """A prompt that does not fit into the model's context."""
 
 

@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from edgesafe_jax import assets
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.models.decoder import (
     FLOAT32,
     Decoder,
@@ -33,7 +34,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _FORMAT = "3"  # of the cache of converted weights; raise it when the layout changes
 
 
-class LoadingError(ValueError):
+class LoadingError(EdgesafeError, ValueError):
     """A model file that is damaged, incomplete, or of an unsupported kind."""
 
 

@@ -17,6 +17,8 @@ import jinja2
 import jinja2.sandbox
 import tokenizers
 
+from edgesafe_jax.errors import EdgesafeError
+
 SLOT = "\ue000content\ue000"
 """A private-use marker that stands for a text to be filled in while a template is rendered."""
 
@@ -26,7 +28,7 @@ _DIGIT_PRE_TOKENIZERS = ("smollm",)
 _PLAIN_PRE_TOKENIZERS = ("gpt-2", "default")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(EdgesafeError, ValueError):
     """A tokenizer that cannot be read, or text that it cannot take."""
 
 

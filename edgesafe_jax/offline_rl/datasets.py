@@ -26,10 +26,11 @@ import numpy as np
 from flax import struct
 
 from edgesafe_jax.dynamics import Transitions, check_finite, make_transitions
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.typing import Array
 
 
-class DatasetError(ValueError):
+class DatasetError(EdgesafeError, ValueError):
     """A data set that does not fit its description."""
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from flax import struct
 
 from edgesafe_jax.dynamics import BoxDomain, GroupAction, TransformBank, act_on_segment
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, Provenance
 from edgesafe_jax.typing import Array, PRNGKey, PyTree
 
 
-class LearningError(ValueError):
+class LearningError(EdgesafeError, ValueError):
     """Settings of batches or of training that mean nothing; the message names the value and what was expected."""
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
 
 
-class PlanningError(ValueError):
+class PlanningError(EdgesafeError, ValueError):
     """Something that cannot be planned; the message names the value, what was expected and what to do."""
 
 

@@ -13,10 +13,9 @@ from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.scoring import answer_log_probs
 from edgesafe_jax.safety.system import SafeSystem
-from edgesafe_jax.typing import Adapter
+from edgesafe_jax.typing import Adapter, ProgressFn
 
 RefusedByMeaning = Callable[[Sequence[str]], np.ndarray]
-Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +100,7 @@ def evaluate_set(
     max_tokens: int,
     batch_size: int = 64,
     prefills: Sequence[str] | None = None,
-    on_batch: Progress | None = None,
+    on_batch: ProgressFn | None = None,
 ) -> SetResult:
     """Answers a set of prompts greedily with base model, student and safe system, and judges the answers.
 
@@ -122,7 +121,7 @@ def evaluate_set(
     texts = [p.text for p in prompts]
     total = 2 * len(texts)
 
-    def report(offset: int) -> Progress | None:
+    def report(offset: int) -> ProgressFn | None:
         if (call := on_batch) is None:
             return None
         return lambda done, _: call(offset + done, total)
@@ -188,7 +187,7 @@ def multiple_choice(
     *,
     adapter: Adapter | None = None,
     batch_size: int = 16,
-    on_batch: Progress | None = None,
+    on_batch: ProgressFn | None = None,
 ) -> MultipleChoice:
     """Answers multiple-choice questions with the option of highest log-probability per token.
 

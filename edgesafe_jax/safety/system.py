@@ -18,12 +18,10 @@ import numpy as np
 from edgesafe_jax.guards.verdicts import Guard, GuardError, checked
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Adapter, PRNGKey
+from edgesafe_jax.typing import Adapter, PRNGKey, ProgressFn
 
 REFUSAL = "Sorry, I cannot help with this matter."
 """The refusal of the paper."""
-
-Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +85,7 @@ class SafeSystem:
         temperature: float = 1.0,
         batch_size: int = 64,
         keep_hidden: bool = False,
-        on_batch: Progress | None = None,
+        on_batch: ProgressFn | None = None,
     ) -> SequenceTeacher:
         """Samples an answer to each prompt from the base model and lets the guard weigh it.
 
@@ -131,7 +129,7 @@ class SafeSystem:
         adapter: Adapter | None = None,
         prefills: Sequence[str] | None = None,
         batch_size: int = 64,
-        on_batch: Progress | None = None,
+        on_batch: ProgressFn | None = None,
     ) -> SystemAnswers:
         """Answers prompts with the guard behind the model.
 

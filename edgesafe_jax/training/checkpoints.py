@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.parallel import place
 from edgesafe_jax.typing import PyTree
 
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(EdgesafeError, ValueError):
     """A checkpoint that cannot be read, or that does not fit."""
 
 

@@ -21,6 +21,7 @@ import optax
 from flax import struct
 
 from edgesafe_jax import parallel
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.training.checkpoints import Checkpoints
 from edgesafe_jax.training.metric_writers import MetricWriter
 from edgesafe_jax.typing import Array, PRNGKey, PyTree
@@ -28,7 +29,7 @@ from edgesafe_jax.typing import Array, PRNGKey, PyTree
 _log = logging.getLogger(__name__)
 
 
-class TrainingError(RuntimeError):
+class TrainingError(EdgesafeError, RuntimeError):
     """Training cannot go on."""
 
 

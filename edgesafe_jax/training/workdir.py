@@ -20,12 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgesafe_jax.errors import EdgesafeError
+
 CONFIG = "config.json"
 SUMMARY = "summary.json"
 _MISSING = "(missing)"
 
 
-class WorkdirError(ValueError):
+class WorkdirError(EdgesafeError, ValueError):
     """A work directory that cannot be used for this run."""
 
 

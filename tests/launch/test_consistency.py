@@ -17,10 +17,10 @@ from edgesafe_jax.guards.probe import HiddenStateGuard, load_head
 from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.robustness import SetScores
 from edgesafe_jax.guards.scoring import LanguageModelGuard
+from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import WorkdirError
 from launch import consistency, paraphrases
 from launch.errors import ConfigError
-from launch.progress import Progress
 
 
 def config(**changes):
@@ -64,7 +64,7 @@ def test_settings_are_chosen_without_the_ways_that_are_measured_in():
     text = "One is here, boys. Two follows it. Three comes late."
     styles = {}
     for role in ("teacher", "judge"):
-        made = [source([text] * 40) for source in paraphrases._sources(chosen, role, Progress("none"))]
+        made = [source([text] * 40) for source in paraphrases._sources(chosen, role, ProgressBar("none"))]
         styles[role] = {p.style for found in made for row in found for p in row}
     assert not styles["teacher"] & (measured | set(data["held_out_styles"]))
     assert styles["judge"] >= set(data["held_out_styles"])

@@ -1,4 +1,4 @@
-"""One progress bar for all launchers: on stderr, gone when it is done, silent where nobody looks."""
+"""One progress bar for all long work: on stderr, gone when it is done, silent where nobody looks."""
 
 import sys
 from types import TracebackType
@@ -7,7 +7,7 @@ from typing import Self
 from tqdm import tqdm
 
 
-class Progress:
+class ProgressBar:
     """A bar that is called with (done, total) and shows how long the rest will take."""
 
     def __init__(self, what: str):

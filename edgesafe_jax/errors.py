@@ -1,0 +1,166 @@
+"""Errors that a user can mend, and the checks that raise them.
+
+Every room derives its errors from `EdgesafeError`; launchers print the message of one and exit, without a traceback.
+"""
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+class EdgesafeError(Exception):
+    """Base class of all errors whose message tells a user what was wrong, what was expected and what to do."""
+
+
+class ConfigError(EdgesafeError, ValueError):
+    """A setting or an argument with a value that means nothing."""
+
+
+def lookup(table: Mapping[str, Value], name: object, what: str) -> Value:
+    """Returns an entry of a registry.
+
+    Args:
+      table: the registry, from name to entry.
+      name: the entry's name.
+      what: the setting or argument that gave the name, for the message.
+
+    Returns:
+      The entry.
+
+    Raises:
+      ConfigError: there is no such entry; the message lists the known names and the closest match.
+    """
+    if isinstance(name, str) and name in table:
+        return table[name]
+    close = difflib.get_close_matches(str(name), table, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{what}={name!r}: expected one of {', '.join(sorted(table))}.{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a number may take.
+
+    Attributes:
+      low: least value; None for no bound.
+      high: largest value; None for no bound.
+      above: whether `low` itself is excluded.
+      below: whether `high` itself is excluded.
+      integer: whether the number must be whole.
+      also: further values that are allowed, such as -1 for all.
+      expected: text of the message; default a description of the bounds.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+    integer: bool = False
+    also: tuple[float, ...] = ()
+    expected: str = ""
+
+    def __contains__(self, value: object) -> bool:
+        """Whether a value is a number of the range."""
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        number = float(value)
+        if number in self.also:
+            return True
+        if not math.isfinite(number) or (self.integer and not number.is_integer()):
+            return False
+        if self.low is not None and not (number > self.low if self.above else number >= self.low):
+            return False
+        return self.high is None or (number < self.high if self.below else number <= self.high)
+
+    def describe(self) -> str:
+        """The text of the message: what was expected."""
+        if self.expected:
+            return self.expected
+        low, high = (f"{bound:g}" if bound is not None else "" for bound in (self.low, self.high))
+        if low and high:
+            text = f"inside ({low}, {high})" if self.above and self.below else f"{low} to {high}"
+            if self.above != self.below:
+                text += f", {low if self.above else high} excluded"
+        elif low:
+            text = (
+                f"above {low}" if self.above else f"at least {low}" if self.integer and self.low else f"{low} or more"
+            )
+        elif high:
+            text = f"below {high}" if self.below else f"at most {high}"
+        else:
+            text = "a whole number" if self.integer else "a finite number"
+        return text + "".join(f", or {extra:g}" for extra in self.also)
+
+
+POSITIVE_COUNT = Range(1, integer=True)
+COUNT = Range(0, integer=True)
+COUNT_OR_ALL = Range(1, integer=True, also=(-1,), expected="a positive number, or -1 for all")
+POSITIVE = Range(0, above=True)
+NON_NEGATIVE = Range(0)
+FRACTION = Range(0, 1)
+PROBABILITY = Range(0, 1, above=True, below=True)
+
+
+def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix: str = "config.") -> None:
+    """Checks the numbers of a nested mapping against declared ranges.
+
+    Args:
+      values: the settings; nested mappings are reached by dotted names.
+      ranges: from dotted name to the range; for a sequence each element must lie in it. A setting that is None passes.
+      prefix: what stands in front of the names in messages.
+
+    Raises:
+      ConfigError: a value is missing or outside its range; the message names it and says what was expected.
+    """
+    for name, allowed in ranges.items():
+        value: Any = values
+        for part in name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise ConfigError(f"{prefix}{name} is missing: expected {allowed.describe()}.")
+            value = value[part]
+        members = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        if any(member is not None and member not in allowed for member in members):
+            raise ConfigError(f"{prefix}{name}={value}: expected {allowed.describe()}.")
+
+
+def check_counts(**values: object) -> None:
+    """Checks arguments that count something, such as `batch_size`.
+
+    Raises:
+      ConfigError: one of them is not a whole number of at least 1.
+    """
+    for name, value in values.items():
+        if value not in POSITIVE_COUNT:
+            raise ConfigError(f"{name}={value!r}: expected at least 1.")
+
+
+def check_texts(name: str, texts: Iterable[str]) -> list[str]:
+    """Returns texts as a list.
+
+    Args:
+      name: of the argument.
+      texts: the texts.
+
+    Raises:
+      ConfigError: one string where several are expected, or something that is not text.
+    """
+    if isinstance(texts, str | bytes):
+        raise ConfigError(f"{name}={shortened(texts)!r} is one string: expected a list of strings.")
+    if not isinstance(texts, Iterable):
+        raise ConfigError(f"{name} is a {type(texts).__name__}: expected a list of strings.")
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ConfigError(f"{name}[{number}] is a {type(text).__name__}: expected a string.")
+    return found
+
+
+def shortened(text: Any, longest: int = 60) -> str:
+    """Returns the beginning of a text, for a message."""
+    text = str(text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,0 +1,70 @@
+"""The checks of settings and arguments: what is refused, and what the message says."""
+
+import math
+
+import pytest
+
+from edgesafe_jax import errors
+from edgesafe_jax.errors import ConfigError, Range, check_counts, check_ranges, check_texts, lookup
+
+
+def test_lookup_lists_the_names_and_the_closest_one():
+    table = {"soft_prompt": 1, "lora": 2}
+    assert lookup(table, "lora", "config.adapter.name") == 2
+    with pytest.raises(
+        ConfigError, match=r"config.adapter.name='softprompt': expected one of lora, soft_prompt.*'soft"
+    ):
+        lookup(table, "softprompt", "config.adapter.name")
+    with pytest.raises(ConfigError, match=r"None: expected one of lora, soft_prompt\.$"):
+        lookup(table, None, "config.adapter.name")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "good", "bad", "text"),
+    [
+        (errors.POSITIVE_COUNT, (1, 2.0), (0, -1, 1.5, True, "3", math.nan, math.inf, None), "at least 1"),
+        (errors.COUNT, (0, 5), (-1, 0.5), "0 or more"),
+        (errors.COUNT_OR_ALL, (-1, 1), (0, -2), "a positive number, or -1 for all"),
+        (errors.POSITIVE, (1e-9,), (0, -1, math.inf, math.nan), "above 0"),
+        (errors.FRACTION, (0, 1), (-0.1, 1.1), "0 to 1"),
+        (errors.PROBABILITY, (0.5,), (0, 1), r"inside \(0, 1\)"),
+        (Range(high=3), (3, -9), (4,), "at most 3"),
+        (Range(high=3, below=True), (2,), (3,), "below 3"),
+        (Range(), (3,), (math.inf,), "a finite number"),
+        (Range(0, 1, above=True), (1,), (0,), "0 to 1, 0 excluded"),
+        (Range(0, above=True, also=(math.inf,)), (math.inf,), (0,), "above 0, or inf"),
+    ],
+)
+def test_a_number_outside_its_range_is_named(allowed, good, bad, text):
+    for value in good:
+        check_ranges({"a": {"b": value}}, {"a.b": allowed})
+    for value in bad:
+        if value is not None:
+            with pytest.raises(ConfigError, match=rf"config\.a\.b=.*: expected {text}\.$"):
+                check_ranges({"a": {"b": value}}, {"a.b": allowed})
+
+
+def test_members_of_a_sequence_are_checked_and_missing_settings_named():
+    check_ranges({"layers": (1, 2), "none": None}, {"layers": errors.COUNT, "none": errors.COUNT})
+    with pytest.raises(ConfigError, match=r"layers=.*: expected 0 or more"):
+        check_ranges({"layers": (1, -2)}, {"layers": errors.COUNT})
+    with pytest.raises(ConfigError, match=r"config.a.c is missing: expected above 0"):
+        check_ranges({"a": {}}, {"a.c": errors.POSITIVE})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "8", None, math.nan])
+def test_counts_must_be_whole_and_positive(value):
+    check_counts(batch_size=8, max_tokens=1)
+    with pytest.raises(ConfigError, match=r"batch_size=.*: expected at least 1"):
+        check_counts(max_tokens=1, batch_size=value)
+
+
+def test_texts_are_a_list_of_strings():
+    assert check_texts("prompts", iter(["a", "b"])) == ["a", "b"]
+    assert check_texts("prompts", []) == []
+    with pytest.raises(ConfigError, match=r"prompts='how do I bake.*…' is one string: expected a list of strings"):
+        check_texts("prompts", "how do I bake bread " * 10)
+    with pytest.raises(ConfigError, match=r"prompts\[1\] is a int: expected a string"):
+        check_texts("prompts", ["a", 3])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"prompts is a int"):
+        check_texts("prompts", 3)  # type: ignore[arg-type]
