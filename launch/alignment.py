@@ -45,6 +45,7 @@ from edgesafe_jax.safety.evaluation import Judges, SetResult, costs, evaluate_se
 from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher
 from edgesafe_jax.training import (
     Checkpoints,
+    EvalSchedule,
     MetricWriter,
     Trained,
     TrainState,
@@ -502,8 +503,7 @@ def train(config: Config, workdir: str | Path) -> Path:
                 writer=writer,
                 checkpoints=checkpoints,
                 log_every=int(config["log_every"]),
-                on_eval=agreement if watched else None,
-                eval_every=int(config["save_every"]) if watched else None,
+                evaluation=EvalSchedule(agreement, every=int(config["save_every"])) if watched else None,
             )
 
         num_steps, mined_from = int(config["num_steps"]), _mining_step(config)

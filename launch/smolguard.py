@@ -42,6 +42,7 @@ from edgesafe_jax.reporting import Section, build_report, make_table, write_frag
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import (
     Checkpoints,
+    EvalSchedule,
     MetricWriter,
     TrainState,
     apply_gradients,
@@ -282,8 +283,7 @@ def train(config: Config, workdir: str | Path) -> Path:
             writer=writer,
             checkpoints=checkpoints,
             log_every=int(config["log_every"]),
-            on_eval=validate,
-            eval_every=int(config["eval_every"]),
+            evaluation=EvalSchedule(validate, every=int(config["eval_every"])),
         )
     stored = workdir / ADAPTER
     about = {name: value for name, value in config.items() if name not in ("evaluation", "log_every", "save_every")}

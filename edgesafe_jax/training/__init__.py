@@ -4,6 +4,7 @@ from edgesafe_jax.training.checkpoints import CheckpointError, Checkpoints
 from edgesafe_jax.training.data_order import make_data_order
 from edgesafe_jax.training.loop import (
     Best,
+    EvalSchedule,
     Trained,
     TrainingError,
     TrainingStopped,
@@ -19,6 +20,7 @@ __all__ = [
     "Best",
     "CheckpointError",
     "Checkpoints",
+    "EvalSchedule",
     "MetricWriter",
     "TrainState",
     "Trained",

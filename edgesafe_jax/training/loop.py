@@ -5,6 +5,7 @@ that the next step depends on, random key and best parameters included, is in th
 are on the disk before the checkpoint that follows them, so a resumed run writes exactly those that are missing.
 """
 
+import dataclasses
 import logging
 import math
 import signal
@@ -21,7 +22,7 @@ import optax
 from flax import struct
 
 from edgesafe_jax import parallel
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.errors import EdgesafeError, check_counts
 from edgesafe_jax.training.checkpoints import Checkpoints
 from edgesafe_jax.training.metric_writers import MetricWriter
 from edgesafe_jax.typing import Array, PRNGKey, PyTree
@@ -90,6 +91,25 @@ StepFn = Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Array]]]
 EvalResult = float | Mapping[str, float] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class EvalSchedule:
+    """What is evaluated during training, and how often.
+
+    Attributes:
+      score: a deterministic function of the state that returns a score, higher is better; or a mapping, logged with
+        the prefix ``eval/``, whose ``score`` is that score; or None for neither.
+      every: steps between two evaluations; one more follows the last step.
+      patience: training stops after this many evaluations in a row without a higher score; None never stops early.
+    """
+
+    score: Callable[[TrainState], EvalResult]
+    every: int
+    patience: int | None = None
+
+    def __post_init__(self):
+        check_counts(every=self.every, patience=1 if self.patience is None else self.patience)
+
+
 def init_state(params: PyTree, optimizer: optax.GradientTransformation, *, key: PRNGKey) -> TrainState:
     """Makes the state before the first step.
 
@@ -132,9 +152,7 @@ def train(
     writer: MetricWriter | None = None,
     checkpoints: Checkpoints | None = None,
     log_every: int = 10,
-    on_eval: Callable[[TrainState], EvalResult] | None = None,
-    eval_every: int | None = None,
-    patience: int | None = None,
+    evaluation: EvalSchedule | None = None,
     progress: bool = True,
 ) -> Trained:
     """Trains from the newest good checkpoint, or from `state` if there is none, to the end.
@@ -155,18 +173,14 @@ def train(
       writer: where the metrics go.
       checkpoints: where states are saved and looked for; a last one is saved at the end.
       log_every: steps between two fetches of metrics.
-      on_eval: a deterministic function of the state that returns a score, higher is better; or a mapping, logged
-        with the prefix ``eval/``, whose ``score`` is that score; or None for neither.
-      eval_every: steps between two calls of `on_eval`, which also runs after the last step.
-      patience: stop after this many evaluations in a row without a higher score; None never stops early.
+      evaluation: what is evaluated during training, how often, and when to stop early; None for nothing.
       progress: whether to show step, loss, steps per second and the time left on stderr.
 
     Returns:
       The last state and the best parameters; `Trained.params` are those to use.
 
     Raises:
-      ValueError: if a count is less than 1, `eval_every` comes without `on_eval` or the reverse, or `step_fn` does
-        not count its steps.
+      ValueError: if a count is less than 1, or `step_fn` does not count its steps.
       TrainingError: if the loss, a parameter or a score is not finite, or the checkpoint is past `num_steps`. The
         last good checkpoint stays.
       TrainingStopped: after a signal.
@@ -182,9 +196,8 @@ def train(
       >>> float(trained.params)
       3.0
     """
-    _check_counts(num_steps=num_steps, log_every=log_every, eval_every=eval_every, patience=patience)
-    if (on_eval is None) != (eval_every is None):
-        raise ValueError(f"on_eval={on_eval}, eval_every={eval_every}: give both or neither")
+    check_counts(num_steps=num_steps, log_every=log_every)
+    patience = None if evaluation is None else evaluation.patience
     best = Best(params=_copy(state.params), score=-math.inf, step=0, num_worse=0)
     start = 0
     if checkpoints is not None and (restored := checkpoints.restore_latest(Trained(state, best))):
@@ -236,9 +249,9 @@ def train(
             state, metrics = step_fn(state, batches(done))
             pending.append((done, metrics))
             done += 1
-            if on_eval and eval_every and (done % eval_every == 0 or done == num_steps):
+            if evaluation and (done % evaluation.every == 0 or done == num_steps):
                 if math.isfinite(float(metrics.get("loss", 0.0))):  # Otherwise flush says what is wrong.
-                    best, scores = _evaluate(on_eval, state, best, done)
+                    best, scores = _evaluate(evaluation.score, state, best, done)
                     pending[-1] = (done - 1, {**metrics, **scores})
                 flush()
             elif done % log_every == 0 or done == start + 1:
@@ -257,9 +270,9 @@ def train(
 
 
 def _evaluate(
-    on_eval: Callable[[TrainState], EvalResult], state: TrainState, best: Best, done: int
+    score_fn: Callable[[TrainState], EvalResult], state: TrainState, best: Best, done: int
 ) -> tuple[Best, dict[str, float]]:
-    result = on_eval(state)
+    result = score_fn(state)
     if result is None:
         return best, {}
     scores = dict(result) if isinstance(result, Mapping) else {"score": float(result)}
@@ -268,7 +281,7 @@ def _evaluate(
         return best, logged
     score = float(scores["score"])
     if math.isnan(score):
-        raise TrainingError(f"on_eval returned the score {score} after {done} steps: expected a number")
+        raise TrainingError(f"the evaluation returned the score {score} after {done} steps: expected a number")
     if score > best.score:
         # A copy, because a step may donate its state.
         return Best(params=_copy(state.params), score=score, step=done, num_worse=0), logged
@@ -277,12 +290,6 @@ def _evaluate(
 
 def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name}={count}: expected at least 1")
 
 
 def _fail(what: str, step: int, checkpoints: Checkpoints | None) -> NoReturn:

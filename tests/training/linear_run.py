@@ -15,6 +15,7 @@ import optax
 
 from edgesafe_jax.training import (
     Checkpoints,
+    EvalSchedule,
     MetricWriter,
     Trained,
     TrainState,
@@ -80,9 +81,7 @@ def run(
             writer=writer,
             checkpoints=checkpoints,
             log_every=4,
-            on_eval=score,
-            eval_every=5,
-            patience=patience,
+            evaluation=EvalSchedule(score, every=5, patience=patience),
             progress=False,
         )
 

@@ -16,6 +16,7 @@ import pytest
 from edgesafe_jax.parallel import make_data_mesh, replicate, shard_batch
 from edgesafe_jax.training import (
     Checkpoints,
+    EvalSchedule,
     MetricWriter,
     Trained,
     TrainingError,
@@ -269,8 +270,7 @@ def test_a_step_may_donate_its_state(tmp_path):
             lambda step: jnp.float32(4.0),
             num_steps=3,
             checkpoints=checkpoints,
-            on_eval=lambda state: -float(state.params),
-            eval_every=1,
+            evaluation=EvalSchedule(lambda state: -float(state.params), every=1),
             progress=False,
         )
     assert float(trained.params) == 2.0
@@ -284,7 +284,7 @@ def test_evaluation_may_return_several_numbers_or_none(tmp_path):
         return {"score": float(state.params), "agreement": 0.5} if int(state.step) > 1 else None
 
     with MetricWriter(tmp_path, tensorboard=False) as writer:
-        arguments = {"num_steps": 3, "writer": writer, "on_eval": on_eval, "eval_every": 1, "progress": False}
+        arguments = {"num_steps": 3, "writer": writer, "evaluation": EvalSchedule(on_eval, every=1), "progress": False}
         trained = train(step_fn, state, lambda step: jnp.float32(4.0), **arguments)
     assert trained.best.score == 3.5
     logged = lines(tmp_path)
@@ -337,8 +337,7 @@ def test_a_loss_that_is_not_finite_is_named_before_an_evaluation():
             state,
             lambda step: jnp.float32(np.nan if step else 1.0),
             num_steps=4,
-            on_eval=never,
-            eval_every=2,
+            evaluation=EvalSchedule(never, every=2),
             progress=False,
         )
 
@@ -381,8 +380,7 @@ def test_resumes_on_several_devices(tmp_path):
                 batches,
                 num_steps=5,
                 checkpoints=checkpoints,
-                on_eval=linear_run.score,
-                eval_every=2,
+                evaluation=EvalSchedule(linear_run.score, every=2),
                 progress=False,
             )
 
@@ -409,12 +407,12 @@ def test_bad_arguments_are_named():
         call(num_steps=0)
     with pytest.raises(ValueError, match="log_every=0"):
         call(num_steps=1, log_every=0)
-    with pytest.raises(ValueError, match="give both or neither"):
-        call(num_steps=1, eval_every=2)
-    with pytest.raises(ValueError, match="give both or neither"):
-        call(num_steps=1, on_eval=lambda state: 0.0)
+    with pytest.raises(ValueError, match="every=0"):
+        EvalSchedule(lambda state: 0.0, every=0)
+    with pytest.raises(ValueError, match="patience=0"):
+        EvalSchedule(lambda state: 0.0, every=1, patience=0)
     with pytest.raises(TrainingError, match="score nan after 1 steps"):
-        call(num_steps=1, on_eval=lambda state: float("nan"), eval_every=1)
+        call(num_steps=1, evaluation=EvalSchedule(lambda state: float("nan"), every=1))
     with pytest.raises(ValueError, match=r"state\.step is 0 after 1 steps"):
         train(lambda state, batch: (state, {}), state, lambda step: None, num_steps=1, progress=False)
 
