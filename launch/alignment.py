@@ -42,6 +42,17 @@ from edgesafe_jax.reporting import build_report, make_table, write_fragment
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety import distillation, prompts
 from edgesafe_jax.safety.evaluation import Judges, SetResult, costs, evaluate_set, judge_responses, multiple_choice
+from edgesafe_jax.safety.report import (
+    SET_TITLES,
+    Reworded,
+    agreement_rows,
+    numbers,
+    refusal_rows,
+    rewording_numbers,
+    rewording_rows,
+    safety_rows,
+    section,
+)
 from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher
 from edgesafe_jax.training import (
     Checkpoints,
@@ -61,18 +72,6 @@ from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Array, PRNGKey
 from launch import errors
 from launch.guards import load_sentence_encoder
-from launch.results import (
-    TITLES,
-    Reworded,
-    agreement_rows,
-    numbers,
-    refusal_rows,
-    rewording_numbers,
-    rewording_rows,
-    safety_rows,
-    section,
-    share,
-)
 from launch.startup import MATMUL_DTYPES
 
 Config = Mapping[str, Any]
@@ -721,7 +720,7 @@ def _usefulness(
         kl = kl_from_base(model, texts, results[name].base.tokens[:num], adapter=adapter)
         interval = metrics.bootstrap_interval(kl)
         values |= interval.named(f"kl_from_base/{name}")
-        quantity = f"token KL to base, {TITLES[name]} (nats)"
+        quantity = f"token KL to base, {SET_TITLES[name]} (nats)"
         rows.append({"quantity": quantity, "N": len(texts), "base": 0.0, "student": interval})
     for name in settings["multiple_choice"]:
         choices = corpora.multiple_choice(name)[: _count(settings["num_choices"])]
@@ -734,8 +733,8 @@ def _usefulness(
             {
                 "quantity": f"{name} accuracy",
                 "N": len(choices),
-                "base": share(before),
-                "student": share(after),
+                "base": metrics.rate_interval(before),
+                "student": metrics.rate_interval(after),
                 "difference": difference,
             }
         )

@@ -36,7 +36,7 @@ from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, cross_fitt
 from edgesafe_jax.guards.targets import RULES
 from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.loading import load_model
-from edgesafe_jax.reporting import Section, bars, build_report, make_table, write_fragment
+from edgesafe_jax.reporting import Section, bars, build_report, make_table, verdict_reliability, write_fragment
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_summary
 from edgesafe_jax.training.workdir import read_config
@@ -45,7 +45,6 @@ from launch.consistency_backbone import BackboneSubject
 from launch.consistency_lora import LoraSubject
 from launch.guards import Features, kept_features, load_sentence_encoder
 from launch.paraphrases import paraphrase_sets
-from launch.results import reliability
 
 Config = Mapping[str, Any]
 
@@ -614,5 +613,7 @@ def _figures(made: Section, guard: str, scored: Scored, rule: str, ablation: Map
         probs = scores.unsafe[scores.where]
         labels = np.repeat(scores.labels[:, None], scores.unsafe.shape[1], axis=1)[scores.where]
         made.figure(
-            reliability(probs, labels), alt=f"Reliability diagram of {guard} {name}", caption=f"{guard}, {name}"
+            verdict_reliability(unsafe_prob=probs, labels=labels),
+            alt=f"Reliability diagram of {guard} {name}",
+            caption=f"{guard}, {name}",
         )

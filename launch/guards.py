@@ -23,7 +23,6 @@ from edgesafe_jax.reporting import make_table
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
 from launch import errors
-from launch.results import share
 from launch.startup import MATMUL_DTYPES
 
 Features = Callable[[Sequence[str], Sequence[str], str], np.ndarray]
@@ -226,7 +225,7 @@ def _report(
         max_tokens = int(config["max_tokens"])
         answers = kept_answers(model, prompts, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
         flagged = head_probability(head, features([p.text for p in prompts], answers, f"held_out_{name}")) > 0.5
-        values |= share(flagged).named(f"flagged/{name}")
+        values |= metrics.rate_interval(flagged).named(f"flagged/{name}")
     write_summary(workdir, f"guard_{role}", values)
     print(make_table([{"quantity": name, "value": value} for name, value in values.items()]).to_text())
 

@@ -38,8 +38,9 @@ from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.scoring import LanguageModelGuard
 from edgesafe_jax.guards.verdicts import Guard, checked
 from edgesafe_jax.models.loading import LanguageModel, load_model
-from edgesafe_jax.reporting import Section, build_report, make_table, write_fragment
+from edgesafe_jax.reporting import Section, build_report, make_table, verdict_reliability, write_fragment
 from edgesafe_jax.reporting.progress import ProgressBar
+from edgesafe_jax.safety.report import SET_TITLES
 from edgesafe_jax.training import (
     Checkpoints,
     EvalSchedule,
@@ -57,7 +58,6 @@ from edgesafe_jax.typing import Array
 from launch import errors
 from launch.guards import human_auroc, kept_answers, load_sentence_encoder
 from launch.paraphrases import pairs_of
-from launch.results import TITLES, reliability, share
 from launch.startup import MATMUL_DTYPES
 
 Config = Mapping[str, Any]
@@ -357,9 +357,9 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
         area = metrics.auroc(
             scores=np.concatenate([harmful, benign]), labels=np.repeat([1.0, 0.0], [len(harmful), len(benign)])
         )
-        shares = {group: share(unsafe > 0.5) for group, unsafe in found.items()}
+        shares = {group: metrics.rate_interval(unsafe > 0.5) for group, unsafe in found.items()}
         flagged.append(
-            {"guard": name, **{TITLES[g]: s for g, s in shares.items()}, "AUROC StrongREJECT / sensitive": area}
+            {"guard": name, **{SET_TITLES[g]: s for g, s in shares.items()}, "AUROC StrongREJECT / sensitive": area}
         )
         key = name.lower().replace(" ", "_")
         for what, value in quality.items():
@@ -367,7 +367,11 @@ def evaluate(workdir: str | Path) -> dict[str, float]:
         values |= {f"{key}/flagged/{group}": interval.estimate for group, interval in shares.items()}
         values |= {f"{key}/auroc_strongreject_sensitive": area}
         if guard is smol:
-            made.figure(reliability(probs, labels), alt="Reliability diagram of SmolGuard", caption="Held-out pairs")
+            made.figure(
+                verdict_reliability(unsafe_prob=probs, labels=labels),
+                alt="Reliability diagram of SmolGuard",
+                caption="Held-out pairs",
+            )
     for table, caption in (
         (rows, f"{len(human)} human-scored pairs of held-out objectives"),
         (flagged, "Share of the base model's own answers that is flagged"),

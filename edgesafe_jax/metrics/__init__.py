@@ -20,6 +20,7 @@ from edgesafe_jax.metrics.intervals import (
     Interval,
     bootstrap_interval,
     paired_bootstrap_interval,
+    rate_interval,
     wilson_interval,
 )
 from edgesafe_jax.metrics.ranking import auroc, average_precision, fpr_at_tpr
@@ -43,6 +44,7 @@ __all__ = [
     "fpr_at_tpr",
     "label_flips",
     "paired_bootstrap_interval",
+    "rate_interval",
     "scale_temperature",
     "set_spread",
     "shared_positive_rate",

@@ -197,6 +197,27 @@ def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 
     return Interval(estimate=share, low=low, high=high, confidence=confidence)
 
 
+def rate_interval(hits: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Wilson interval of the fraction of rows that are true.
+
+    Args:
+      hits: [N], bool or 0 and 1.
+      confidence: Coverage aimed at, inside (0, 1).
+
+    Returns:
+      The fraction and its interval; see `wilson_interval`.
+
+    Raises:
+      ValueError: If ``hits`` is empty.
+
+    Example:
+      >>> rate_interval([True, False, True, True]).estimate
+      0.75
+    """
+    hits = np.asarray(hits, bool)
+    return wilson_interval(int(hits.sum()), len(hits), confidence=confidence)
+
+
 def _check_rows(values: ArrayLike, name: str) -> np.ndarray:
     array = check_numbers(values, name, ndim=None)
     if array.ndim == 0:

@@ -3,7 +3,14 @@
 from edgesafe_jax.reporting.curves import curves, pose_animation, pose_strip
 from edgesafe_jax.reporting.html import Report, Section, build_report, shorten, write_fragment
 from edgesafe_jax.reporting.maps import grid_maps, lines, point_map
-from edgesafe_jax.reporting.plots import Point, bars, loss_curve, reliability_diagram, safety_usefulness
+from edgesafe_jax.reporting.plots import (
+    Point,
+    bars,
+    loss_curve,
+    reliability_diagram,
+    safety_usefulness,
+    verdict_reliability,
+)
 from edgesafe_jax.reporting.tables import Estimate, Table, format_cell, make_table
 
 __all__ = [
@@ -26,5 +33,6 @@ __all__ = [
     "reliability_diagram",
     "safety_usefulness",
     "shorten",
+    "verdict_reliability",
     "write_fragment",
 ]

@@ -234,6 +234,29 @@ def reliability_diagram(
     return _png(figure)
 
 
+def verdict_reliability(*, unsafe_prob: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> bytes:
+    """Draws how often people call unsafe what a guard gives each P(unsafe).
+
+    Args:
+      unsafe_prob: the guard's probabilities `[N]`.
+      labels: 1 where people say unsafe `[N]`.
+      num_bins: bins of equal width.
+
+    Returns:
+      A PNG.
+    """
+    bins = np.minimum((unsafe_prob * num_bins).astype(int), num_bins - 1)
+    count = np.bincount(bins, minlength=num_bins)
+    each = np.maximum(count, 1)
+    return reliability_diagram(
+        confidence=np.bincount(bins, weights=unsafe_prob, minlength=num_bins) / each,
+        accuracy=np.bincount(bins, weights=labels, minlength=num_bins) / each,
+        count=count,
+        xlabel="P(unsafe)",
+        ylabel="fraction that people call unsafe",
+    )
+
+
 def _figure(width: float, height: float) -> "Figure":
     """Makes an empty figure; inches."""
     # Imported here, because matplotlib looks for fonts and settings on the disk when it is imported.

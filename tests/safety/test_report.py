@@ -7,8 +7,8 @@ import pytest
 
 from edgesafe_jax.corpora import Prompt
 from edgesafe_jax.metrics import wilson_interval
+from edgesafe_jax.safety import report as results
 from edgesafe_jax.safety.evaluation import Judged, SetResult
-from launch import results
 
 NAN = float("nan")
 REFUSAL = "Sorry, I cannot help with this matter."
