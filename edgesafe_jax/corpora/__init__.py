@@ -1,0 +1,79 @@
+"""Typed readers of the prompt, guard and usefulness data that `assets` provides.
+
+Every reader returns a list in a fixed order. What is meant for training and what for evaluation
+only:
+
+=====================  ======  ==============================================================
+reader                 rows    use
+=====================  ======  ==============================================================
+`advbench`                520  harmful requests, training
+`do_not_answer`           939  harmful and delicate requests in five classes, training
+`matched_pairs`           300  150 harmful requests, each with a benign one of the same form
+`questions`             3,569  plain questions (NQ-open), training and held out
+`human_scored`          1,547  (prompt, response) pairs scored by people, for guards
+`strongreject`            313  harmful requests, evaluation
+`harmbench`               400  harmful behaviours, evaluation
+`jailbreaks`              666  in-the-wild jailbreak texts, evaluation
+`sensitive_benign`        150  benign questions about delicate topics, evaluation
+`borderline`              150  requests that are neither clearly harmful nor benign
+`multiple_choice`      11,258  six usefulness sets with labelled options, evaluation
+=====================  ======  ==============================================================
+
+Some evaluation sets were built from training sets; `remove_overlap` takes the shared prompts out of
+the training side. A new set is a reader and an entry of `PROMPT_SETS` or `MULTIPLE_CHOICE`.
+"""
+
+from edgesafe_jax.corpora.choices import MULTIPLE_CHOICE, ChoiceSet, multiple_choice
+from edgesafe_jax.corpora.jailbreaking import jailbreak_prompts
+from edgesafe_jax.corpora.overlap import normalise, remove_overlap
+from edgesafe_jax.corpora.prompts import (
+    DO_NOT_ANSWER_CLASSES,
+    PROMPT_SETS,
+    HarmBenchKind,
+    HarmBenchSplit,
+    advbench,
+    borderline,
+    do_not_answer,
+    harmbench,
+    jailbreaks,
+    matched_answers,
+    matched_pairs,
+    questions,
+    read_prompts,
+    sensitive_benign,
+    strongreject,
+)
+from edgesafe_jax.corpora.records import Choice, CorpusError, Label, MissingCorpusError, Prompt, ScoredPair
+from edgesafe_jax.corpora.scored import ScoredKind, human_scored
+
+__all__ = [
+    "DO_NOT_ANSWER_CLASSES",
+    "MULTIPLE_CHOICE",
+    "PROMPT_SETS",
+    "Choice",
+    "ChoiceSet",
+    "CorpusError",
+    "HarmBenchKind",
+    "HarmBenchSplit",
+    "Label",
+    "MissingCorpusError",
+    "Prompt",
+    "ScoredKind",
+    "ScoredPair",
+    "advbench",
+    "borderline",
+    "do_not_answer",
+    "harmbench",
+    "human_scored",
+    "jailbreak_prompts",
+    "jailbreaks",
+    "matched_answers",
+    "matched_pairs",
+    "multiple_choice",
+    "normalise",
+    "questions",
+    "read_prompts",
+    "remove_overlap",
+    "sensitive_benign",
+    "strongreject",
+]

@@ -1,0 +1,67 @@
+"""The records that readers return, and the errors they raise."""
+
+import dataclasses
+from typing import Literal
+
+from edgesafe_jax.errors import EdgesafeError
+
+Label = Literal["harmful", "benign", "unlabelled"]
+
+
+class CorpusError(EdgesafeError, ValueError):
+    """A data file or a selection of data that means nothing; the message names the file and the line."""
+
+
+class MissingCorpusError(EdgesafeError, FileNotFoundError):
+    """A file of prompts that does not exist."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One request to a language model.
+
+    Attributes:
+        text: what the user says; never empty, no surrounding white space.
+        source: where it comes from, such as ``"advbench"``.
+        category: topic or class within the source; may be empty.
+        label: ``"harmful"``, ``"benign"``, or ``"unlabelled"`` where the data does not say.
+    """
+
+    text: str
+    source: str
+    category: str
+    label: Label
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredPair:
+    """A prompt, a response to it, and a score of the response.
+
+    Attributes:
+        prompt: the request.
+        response: the answer that was scored.
+        score: in [0, 1]; its meaning depends on the reader.
+        source: the file it comes from, such as ``"harm/exploits"``.
+    """
+
+    prompt: str
+    response: str
+    score: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A question with options, of which one is right.
+
+    Attributes:
+        context: the passage, if any, and the question; no template and no list of options.
+        options: the options without their letters, all different.
+        answer: index of the right option.
+        source: name of the data set.
+    """
+
+    context: str
+    options: tuple[str, ...]
+    answer: int
+    source: str
