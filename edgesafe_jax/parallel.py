@@ -1,11 +1,11 @@
-"""The only file that knows devices: a mesh, what is split over it and what is copied, and the start on several hosts.
+"""Devices and hosts: meshes, sharded batches, replicated states, pmapped planners and the start on several hosts.
 
-Training is data-parallel: the batch is split along its first axis, parameters and optimiser state are copied, and
-`jax.jit` adds the sums over devices by itself, so that a step function is written once, for one device. On one device
-everything here leaves arrays where they are.
+Training is data-parallel: the batch is split along its first axis, parameters and optimiser state are replicated, and
+`jax.jit` inserts the reductions over devices, so that a step function is written for one device. On one device every
+function here returns arrays unchanged.
 
-Planning is spread by `jax.pmap`: over problems (`pmap_problems`), or over the population of one problem
-(`split_population` with `pmap_population`).
+Planning uses `jax.pmap`: over problems (`pmap_problems`), or over the population of one problem (`split_population`
+with `pmap_population`).
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from edgesafe_jax.errors import ConfigError, EdgesafeError
 from edgesafe_jax.planning.planner import Outcomes, Simulator
 from edgesafe_jax.typing import Array, PyTree
 
@@ -26,17 +27,21 @@ DATA_AXIS = "data"
 POPULATION_AXIS = "population"
 
 
+class MultihostError(EdgesafeError, RuntimeError):
+    """The processes of a run cannot be connected, or one of them has failed."""
+
+
 def make_data_mesh(num_devices: int | None = None) -> Mesh:
     """Makes a mesh of one axis, ``data``, over which a batch is split.
 
     Args:
-      num_devices: how many devices to use; None uses all, those of other hosts included.
+      num_devices: number of devices; None uses all, those of other hosts included.
 
     Returns:
       The mesh.
 
     Raises:
-      ValueError: if there are fewer devices, or a part of them is asked for on several hosts.
+      ConfigError: there are fewer devices, or a part of them is asked for on several hosts.
 
     Example:
       >>> make_data_mesh(1).shape["data"]
@@ -45,12 +50,12 @@ def make_data_mesh(num_devices: int | None = None) -> Mesh:
     devices = jax.devices()
     count = len(devices) if num_devices is None else num_devices
     if not 1 <= count <= len(devices):
-        raise ValueError(
+        raise ConfigError(
             f"num_devices={count}: there are {len(devices)} ({devices[0].platform}); ask for 1 to {len(devices)}. "
             "For more CPU devices set XLA_FLAGS=--xla_force_host_platform_device_count=N before Python starts"
         )
     if jax.process_count() > 1 and count != len(devices):
-        raise ValueError(
+        raise ConfigError(
             f"num_devices={count}: on {jax.process_count()} hosts all {len(devices)} devices take part; leave it out"
         )
     return Mesh(np.array(devices[:count]), (DATA_AXIS,))
@@ -59,17 +64,17 @@ def make_data_mesh(num_devices: int | None = None) -> Mesh:
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Splits a batch along its first axis over the devices of a mesh.
 
-    On several hosts each passes the same whole batch (cheap where it is a function of the step) and keeps its part.
+    On several hosts each passes the same whole batch and keeps the rows of its own devices.
 
     Args:
       batch: a pytree of arrays `[B, ...]`.
       mesh: from `make_data_mesh`.
 
     Returns:
-      The batch with each array split; on one device, the batch as it is.
+      The batch with each array split; on one device, the batch unchanged.
 
     Raises:
-      ValueError: if an array is a scalar, or its first axis is not a multiple of the number of devices.
+      ConfigError: an array is a scalar, or its first axis is not a multiple of the number of devices.
 
     Example:
       >>> shard_batch({"tokens": np.zeros((8, 16))}, make_data_mesh(1))["tokens"].shape
@@ -79,7 +84,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         shape = np.shape(leaf)
         if not shape or shape[0] % mesh.size:
             name = jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
-            raise ValueError(
+            raise ConfigError(
                 f"batch leaf {name!r} has shape {list(shape)}: its first axis does not split over {mesh.size} "
                 f"devices; use a batch size that is a multiple of {mesh.size}, or another number of devices"
             )
@@ -98,7 +103,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
       mesh: from `make_data_mesh`.
 
     Returns:
-      The tree, whole on each device; on one device, the tree as it is.
+      The tree, whole on each device; on one device, the tree unchanged.
     """
     if mesh.size == 1:
         return tree
@@ -106,14 +111,14 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def place(tree: PyTree, sharding: Sharding) -> PyTree:
-    """Puts arrays and typed random keys where a sharding says, that of several hosts included.
+    """Puts arrays and typed random keys on devices by a sharding, which may span several hosts.
 
     Args:
       tree: a pytree of them; on several hosts each passes the same whole values and keeps its part.
       sharding: of every leaf.
 
     Returns:
-      The tree, which shares no memory with numpy arrays that were given.
+      The tree; it shares no memory with the numpy arrays passed in.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding, may_alias=False)
@@ -136,19 +141,21 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def main_process_first(name: str) -> Iterator[None]:
-    """Lets process 0 run a block first and the others after it, on a file system that all of them see.
+    """Runs a block in process 0 first and in the other processes after it, on a shared file system.
 
-    So one process makes what is expensive and writes it, and the others find it. On one process it does nothing.
+    Process 0 computes and writes an expensive file; the others then find it. On one process it does nothing.
 
     Args:
       name: of the block, for the message.
 
     Raises:
-      RuntimeError: in the others, if the block failed in process 0; they do not wait for it.
+      MultihostError: in the other processes, when the block failed in process 0.
     """
     if not is_main_process():
         if any_process(False):
-            raise RuntimeError(f"{name} failed in process 0, whose own error says why; this process stops too.")
+            raise MultihostError(
+                f"{name} failed in process 0, whose own error says why; process {jax.process_index()} stops too."
+            )
         yield
         return
     failed = True
@@ -160,14 +167,14 @@ def main_process_first(name: str) -> Iterator[None]:
 
 
 def any_process(flag: bool) -> bool:
-    """Says whether a flag is set in any process; all of them must ask at the same point."""
+    """Returns whether a flag is set in any process; all processes must call this at the same point."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def to_local(tree: PyTree) -> PyTree:
-    """Brings arrays that every device holds whole back to this process, for work that it does alone.
+    """Copies replicated arrays to this process, for work that it does alone.
 
     Args:
       tree: a pytree of arrays as `replicate` made them.
@@ -179,18 +186,18 @@ def to_local(tree: PyTree) -> PyTree:
 
 
 def pmap_problems(plan: Callable[..., Any], *, num_devices: int | None = None) -> Callable[..., Any]:
-    """Spreads a batch of planning problems over devices: `jax.pmap` over devices of `jax.vmap` over problems.
+    """Plans for a batch of problems on several devices: `jax.pmap` over devices of `jax.vmap` over problems.
 
     Args:
       plan: of one problem, such as `Planner.plan`.
-      num_devices: how many devices to use; None uses all.
+      num_devices: number of devices; None uses all.
 
     Returns:
       The same function of arguments whose leaves have a leading axis B, a multiple of the number of devices; so have
       the results.
 
     Raises:
-      ValueError: if there are fewer devices, or (at the call) B does not split over them.
+      ConfigError: there are fewer devices, or (at the call) B is not a multiple of their number.
 
     Example:
       >>> pmap_problems(lambda x, y: x + y, num_devices=1)(jnp.arange(3.0), jnp.ones(3)).tolist()
@@ -203,7 +210,7 @@ def pmap_problems(plan: Callable[..., Any], *, num_devices: int | None = None) -
     def split(leaf: Array) -> Array:
         shape = jnp.shape(leaf)
         if not shape or shape[0] % num:
-            raise ValueError(f"problems of shape {list(shape)} do not split over {num} devices: pad their number")
+            raise ConfigError(f"problems of shape {list(shape)} do not split over {num} devices: pad their number")
         return jnp.reshape(jnp.asarray(leaf), (num, shape[0] // num, *shape[1:]))
 
     def run(*arguments: PyTree) -> PyTree:
@@ -214,10 +221,10 @@ def pmap_problems(plan: Callable[..., Any], *, num_devices: int | None = None) -
 
 
 def split_population(simulator: Simulator, *, num_devices: int | None = None) -> Simulator:
-    """Makes each device simulate its share of the population and gathers what all of them found.
+    """Makes each device simulate its part of the population and gathers the outcomes of all.
 
-    Every device draws the same population from the same key, so that only costs and violations travel, and the
-    elites are known everywhere. It works inside `pmap_population` alone.
+    Every device draws the same population from the same key, so that only costs and violations are communicated.
+    It works inside `pmap_population` only.
 
     Args:
       simulator: of one device.
@@ -227,16 +234,16 @@ def split_population(simulator: Simulator, *, num_devices: int | None = None) ->
       The simulator for a planner that `pmap_population` runs.
 
     Raises:
-      ValueError: if there are fewer devices.
+      ConfigError: there are fewer devices.
     """
     num = make_data_mesh(num_devices).size
 
     def simulate(env_state: PyTree, actions: Array) -> Outcomes:
         size = actions.shape[0]
-        share = -(-size // num)
-        surplus = jnp.broadcast_to(actions[-1:], (share * num - size, *actions.shape[1:]))
-        start = jax.lax.axis_index(POPULATION_AXIS) * share
-        mine = jax.lax.dynamic_slice_in_dim(jnp.concatenate([actions, surplus]), start, share)
+        per_device = -(-size // num)
+        padding = jnp.broadcast_to(actions[-1:], (per_device * num - size, *actions.shape[1:]))
+        start = jax.lax.axis_index(POPULATION_AXIS) * per_device
+        mine = jax.lax.dynamic_slice_in_dim(jnp.concatenate([actions, padding]), start, per_device)
         gathered = jax.lax.all_gather(simulator(env_state, mine), POPULATION_AXIS, tiled=True)
         return jax.tree.map(lambda leaf: leaf[:size], gathered)
 
@@ -247,17 +254,17 @@ def pmap_population(plan: Callable[..., Any], *, num_devices: int | None = None)
     """Plans for one problem on several devices, each of which simulates a part of the population.
 
     Args:
-      plan: of a planner that was made over `split_population`.
-      num_devices: how many devices to use; None uses all.
+      plan: of a planner over a simulator from `split_population`.
+      num_devices: number of devices; None uses all.
 
     Returns:
       The same function, of the same arguments, with the same results.
 
     Raises:
-      ValueError: if there are fewer devices.
+      ConfigError: there are fewer devices.
     """
     devices = make_data_mesh(num_devices).devices.tolist()
-    # pmap wants one argument that differs between devices: their numbers.
+    # pmap needs one mapped argument: the devices' numbers.
     spread = jax.pmap(
         lambda number, *arguments: plan(*arguments),
         axis_name=POPULATION_AXIS,
@@ -288,7 +295,7 @@ def initialize_multihost(
       Whether this process is one of several that are connected.
 
     Raises:
-      RuntimeError: if they cannot be connected.
+      MultihostError: they cannot be connected.
     """
     if jax.distributed.is_initialized():
         return jax.process_count() > 1
@@ -302,7 +309,7 @@ def initialize_multihost(
             _number("JAX_PROCESS_ID") if process_id is None else process_id,
         )
     except Exception as error:  # jax raises errors of many types here.
-        raise RuntimeError(
+        raise MultihostError(
             f"cannot connect the hosts with coordinator_address={coordinator_address}, num_processes={num_processes}, "
             f"process_id={process_id}: {error}. Call this before any other use of jax, and give all three values "
             "(or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) where the cluster does not tell them"
@@ -311,7 +318,7 @@ def initialize_multihost(
 
 
 def _is_cluster(environment: Mapping[str, str]) -> bool:
-    """Says whether the environment is that of one process of several."""
+    """Returns whether the environment is that of one process of several."""
     if "JAX_COORDINATOR_ADDRESS" in environment:
         return True
     # The tasks of the step, not of the allocation: a shell inside an allocation of many is one process.

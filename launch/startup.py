@@ -1,7 +1,4 @@
-"""What every launcher does before it starts, and what several name.
-
-It connects the processes of a run on several hosts, makes logs quiet and keeps compiled programs.
-"""
+"""The start of every launcher: connects the hosts of a run, sets up logging and caches compiled programs."""
 
 import logging
 from typing import Any
@@ -11,17 +8,15 @@ import jax.numpy as jnp
 
 from edgesafe_jax import assets
 from edgesafe_jax.parallel import initialize_multihost
+from launch.errors import reported
 
 
 def configure() -> None:
-    """Sets the process up; called by launchers only, never by the library.
-
-    Raises:
-      RuntimeError: the environment is that of one process of several, and they cannot be connected.
-    """
-    initialize_multihost()
+    """Sets the process up; called by launchers only. An environment that cannot work ends in one message."""
+    with reported():
+        initialize_multihost()
     logging.getLogger("absl").setLevel(logging.WARNING)
-    # What the library says of its progress goes to stderr, as it stands.
+    # The library's messages go to stderr unchanged.
     package = logging.getLogger("edgesafe_jax")
     if not package.handlers:
         handler = logging.StreamHandler()

@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import chex
 import jax
 import pytest
 
@@ -27,6 +28,12 @@ def _drop_compiled_programs():
     if mappings.exists() and mappings.read_bytes().count(b"\n") > MAX_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _count_traces_anew():
+    """`chex.assert_max_traces` counts the traces of a function over the whole process."""
+    chex.clear_trace_counter()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import json
 import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,7 @@ def test_sharded_gradient_step_equals_the_step_on_one_device(num_devices):
     optimizer = optax.sgd(0.1, momentum=0.9)
 
     @jax.jit
+    @chex.assert_max_traces(2)  # One for each layout of the arguments.
     def step(params, opt_state, batch):
         def loss_fn(params):
             error = jnp.tanh(batch["x"] @ params["w"] + params["b"]) - batch["y"]
@@ -83,8 +85,7 @@ def test_sharded_gradient_step_equals_the_step_on_one_device(num_devices):
     assert found["w"].sharding.is_fully_replicated
     assert len(found["w"].sharding.device_set) == num_devices
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
-    for name in params:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,9 @@ def test_environment_and_arguments_reach_jax(monkeypatch):
 
 
 def test_a_failed_start_says_what_to_give():
-    with pytest.raises(RuntimeError, match=r"num_processes=2, process_id=0: .*before any other use of jax.*all three"):
+    with pytest.raises(
+        parallel.MultihostError, match=r"num_processes=2, process_id=0: .*before any other use of jax.*all three"
+    ):
         initialize_multihost("localhost:1", 2, 0)  # jax has computed in this process already.
 
 

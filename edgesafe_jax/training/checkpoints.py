@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, checked by digest, bit for bit.
+"""Atomic checkpoints, checked by digest and restored bit for bit.
 
 A state is any pytree of jax arrays (typed random keys included), numpy arrays and Python numbers. Orbax stores the
 arrays under the names of their leaves, and beside them a manifest: what each leaf was, and the SHA-256 of its bytes.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.errors import EdgesafeError, check_counts
 from edgesafe_jax.parallel import place
 from edgesafe_jax.typing import PyTree
 
@@ -43,18 +43,17 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3, save_interval: int = 100):
-        """Names the place; no file is touched before the first `save`.
+        """Sets the directory; no file is touched before the first `save`.
 
         Args:
-          directory: where the checkpoints lie, one directory per step.
+          directory: of the checkpoints, which are one directory per step.
           keep: how many of the newest are kept.
           save_interval: steps between two saves, for `should_save`.
 
         Raises:
-          ValueError: if `keep` or `save_interval` is less than 1.
+          ConfigError: `keep` or `save_interval` is less than 1.
         """
-        if keep < 1 or save_interval < 1:
-            raise ValueError(f"keep={keep}, save_interval={save_interval}: expected both at least 1")
+        check_counts(keep=keep, save_interval=save_interval)
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._save_interval = save_interval
@@ -103,18 +102,18 @@ class Checkpoints:
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree] | None:
         """Restores the newest checkpoint that is whole.
 
-        A newer one that is damaged is passed over, with a warning that names both.
+        A newer damaged one is skipped, with a warning that names both.
 
         Args:
-          like: a state of the same structure; its leaves say what is made of the stored ones: their type, their
-            random key implementation and their place on the devices.
+          like: a state of the same structure; its leaves give the types, the random key implementation and the
+            sharding of the restored ones.
 
         Returns:
           The steps done and the state, equal bit for bit to what was saved; None if there is no checkpoint.
 
         Raises:
-          CheckpointError: if there are checkpoints and none is whole, or if a whole one has other leaves, shapes or
-            dtypes than `like`.
+          CheckpointError: there are checkpoints and none is whole, or a whole one has other leaves, shapes or dtypes
+            than `like`.
         """
         steps = self.steps()
         damaged: dict[int, str] = {}
@@ -143,7 +142,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Lets go of the directory; a later `save` opens it again."""
+        """Closes the directory; a later `save` opens it again."""
         if self._manager is not None:
             self._manager.close()
             self._manager = None
@@ -234,7 +233,7 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
         if name in named:
-            raise ValueError(f"two leaves of the state have the name {name!r}: rename one of the dictionary keys")
+            raise CheckpointError(f"two leaves of the state have the name {name!r}: rename one of the dictionary keys")
         named[name] = leaf
     return named
 

@@ -1,37 +1,36 @@
-"""The order of the data as a function of the step, so that a resumed run needs no iterator state."""
+"""The order of the data as a function of the step: a resumed run needs no iterator state."""
 
 from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
+from edgesafe_jax.errors import check_counts
+
 
 def make_data_order(num_items: int, batch_size: int, *, seed: int) -> Callable[[int], np.ndarray]:
-    """Makes the function that says which items the batch of a step holds.
+    """Makes the function from a step to the indices of its batch.
 
-    The items are dealt in a new random order each epoch, one epoch after the other without a gap: a batch at the
-    border takes the last items of one and the first of the next.
+    Each epoch is a new permutation of all items; epochs follow one another without a gap, so that a batch may hold the
+    last items of one epoch and the first of the next.
 
     Args:
       num_items: N, items in the data set.
-      batch_size: B, items a step; may exceed N.
-      seed: of the shuffling.
+      batch_size: B, items per step; may exceed N.
+      seed: of the permutations.
 
     Returns:
       A pure function from the step (counted from 0) to the indices `[B]`, int64.
 
     Raises:
-      ValueError: if a size is less than 1.
+      ConfigError: a size is less than 1.
 
     Example:
       >>> order = make_data_order(4, 2, seed=0)
       >>> sorted([*order(0).tolist(), *order(1).tolist()])
       [0, 1, 2, 3]
     """
-    if num_items < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_items={num_items}, batch_size={batch_size}: expected both at least 1; is the data empty?"
-        )
+    check_counts(num_items=num_items, batch_size=batch_size)
 
     @lru_cache(maxsize=2)
     def permutation(epoch: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The training loop: resumable at any step, bit for bit on one device.
 
-Three habits make it so. The batch is a function of the step, so the order of the data has no state of its own. All
-that the next step depends on, random key and best parameters included, is in the checkpoint. And the lines of metrics
-are on the disk before the checkpoint that follows them, so a resumed run writes exactly those that are missing.
+The batch is a function of the step, so the order of the data has no state of its own. The checkpoint holds everything
+that the next step depends on, random key and best parameters included. The lines of metrics are on the disk before the
+checkpoint that follows them, so a resumed run writes exactly those that are missing.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import optax
 from flax import struct
 
 from edgesafe_jax import parallel
-from edgesafe_jax.errors import EdgesafeError, check_counts
+from edgesafe_jax.errors import ConfigError, EdgesafeError, check_counts
 from edgesafe_jax.training.checkpoints import Checkpoints
 from edgesafe_jax.training.metric_writers import MetricWriter
 from edgesafe_jax.typing import Array, PRNGKey, PyTree
@@ -35,7 +35,7 @@ class TrainingError(EdgesafeError, RuntimeError):
 
 
 class TrainingStopped(SystemExit):
-    """Training was asked to stop by a signal and has saved its state; the exit status is 128 + the signal."""
+    """A signal stopped training and the state is saved; the exit status is 128 + the signal."""
 
 
 class TrainState(struct.PyTreeNode):
@@ -43,7 +43,7 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
       step: steps done, int32 scalar.
-      params: the trained numbers, any pytree (an adapter).
+      params: the trained parameters, any pytree.
       opt_state: the optimiser's state.
       key: a typed random key; a step splits it or folds `step` into it.
     """
@@ -71,7 +71,7 @@ class Best(struct.PyTreeNode):
 
 
 class Trained(struct.PyTreeNode):
-    """What training ends with, and what a checkpoint holds.
+    """The result of training, and the content of a checkpoint.
 
     Attributes:
       state: the state after the last step.
@@ -83,7 +83,7 @@ class Trained(struct.PyTreeNode):
 
     @property
     def params(self) -> PyTree:
-        """The parameters to use: the best evaluated ones, the last ones if there was no evaluation."""
+        """The best evaluated parameters, or the last ones if there was no evaluation."""
         return self.best.params if self.best.step else self.state.params
 
 
@@ -93,7 +93,7 @@ EvalResult = float | Mapping[str, float] | None
 
 @dataclasses.dataclass(frozen=True)
 class EvalSchedule:
-    """What is evaluated during training, and how often.
+    """The evaluation during training: what, how often and when it stops training.
 
     Attributes:
       score: a deterministic function of the state that returns a score, higher is better; or a mapping, logged with
@@ -157,21 +157,21 @@ def train(
 ) -> Trained:
     """Trains from the newest good checkpoint, or from `state` if there is none, to the end.
 
-    Steps are counted from 0. Metrics stay on the device until every `log_every`-th step, an evaluation or a
-    checkpoint; one line is written for every step nevertheless. SIGINT and SIGTERM save a checkpoint after the step
-    under way and leave with `TrainingStopped`; the same call then continues. A second signal acts at once.
+    Steps are counted from 0. Metrics are fetched from the device every `log_every` steps, at an evaluation and at a
+    checkpoint; one line is written for each step. SIGINT and SIGTERM save a checkpoint after the current step and
+    raise `TrainingStopped`; the same call then continues. A second signal acts at once.
 
     On several hosts all processes call this with the same arguments. Process 0 alone writes metrics and checkpoints, on
     a file system from which all read, and a signal to any of them stops all at the next fetch of metrics.
 
     Args:
       step_fn: from a state and a batch to the next state, with `step` one higher, and a mapping of scalar metrics in
-        which ``loss`` is watched; jitted by the caller.
+        which ``loss`` must stay finite; jitted by the caller.
       state: the state to start from.
       batches: a pure function from the step to its batch.
       num_steps: steps in all, those of an interrupted run included.
       writer: where the metrics go.
-      checkpoints: where states are saved and looked for; a last one is saved at the end.
+      checkpoints: where states are saved and restored from; a last one is saved at the end.
       log_every: steps between two fetches of metrics.
       evaluation: what is evaluated during training, how often, and when to stop early; None for nothing.
       progress: whether to show step, loss, steps per second and the time left on stderr.
@@ -180,9 +180,9 @@ def train(
       The last state and the best parameters; `Trained.params` are those to use.
 
     Raises:
-      ValueError: if a count is less than 1, or `step_fn` does not count its steps.
-      TrainingError: if the loss, a parameter or a score is not finite, or the checkpoint is past `num_steps`. The
-        last good checkpoint stays.
+      ConfigError: a count is less than 1, or `step_fn` does not count its steps.
+      TrainingError: the loss, a parameter or a score is not finite, or the checkpoint is past `num_steps`. The last
+        good checkpoint stays.
       TrainingStopped: after a signal.
 
     Example:
@@ -234,7 +234,7 @@ def train(
         """Saves the state, once all metrics up to it are on the disk."""
         flush()
         if int(state.step) != done:
-            raise ValueError(f"state.step is {int(state.step)} after {done} steps: step_fn must add 1 to it each time")
+            raise ConfigError(f"state.step is {int(state.step)} after {done} steps: step_fn must add 1 to it each time")
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
             if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf))):
                 name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,4 +1,4 @@
-"""Scalars of every training step: JSON lines for programs, TensorBoard for eyes."""
+"""Scalars of every training step, as JSON lines and for TensorBoard."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from edgesafe_jax.training.workdir import to_json, write_text
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.training.workdir import WorkdirError, to_json, write_text
 
 METRICS = "metrics.jsonl"
 _RESERVED = ("step", "time")
@@ -20,9 +21,9 @@ class MetricWriter:
     """Appends scalars to ``metrics.jsonl`` and to TensorBoard.
 
     A line is ``{"step": 7, "time": 1700000000.0, "loss": 0.25}``: the step counted from 0, the wall time in seconds
-    since 1970 at which it was written, and the scalars, ``null`` where one is not finite. Each line is handed to
-    the operating system as it is written, so a killed process loses none; what it left half-written is removed
-    when the file is opened again.
+    since 1970 at which it was written, and the scalars, ``null`` where one is not finite. Each line is flushed to the
+    operating system when it is written, so a killed process loses none; a half-written last line is removed when the
+    file is opened again.
 
     Example:
       >>> import tempfile
@@ -62,13 +63,13 @@ class MetricWriter:
           scalars: names to single numbers (Python, numpy or jax).
 
         Raises:
-          ValueError: if a name is ``step`` or ``time``, or a value is not one number.
+          ConfigError: a name is ``step`` or ``time``, or a value is not one number.
         """
         numbers = {}
         for name, value in scalars.items():
             number = np.asarray(value)
             if name in _RESERVED or number.size != 1 or number.dtype.kind not in "biufV":
-                raise ValueError(
+                raise ConfigError(
                     f"metric {name!r}: expected one number under a name other than {_RESERVED}, "
                     f"got {type(value).__name__} of shape {number.shape}"
                 )
@@ -139,7 +140,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
       is no file yet.
 
     Raises:
-      ValueError: if a line other than the last cannot be read.
+      WorkdirError: a line other than the last cannot be read.
     """
     file = Path(workdir) / METRICS
     return [line for _, line in _lines(file)] if file.exists() else []
@@ -158,7 +159,7 @@ def _lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(raw_lines) and not torn:
                 break
-            raise ValueError(
+            raise WorkdirError(
                 f"{file}, line {number} is not a line of metrics: {raw[:80]!r}; delete the line, or the "
                 "work directory to start afresh"
             ) from error

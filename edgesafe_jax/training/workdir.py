@@ -1,13 +1,13 @@
-"""A run is its work directory.
+"""The work directory of a run.
 
 ======================  ==================================================================
 ``config.json``         the configuration; the same one resumes, another one is refused
 ``metrics.jsonl``       one JSON line per training step (`edgesafe_jax.training.MetricWriter`)
 ``checkpoints/``        the last few states (`edgesafe_jax.training.Checkpoints`)
 ``tensorboard/``        the same scalars for TensorBoard
-``summary.json``        the numbers that matter, flat: ``section/quantity: number``
+``summary.json``        the results, flat: ``section/quantity: number``
 ``report/``             one JSON fragment per section, from which ``report.html`` is built
-``report.html``         one self-contained file for people
+``report.html``         one self-contained page
 ======================  ==================================================================
 
 JSON has no NaN and no infinity: a number that is not finite is written as ``null``.
@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.errors import ConfigError, EdgesafeError
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
@@ -69,26 +70,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file atomically: a reader sees the old file or the new one, never a part.
 
     Args:
-      path: the file; its directory exists.
+      path: the file; missing parent directories are made.
       text: the content, written as UTF-8.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a value as JSON, atomically.
 
     Args:
-      path: the file; its directory exists.
+      path: the file; missing parent directories are made.
       value: what `to_json` accepts; a number that is not finite is written as ``null``.
     """
     write_text(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
@@ -107,8 +99,8 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
       The directory.
 
     Raises:
-      WorkdirError: if the directory holds another configuration, a configuration that cannot be read, or
-        checkpoints without a configuration.
+      WorkdirError: the directory holds another configuration, a configuration that cannot be read, or checkpoints
+        without a configuration.
 
     Example:
       >>> import tempfile
@@ -153,13 +145,13 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
       The configuration as it was written.
 
     Raises:
-      WorkdirError: if there is none or it cannot be read.
+      WorkdirError: there is none or it cannot be read.
     """
     return _read_mapping(Path(workdir) / CONFIG)
 
 
 def write_summary(workdir: str | os.PathLike[str], section: str, values: Mapping[str, Any]) -> dict[str, float | None]:
-    """Puts the numbers of one section into the run's ``summary.json``.
+    """Writes the numbers of one section into the run's ``summary.json``.
 
     The file is flat, ``section/quantity: number``. The section's former entries are replaced, those of other
     sections are kept. A number that is not finite is written as ``null``.
@@ -170,10 +162,10 @@ def write_summary(workdir: str | os.PathLike[str], section: str, values: Mapping
       values: quantity name to number.
 
     Returns:
-      The whole summary as it is now in the file.
+      The whole summary, as it is in the file.
 
     Raises:
-      ValueError: if the section's name is empty or has a ``/``, or a value is not one number.
+      ConfigError: the section's name is empty or has a ``/``, or a value is not one number.
 
     Example:
       >>> import tempfile
@@ -181,11 +173,11 @@ def write_summary(workdir: str | os.PathLike[str], section: str, values: Mapping
       {'alignment/refusal/harmful': 0.9}
     """
     if not section or "/" in section:
-        raise ValueError(f"section {section!r}: expected a name that is not empty and has no '/'")
+        raise ConfigError(f"section {section!r}: expected a name that is not empty and has no '/'")
     numbers = {name: to_json(value) for name, value in values.items()}
     for name, number in numbers.items():
         if not (number is None or isinstance(number, (int, float))):
-            raise ValueError(f"{section}/{name}: expected a number, got {values[name]!r}")
+            raise ConfigError(f"{section}/{name}: expected a number, got {values[name]!r}")
     file = Path(workdir) / SUMMARY
     summary = _read_mapping(file) if file.exists() else {}
     summary = {key: value for key, value in summary.items() if not key.startswith(f"{section}/")}

@@ -10,6 +10,7 @@ from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LoadingError
 from edgesafe_jax.offline_rl import LearningError
+from edgesafe_jax.parallel import MultihostError
 from edgesafe_jax.training import CheckpointError, TrainingError, TrainingStopped, WorkdirError
 from launch import bench, errors, quickstart
 from tests.launch import cli
@@ -28,6 +29,7 @@ from tests.launch import cli
         GuardFileError,
         LearningError,
         LoadingError,
+        MultihostError,
         TrainingError,
         WorkdirError,
         errors.ConfigError,

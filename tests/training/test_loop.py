@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -394,7 +395,19 @@ def test_resumes_on_several_devices(tmp_path):
     state = linear_run.start_state()
     for step in range(5):
         state, _ = linear_run.step_fn(state, data + np.float32(step))
-    np.testing.assert_allclose(trained.state.params["w"], state.params["w"], rtol=1e-5)
+    chex.assert_trees_all_close(trained.state.params["w"], state.params["w"], rtol=1e-5)
+
+
+def test_a_resumed_run_compiles_its_step_once(tmp_path):
+    step_fn = jax.jit(chex.assert_max_traces(1)(linear_run.step_fn.__wrapped__))
+
+    def run(num_steps):
+        with Checkpoints(tmp_path) as checkpoints:
+            start = linear_run.start_state()
+            train(step_fn, start, linear_run.make_batch, num_steps=num_steps, checkpoints=checkpoints, progress=False)
+
+    run(3)
+    run(6)
 
 
 def test_bad_arguments_are_named():
