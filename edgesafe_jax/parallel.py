@@ -135,8 +135,9 @@ def place(tree: PyTree, sharding: Sharding) -> PyTree:
 
 
 def is_main_process() -> bool:
-    """Says whether this is process 0, the one that writes files and shows progress."""
-    return jax.process_index() == 0
+    """Returns whether this is process 0, the one that writes files and shows progress."""
+    # Asking jax for the number starts its backend, which a process of its own does not need for it.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from edgesafe_jax.training.loop import (
     train,
 )
 from edgesafe_jax.training.metric_writers import MetricWriter, read_metrics
-from edgesafe_jax.training.workdir import WorkdirError, open_workdir, write_json, write_summary
+from edgesafe_jax.training.workdir import WorkdirError, close_workdir, open_workdir, write_json, write_summary
 
 __all__ = [
     "Best",
@@ -28,6 +28,7 @@ __all__ = [
     "TrainingStopped",
     "WorkdirError",
     "apply_gradients",
+    "close_workdir",
     "init_state",
     "make_data_order",
     "open_workdir",

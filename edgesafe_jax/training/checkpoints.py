@@ -82,6 +82,7 @@ class Checkpoints:
           state: a pytree of jax arrays, numpy arrays and Python numbers.
 
         Raises:
+          CheckpointError: the directory was moved or deleted since the last save.
           TypeError: if a leaf is something else.
         """
         leaves = {name: _encode(name, leaf) for name, leaf in _named_leaves(state).items()}
@@ -166,6 +167,11 @@ class Checkpoints:
         if self._bad_steps:
             self._bad_steps.clear()
             self.close()
+        if self._manager is not None and not self.directory.is_dir():
+            raise CheckpointError(
+                f"{self.directory} was moved or deleted while the run was writing checkpoints there. Start the same "
+                "command with the directory's new place; it continues from the last checkpoint"
+            )
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,

@@ -86,9 +86,20 @@ class MetricWriter:
                 self._board.add_scalar(name, float(number), step, walltime=now)
 
     def sync(self) -> None:
-        """Waits until everything written is on the disk."""
+        """Waits until everything written is on the disk.
+
+        Raises:
+          WorkdirError: the file was moved or deleted since it was opened.
+        """
         if self._file is not None:
             os.fsync(self._file.fileno())
+            file = self._workdir / METRICS
+            if not file.exists() or not os.path.samestat(os.fstat(self._file.fileno()), file.stat()):
+                raise WorkdirError(
+                    f"{file} was moved or deleted while the run was writing it: the run stops before it writes half of "
+                    "its files there. Start the same command with the directory's new place; it continues from the "
+                    "last checkpoint"
+                )
         if self._board is not None:
             self._board.flush()
 

@@ -8,6 +8,7 @@
 ``summary.json``        the results, flat: ``section/quantity: number``
 ``report/``             one JSON fragment per section, from which ``report.html`` is built
 ``report.html``         one self-contained page
+``.lock``               held by the process that writes here; ``.owner.json`` names it
 ======================  ==================================================================
 
 JSON has no NaN and no infinity: a number that is not finite is written as ``null``.
@@ -22,6 +23,8 @@ from typing import Any
 
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import ConfigError, EdgesafeError
+from edgesafe_jax.parallel import is_main_process
+from edgesafe_jax.training import locks
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
@@ -89,6 +92,9 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> Path:
     """Creates the work directory of a run, or opens it again if it holds the same configuration.
 
+    The directory is then locked: until `close_workdir`, or until this process ends in whatever way, no other process
+    can open it. Reading needs no lock. Of the connected processes of one run, process 0 holds the lock for all.
+
     Args:
       path: the directory; parents are created.
       config: the configuration of the run; nested mappings are compared key by key, named with dots.
@@ -99,14 +105,15 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
       The directory.
 
     Raises:
-      WorkdirError: the directory holds another configuration, a configuration that cannot be read, or checkpoints
-        without a configuration.
+      WorkdirError: another process has the directory open, or it holds another configuration, a configuration that
+        cannot be read, or checkpoints without a configuration.
 
     Example:
       >>> import tempfile
       >>> run = open_workdir(tempfile.mkdtemp() + "/run", {"seed": 0})
       >>> open_workdir(run, {"seed": 0}) == run
       True
+      >>> close_workdir(run)
     """
     path = Path(path)
     wanted = to_json(config)
@@ -114,6 +121,32 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise WorkdirError(f"{path} is a file, not a directory: give another --workdir") from error
+    if not is_main_process():
+        return path
+    if owner := locks.acquire(path):
+        raise WorkdirError(
+            f"{path} is in use by {owner}: wait for it to end or stop it, and the same command continues, or give "
+            "another --workdir"
+        )
+    try:
+        _write_config(path, wanted, ignore)
+    except BaseException:
+        locks.release(path)
+        raise
+    return path
+
+
+def close_workdir(path: str | os.PathLike[str]) -> None:
+    """Lets other processes open a work directory again; the end of the process does so too.
+
+    Args:
+      path: a work directory; nothing happens if this process has not opened it.
+    """
+    locks.release(Path(path))
+
+
+def _write_config(path: Path, wanted: Any, ignore: Sequence[str]) -> None:
+    """Writes the configuration of a run, or compares it with the one that is there."""
     config_file = path / CONFIG
     if not config_file.exists():
         if (path / "checkpoints").exists():
@@ -122,7 +155,7 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
                 "give another --workdir, or delete this one"
             )
         write_json(config_file, wanted)
-        return path
+        return
     differences = _differences(_flatten(read_config(path)), _flatten(wanted), ignore)
     if differences:
         raise WorkdirError(
@@ -132,7 +165,6 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
         )
     if ignore:
         write_json(config_file, wanted)
-    return path
 
 
 def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:

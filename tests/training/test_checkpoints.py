@@ -186,6 +186,15 @@ def test_what_a_killed_save_left_is_no_checkpoint(saved):
     assert sorted(path.name for path in saved.directory.iterdir()) == ["10", "20", "30"]
 
 
+def test_a_directory_that_vanished_is_not_begun_anew(saved):
+    saved.save(40, {"w": jnp.full(50, 40.0)})
+    saved.directory.rename(saved.directory.with_name("elsewhere"))
+    with pytest.raises(CheckpointError, match=r"checkpoints was moved or deleted.*new place"):
+        saved.save(50, {"w": jnp.full(50, 50.0)})
+    assert not saved.directory.exists()
+    saved.close()
+
+
 def test_no_good_checkpoint_says_what_to_delete(saved):
     for step in (10, 20, 30):
         damage_silent(saved.directory / str(step))

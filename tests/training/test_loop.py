@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from edgesafe_jax.training import (
     TrainingError,
     TrainingStopped,
     TrainState,
+    WorkdirError,
     apply_gradients,
     init_state,
     make_data_order,
@@ -164,6 +166,25 @@ def interrupted_at(last):
         return linear_run.make_batch(step)
 
     return batches
+
+
+@pytest.mark.parametrize("then", ["moved", "copied back"])
+def test_a_work_directory_that_is_moved_while_it_is_written_does_not_split(tmp_path, whole, then):
+    workdir, place = tmp_path / "a", tmp_path / "b"
+
+    def batches(step):
+        if step == 8:
+            workdir.rename(place)
+            if then == "copied back":
+                shutil.copytree(place, workdir)
+        return linear_run.make_batch(step)
+
+    with pytest.raises(WorkdirError, match=r"a/metrics.jsonl was moved or deleted.*new place"):
+        linear_run.run(workdir, batches=batches)
+    if then == "moved":
+        assert not workdir.exists()
+    assert bits(linear_run.run(place)) == bits(whole[0])
+    assert lines(place) == whole[1]
 
 
 def test_a_signal_in_the_last_step_stops_what_comes_after_it(tmp_path):

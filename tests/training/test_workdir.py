@@ -1,12 +1,17 @@
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import filelock
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.training import WorkdirError, open_workdir, write_json, write_summary
+from edgesafe_jax.training import WorkdirError, close_workdir, open_workdir, write_json, write_summary
 from edgesafe_jax.training.workdir import read_config, to_json, write_text
 
 CONFIG = {"objective": "tv", "optimizer": {"rate": 1e-3, "steps": 100}, "layers": (1, 2), "debug": False}
@@ -16,7 +21,7 @@ def test_a_new_directory_gets_the_configuration(tmp_path):
     workdir = open_workdir(tmp_path / "a" / "b", CONFIG)
     assert workdir == tmp_path / "a" / "b"
     assert read_config(workdir) == {**CONFIG, "layers": [1, 2]}
-    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in workdir.iterdir()) == [".lock", ".owner.json", "config.json"]
 
 
 def test_the_same_configuration_resumes(tmp_path):
@@ -65,6 +70,53 @@ def test_directories_that_cannot_be_a_run(tmp_path):
             open_workdir(tmp_path / "torn", CONFIG)
     with pytest.raises(WorkdirError, match="is this a work directory"):
         read_config(tmp_path / "nothing")
+
+
+def start_other_process(workdir: Path) -> subprocess.Popen:
+    """A process that opens a work directory, says so or why not, and then waits."""
+    program = (
+        "import sys, time\n"
+        "from edgesafe_jax.training import WorkdirError, open_workdir\n"
+        "try:\n    open_workdir(sys.argv[1], {'seed': 0})\nexcept WorkdirError as error:\n    print(error)\n"
+        "else:\n    print('open', flush=True)\n    time.sleep(300)\n"
+    )
+    root = Path(__file__).parents[2]
+    return subprocess.Popen([sys.executable, "-c", program, str(workdir)], cwd=root, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_work_directory_has_one_process_until_that_ends(tmp_path):
+    workdir = tmp_path / "run"
+    with start_other_process(workdir) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "open\n"
+            named = rf"run is in use by process {other.pid} on host {socket.gethostname()} since 20.*wait for it to end"
+            with pytest.raises(WorkdirError, match=named):
+                open_workdir(workdir, {"seed": 0})
+            assert read_config(workdir) == {"seed": 0}  # Reading stays possible.
+        finally:
+            other.send_signal(signal.SIGKILL)
+    # What a killed process leaves does not lock.
+    assert open_workdir(workdir, {"seed": 0}) == open_workdir(str(workdir), {"seed": 0})
+    with start_other_process(workdir) as other:
+        assert f"process {os.getpid()} on host" in other.communicate()[0]
+
+
+def test_a_work_directory_is_free_after_closing_and_after_a_refusal(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_text('{"seed": 1}')
+    close_workdir(open_workdir(tmp_path / "a", {"seed": 0}))
+    close_workdir(tmp_path / "nowhere")
+    with pytest.raises(WorkdirError, match="seed: 1 there, 0 now"):
+        open_workdir(tmp_path / "b", {"seed": 0})
+    for name in "ab":
+        with filelock.FileLock(tmp_path / name / ".lock", timeout=0):
+            pass
+
+
+def test_a_lock_without_an_owner_file_is_still_a_lock(tmp_path):
+    with filelock.FileLock(tmp_path / ".lock"), pytest.raises(WorkdirError, match=r"in use by another process: wait"):
+        open_workdir(tmp_path, {"seed": 0})
 
 
 def test_summary_replaces_a_section_and_keeps_the_others(tmp_path):
