@@ -97,7 +97,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.scales = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the tolerance, for the curve
     config.data = ml_collections.ConfigDict()
     config.data.num_episodes = 600
-    config.data.shares = ml_collections.ConfigDict(
+    config.data.fractions = ml_collections.ConfigDict(
         {"training": 0.35, "validation": 0.05, "calibration": 0.45, "fresh": 0.15}  # the test is measured on the last
     )
     config.model = ml_collections.ConfigDict()
@@ -105,6 +105,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.num_epochs = 100
     config.model.batch_size = 64
     config.model.patience = 15
+    # Contacts are rare, abrupt, and take more data and depth than drag.
+    contacts = {"hidden": (128, 128, 128), "num_epochs": 80, "num_members": 5}
+    pusher = {"model": contacts, "num_episodes": 2500}
+    config.per_case = ml_collections.ConfigDict(
+        {
+            "underfitted": {"model": {"hidden": (4,), "num_epochs": 2}},
+            "pusher_joint": pusher,
+            "pusher_object_alone": pusher,
+            "point_maze": {"model": {**contacts, "batch_size": 128}, "num_episodes": 1500},
+            "ant": {"model": {"batch_size": 256}},
+            "ant_height": {"model": {"batch_size": 256}},
+        }
+    )
     if variant == "runlocal":
         config.cases = ("translation", "velocity_shift")
         config.alpha = 0.4

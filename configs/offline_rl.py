@@ -62,12 +62,12 @@ Untested translations do as well as tested ones: in this world nothing but the b
 has little to remove.
 
 Why full coverage falls short at far goals: by the goals of its own that a fifth of its rows keep, not by its coverage.
-With hindsight goals in all rows (`--config.her_share=1`) two policies of a probe both reach 1.00, with .8 of the rows
-.74 and .61, with none .00. More data of the kind do no better (.38 and .24 with 800 episodes instead of 200), longer
-trajectories, with farther hindsight goals, worse (.02 and .08 with 50 episodes of 200 steps). Untested translations on
-top change little with .8 (.35, .65) and have nothing to add with all (1.00, 1.00). It is no matter of stitching:
-hindsight goals are at most 1.6 away, far goals 2.2 and more, and a policy that has seen near goals alone ends within
-.06 of the far ones in nine of ten episodes.
+With hindsight goals in all rows (`--config.her_fraction=1`) two policies of a probe both reach 1.00, with .8 of the
+rows .74 and .61, with none .00. More data of the kind do no better (.38 and .24 with 800 episodes instead of 200),
+longer trajectories, with farther hindsight goals, worse (.02 and .08 with 50 episodes of 200 steps). Untested
+translations on top change little with .8 (.35, .65) and have nothing to add with all (1.00, 1.00). It is no matter of
+stitching: hindsight goals are at most 1.6 away, far goals 2.2 and more, and a policy that has seen near goals alone
+ends within .06 of the far ones in nine of ten episodes.
 
 Of the learned and tested translations .88 [.87, .88] were accepted in those ten runs (.22 [.21, .24] verified in the
 support of the data, the others by the declared domain); none of the accepted was wrong in the true world in any run,
@@ -138,7 +138,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.path = ""
     config.data.num_episodes = 200
-    config.data.shares = ml_collections.ConfigDict({"training": 0.5, "validation": 0.1, "calibration": 0.4})
+    config.data.fractions = ml_collections.ConfigDict({"training": 0.5, "validation": 0.1, "calibration": 0.4})
 
     # Model of the world
     config.model = ml_collections.ConfigDict()
@@ -170,9 +170,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "her_model",
         "full_coverage",
     )
-    config.her_share = 0.8
-    config.augment_share = 0.8
+    config.fresh_episodes = 100  # on which learned translations are checked; of a file there are none
+    config.her_fraction = 0.8
+    config.augment_fraction = 0.8
     config.noise_scale = 0.01  # of s4rl, in standard deviations of the states
+    config.rollouts = ml_collections.ConfigDict({"per_row": 0.2, "length": 5})  # of her_model
     config.learner = ml_collections.ConfigDict()
     config.learner.name = "td3_bc"
     config.learner.hidden = (64, 64)
@@ -184,56 +186,69 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.updates_per_step = 1000  # between two lines of metrics, in one scan
     config.num_seeds = 10
     config.num_episodes = 200  # of each stratum, for every seed
-
-    if variant == "walls":
-        config.world = "point_mass_walls"
-        config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
-        config.symmetry.declare_domain = False
-        config.data.num_episodes = 400
-        config.alpha = 0.01  # near a wall a wrong translation costs more
-    elif variant == "maze":
-        config.world = "point_maze"
-        config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
-        config.symmetry.declare_domain = False
-        config.data.num_episodes = 300
-        config.alpha = 0.01
-        config.model.hidden = (128, 128, 128)
-        config.model.num_epochs = 80
-        config.model.batch_size = 128
-        config.symmetry.num_elements = 16
-        config.learner.discount = 0.98
-        config.num_seeds = 4
-    elif variant == "ant":
-        config.world = "ant"
-        config.methods = ("none", "her", "her_learned", "her_oracle")
-        config.data.num_episodes = 600
-        config.model.hidden = (256, 256)
-        config.model.batch_size = 256
-        config.learner.hidden = (256, 256)
-        config.learner.learning_rate = 3e-4
-        config.symmetry.num_elements = 16
-        config.num_seeds = 4
-        config.num_episodes = 100
-    elif variant == "quickstart":
-        config.model.num_epochs = 60
-        config.symmetry.num_steps = 600
-        config.symmetry.num_elements = 16
-        config.methods = ("none", "her", "her_learned")
-        config.num_updates = 6000
-        config.num_seeds = 2
-        config.num_episodes = 100
-    elif variant == "runlocal":
-        config.alpha = 0.4
-        config.data.num_episodes = 120
-        config.model.hidden = (8,)
-        config.model.num_epochs = config.symmetry.num_steps = config.symmetry.num_elements = 2
-        config.methods = ("her", "her_learned", "her_model")
-        config.learner.hidden = (8,)
-        config.num_updates = 8
-        config.updates_per_step = 4
-        config.num_seeds = 2
-        config.num_episodes = 4
-    elif variant:
-        known = ("walls", "maze", "ant", "quickstart", "runlocal")
-        raise ValueError(f"Unknown variant {variant!r}: expected one of {known} or none.")
+    if variant:
+        if variant not in _VARIANTS:
+            raise ValueError(f"Unknown variant {variant!r}: expected one of {tuple(_VARIANTS)} or none.")
+        _VARIANTS[variant](config)
     return config
+
+
+def _walls(config: ml_collections.ConfigDict) -> None:
+    config.world = "point_mass_walls"
+    config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
+    config.symmetry.declare_domain = False
+    config.data.num_episodes = 400
+    config.alpha = 0.01  # near a wall a wrong translation costs more
+
+
+def _maze(config: ml_collections.ConfigDict) -> None:
+    config.world = "point_maze"
+    config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
+    config.symmetry.declare_domain = False
+    config.data.num_episodes = 300
+    config.alpha = 0.01
+    config.model.hidden = (128, 128, 128)
+    config.model.num_epochs = 80
+    config.model.batch_size = 128
+    config.symmetry.num_elements = 16
+    config.learner.discount = 0.98
+    config.num_seeds = 4
+
+
+def _ant(config: ml_collections.ConfigDict) -> None:
+    config.world = "ant"
+    config.methods = ("none", "her", "her_learned", "her_oracle")
+    config.data.num_episodes = 600
+    config.model.hidden = (256, 256)
+    config.model.batch_size = 256
+    config.learner.hidden = (256, 256)
+    config.learner.learning_rate = 3e-4
+    config.symmetry.num_elements = 16
+    config.num_seeds = 4
+    config.num_episodes = 100
+
+
+def _quickstart(config: ml_collections.ConfigDict) -> None:
+    config.model.num_epochs = 60
+    config.symmetry.num_steps = 600
+    config.symmetry.num_elements = 16
+    config.methods = ("none", "her", "her_learned")
+    config.num_updates = 6000
+    config.num_seeds = 2
+    config.num_episodes = 100
+
+
+def _runlocal(config: ml_collections.ConfigDict) -> None:
+    config.alpha = 0.4
+    config.data.num_episodes = 120
+    config.model.hidden = (8,)
+    config.model.num_epochs = config.symmetry.num_steps = config.symmetry.num_elements = 2
+    config.methods = ("her", "her_learned", "her_model")
+    config.learner.hidden = (8,)
+    config.num_updates = 8
+    config.updates_per_step = 4
+    config.num_seeds = 2
+    config.num_episodes = 4
+
+
+_VARIANTS = {"walls": _walls, "maze": _maze, "ant": _ant, "quickstart": _quickstart, "runlocal": _runlocal}

@@ -55,10 +55,10 @@ def _ours(dataset: OfflineDataset, *, num_seeds: int) -> Callable[[int], None]:
         run = jax.jit(trainer.run)
     else:
         agents = jax.vmap(trainer.init, in_axes=(0, None))(keys, data)
-        run = jax.jit(jax.vmap(trainer.run, in_axes=(0, None, 0)))
+        run = jax.jit(jax.vmap(trainer.run, in_axes=(0, 0, None)))
 
     def measured(_: int) -> None:
-        jax.block_until_ready(run(agents, data, keys))
+        jax.block_until_ready(run(keys, agents, data))
 
     return measured
 

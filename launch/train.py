@@ -17,7 +17,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import alignment, consistency, errors, guards, offline, offline_runs, smolguard, startup
+from launch import alignment, consistency, errors, guards, offline, smolguard, startup
 
 Task = Callable[[Mapping[str, Any], str | Path], Path]
 
@@ -28,7 +28,7 @@ TASKS: dict[str, Task] = {
     "guard_judge": guards.train_judge,
     "guard_consistency": consistency.train,
     "guard_smol": smolguard.train,
-    "offline_rl": offline_runs.train,
+    "offline_rl": offline.train,
 }
 """What `config.task` may name, and what runs it."""
 

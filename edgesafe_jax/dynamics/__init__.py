@@ -2,6 +2,7 @@
 
 from edgesafe_jax.dynamics.ensemble import (
     Ensemble,
+    EnsembleSettings,
     FitLog,
     GaussianMLP,
     Prediction,
@@ -10,24 +11,16 @@ from edgesafe_jax.dynamics.ensemble import (
     prediction_error,
     variance_calibration,
 )
+from edgesafe_jax.dynamics.equivalence_report import EquivalenceReport, episode_interval, summarize, verdict_map
 from edgesafe_jax.dynamics.equivariance import (
-    BoxDomain,
     Calibration,
-    CalibrationError,
     Equivalence,
-    EquivalenceReport,
-    Support,
     Verdict,
     accept,
     calibrate,
-    episode_interval,
-    episode_quantile,
     equivalence_test,
-    fit_support,
     residuals,
-    summarize,
     trust_threshold,
-    verdict_map,
 )
 from edgesafe_jax.dynamics.groups import (
     Element,
@@ -41,8 +34,11 @@ from edgesafe_jax.dynamics.groups import (
     act_on_segment,
     sample_elements,
 )
+from edgesafe_jax.dynamics.study import Study, is_wrong, study_transformation, true_gaps
+from edgesafe_jax.dynamics.support import BoxDomain, CalibrationError, Support, episode_quantile, fit_support
 from edgesafe_jax.dynamics.transformations import (
     ReachLog,
+    ReachSettings,
     TransformBank,
     TranslationDistribution,
     coverage,
@@ -59,6 +55,7 @@ from edgesafe_jax.dynamics.transitions import (
     make_transitions,
     split_episodes,
 )
+from edgesafe_jax.dynamics.world_model import WorldModel, WorldModelSettings, fit_world_model, model_quality
 
 __all__ = [
     "BoxDomain",
@@ -67,6 +64,7 @@ __all__ = [
     "DynamicsError",
     "Element",
     "Ensemble",
+    "EnsembleSettings",
     "Equivalence",
     "EquivalenceReport",
     "FitLog",
@@ -77,9 +75,11 @@ __all__ = [
     "Prediction",
     "Product",
     "ReachLog",
+    "ReachSettings",
     "Reflection",
     "Segments",
     "Sizes",
+    "Study",
     "Support",
     "TransformBank",
     "Transitions",
@@ -87,6 +87,8 @@ __all__ = [
     "TranslationDistribution",
     "VarianceCalibration",
     "Verdict",
+    "WorldModel",
+    "WorldModelSettings",
     "accept",
     "act_on_segment",
     "as_segments",
@@ -99,14 +101,19 @@ __all__ = [
     "fit_ensemble",
     "fit_support",
     "fit_translations",
+    "fit_world_model",
+    "is_wrong",
     "make_bank",
     "make_segments",
     "make_transitions",
+    "model_quality",
     "prediction_error",
     "residuals",
     "sample_elements",
     "split_episodes",
+    "study_transformation",
     "summarize",
+    "true_gaps",
     "trust_threshold",
     "variance_calibration",
     "verdict_map",

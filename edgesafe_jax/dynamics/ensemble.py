@@ -21,7 +21,8 @@ import numpy as np
 import optax
 from flax import struct
 
-from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims, check_settings
+from edgesafe_jax.errors import NON_NEGATIVE, POSITIVE, POSITIVE_COUNT
 from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
 
 _EPSILON = 1e-6
@@ -157,19 +158,58 @@ class FitLog(struct.PyTreeNode):
     elites: Array
 
 
+@dataclasses.dataclass(frozen=True)
+class EnsembleSettings:
+    """Sizes and optimiser of an ensemble.
+
+    Attributes:
+      num_members: M, networks that are fitted.
+      num_elites: E, networks that are kept, at most M.
+      hidden: widths of the hidden layers.
+      learning_rate: of AdamW; falls along a cosine to a hundredth over `num_epochs`.
+      weight_decay: of AdamW.
+      batch_size: transitions of a batch, for each member its own.
+      num_epochs: most epochs.
+      patience: epochs without a lower validation error after which a member stops.
+
+    Raises:
+      DynamicsError: if a number is out of range.
+    """
+
+    num_members: int = 7
+    num_elites: int = 5
+    hidden: tuple[int, ...] = (128, 128)
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    batch_size: int = 256
+    num_epochs: int = 60
+    patience: int = 8
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        check_settings(self, _RANGES)
+        if self.num_elites > self.num_members:
+            raise DynamicsError(f"num_elites={self.num_elites}: expected 1 to num_members={self.num_members}")
+
+
+_RANGES = {
+    "num_members": POSITIVE_COUNT,
+    "num_elites": POSITIVE_COUNT,
+    "hidden": POSITIVE_COUNT,
+    "learning_rate": POSITIVE,
+    "weight_decay": NON_NEGATIVE,
+    "batch_size": POSITIVE_COUNT,
+    "num_epochs": POSITIVE_COUNT,
+    "patience": POSITIVE_COUNT,
+}
+
+
 def fit_ensemble(
+    key: PRNGKey,
     training: Transitions,
     validation: Transitions,
+    settings: EnsembleSettings | None = None,
     *,
-    key: PRNGKey,
-    num_members: int = 7,
-    num_elites: int = 5,
-    hidden: tuple[int, ...] = (128, 128),
-    learning_rate: float = 1e-3,
-    weight_decay: float = 1e-5,
-    batch_size: int = 256,
-    num_epochs: int = 60,
-    patience: int = 8,
     relations: tuple[tuple[int, int], ...] = (),
 ) -> tuple[Ensemble, FitLog]:
     r"""Fits an ensemble by maximum likelihood.
@@ -181,17 +221,10 @@ def fit_ensemble(
     epochs changes no more; training ends when none does.
 
     Args:
+      key: a typed random key.
       training: transitions of the training episodes; a bootstrap draws episodes.
       validation: transitions of other episodes.
-      key: a typed random key.
-      num_members: M.
-      num_elites: E, at most M.
-      hidden: widths of the hidden layers.
-      learning_rate: of AdamW; falls along a cosine to a hundredth over `num_epochs`.
-      weight_decay: of AdamW.
-      batch_size: transitions of a batch, for each member its own.
-      num_epochs: most epochs.
-      patience: epochs without a lower validation error after which a member stops.
+      settings: sizes and optimiser; None: `EnsembleSettings()`.
       relations: pairs (i, j) of state dimensions whose differences s_i - s_j are inputs beside the state, such as the
         place of an object seen from the agent: what a contact depends on is then an input, not learned.
 
@@ -199,19 +232,14 @@ def fit_ensemble(
       The ensemble of the elites and the log of the fit.
 
     Raises:
-      DynamicsError: if a count is out of range, a relation names a dimension that the state lacks, or an episode is in
-        both sets.
+      DynamicsError: if a relation names a dimension that the state lacks, or an episode is in both sets.
     """
-    if not 1 <= num_elites <= num_members:
-        raise DynamicsError(f"num_elites={num_elites}: expected 1 to num_members={num_members}")
-    for name, count in (("batch_size", batch_size), ("num_epochs", num_epochs), ("patience", patience)):
-        if count < 1:
-            raise DynamicsError(f"{name}={count}: expected at least 1")
+    settings = settings or EnsembleSettings()
     if shared := np.intersect1d(training.episodes, validation.episodes).tolist():
         raise DynamicsError(f"episode {shared[0]} is in training and in validation: split by episode (split_episodes)")
     check_dims("relations", itertools.chain(*relations), training.states.shape[1])
     key_rows, key_fit = jax.random.split(key)
-    rows = _bootstrap_rows(key_rows, np.asarray(training.episodes), num_members)
+    rows = _bootstrap_rows(key_rows, np.asarray(training.episodes), settings.num_members)
     inputs = _inputs(jnp.asarray(training.states), jnp.asarray(training.actions), relations)
     targets = training.next_states - training.states
     stats = {
@@ -220,23 +248,12 @@ def fit_ensemble(
         "target_mean": jnp.mean(targets, 0),
         "target_std": jnp.maximum(jnp.std(targets, 0), _EPSILON),
     }
-    settings = _FitSettings(hidden, learning_rate, weight_decay, batch_size, num_epochs, patience)
     params, log = _fit(
         settings, key_fit, *(_normalized(part, relations, stats) for part in (training, validation)), rows
     )
-    elites = jnp.argsort(log.best)[:num_elites]
+    elites = jnp.argsort(log.best)[: settings.num_elites]
     kept = jax.tree.map(lambda leaf: leaf[elites], params)
-    return Ensemble(params=kept, hidden=hidden, relations=relations, **stats), log.replace(elites=elites)
-
-
-@dataclasses.dataclass(frozen=True)
-class _FitSettings:
-    hidden: tuple[int, ...]
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-    num_epochs: int
-    patience: int
+    return Ensemble(params=kept, hidden=settings.hidden, relations=relations, **stats), log.replace(elites=elites)
 
 
 def _bootstrap_rows(key: PRNGKey, episodes: np.ndarray, num_members: int) -> Array:
@@ -266,7 +283,7 @@ def _normalized(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fit(
-    settings: _FitSettings,
+    settings: EnsembleSettings,
     key: PRNGKey,
     training: tuple[Array, Array],
     validation: tuple[Array, Array],
@@ -354,7 +371,7 @@ class VarianceCalibration(struct.PyTreeNode):
 
     Attributes:
       levels: `[L]` nominal coverage of central intervals.
-      coverage: `[L, S]` the share of observed next states inside them.
+      coverage: `[L, S]` the fraction of observed next states inside them.
       z_rms: `[S]` root mean square of error / spread: 1 if calibrated, above 1 if overconfident.
     """
 
@@ -367,7 +384,7 @@ class VarianceCalibration(struct.PyTreeNode):
 def variance_calibration(ensemble: Ensemble, data: Transitions) -> VarianceCalibration:
     r"""Compares the spread with the errors on held-out transitions, as Gaussian intervals.
 
-    Coverage at level q is the share with :math:`|s' - \hat f| \le \Phi^{-1}((1+q)/2)\, \sigma`.
+    Coverage at level q is the fraction with :math:`|s' - \hat f| \le \Phi^{-1}((1+q)/2)\, \sigma`.
 
     Args:
       ensemble: the ensemble.

@@ -41,7 +41,7 @@ likewise P(rejected and right) <= alpha.
 guarantee is an approximation; outside it nothing is claimed and the verdict is `EXTRAPOLATED`, whatever the residual.
 (2) The bound is marginal: over the draw of the calibration episodes too, not conditional on a place, and not on being
 verified: P(wrong | verified) is at most alpha / P(verified). (3) Transitions of one episode are dependent: intervals
-for shares are over episodes. (4) It is per sample; verdicts of many samples are not jointly covered.
+for fractions are over episodes. (4) It is per sample; verdicts of many samples are not jointly covered.
 
 Reference:
   Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal Risk Control", 2022, equation 4 and theorem 1.
@@ -50,10 +50,8 @@ Reference:
   Schuirmann, "A comparison of the two one-sided tests procedure", 1987 (equivalence).
 """
 
-import dataclasses
 import enum
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -63,16 +61,8 @@ from flax import struct
 
 from edgesafe_jax.dynamics.ensemble import Ensemble, rollout_many
 from edgesafe_jax.dynamics.groups import Element, GroupAction
-from edgesafe_jax.dynamics.transitions import (
-    DynamicsError,
-    Segments,
-    Transitions,
-    as_segments,
-    check_dims,
-    make_segments,
-)
-from edgesafe_jax.metrics import bootstrap_interval, wilson_interval
-from edgesafe_jax.metrics.intervals import Interval
+from edgesafe_jax.dynamics.support import CalibrationError, Support, fewest_episodes
+from edgesafe_jax.dynamics.transitions import DynamicsError, Segments, Transitions, as_segments, make_segments
 from edgesafe_jax.typing import Array
 
 
@@ -87,10 +77,6 @@ class Verdict(enum.IntEnum):
     """The model is trusted there, and the difference is above one and a half tolerances in some dimension."""
     INCONCLUSIVE = 3
     """Neither: the model is too poor there to be trusted, or the difference is about the tolerance."""
-
-
-class CalibrationError(DynamicsError):
-    """Calibration data that cannot give the level that is asked for."""
 
 
 def residuals(
@@ -131,7 +117,7 @@ class Calibration(struct.PyTreeNode):
     Attributes:
       tolerance: `[S]` differences that do not matter, in the units of the state.
       threshold: lambda, the expected error in tolerances below which the model is trusted.
-      alpha: bound on the share of trusted predictions that are wrong by more than half of a tolerance.
+      alpha: bound on the fraction of trusted predictions that are wrong by more than half of a tolerance.
       num_episodes: calibration episodes.
       horizon: K, steps of the segments that are judged.
     """
@@ -178,9 +164,9 @@ def calibrate(
         raise CalibrationError(f"alpha={alpha}: expected a number inside (0, 1)")
     segments = make_segments(data, horizon)
     num = len(np.unique(segments.episodes))
-    if num < _fewest_episodes(alpha):
+    if num < fewest_episodes(alpha):
         raise CalibrationError(
-            f"{num} calibration episodes with alpha={alpha}: expected at least {_fewest_episodes(alpha)} "
+            f"{num} calibration episodes with alpha={alpha}: expected at least {fewest_episodes(alpha)} "
             "(1 / alpha - 1); take more episodes or a larger alpha"
         )
     prediction = rollout_many(ensemble, segments.states[:, 0], segments.actions)
@@ -217,126 +203,6 @@ def trust_threshold(scores: np.ndarray, wrong: np.ndarray, episodes: np.ndarray,
     order = np.argsort(scores, kind="stable")
     exceeded = 1 / (len(counts) + 1) + np.cumsum(losses[order]) > alpha + 1e-9
     return float(scores[order[np.argmax(exceeded)]] if exceeded.any() else scores.max())
-
-
-def episode_quantile(scores: np.ndarray, episodes: np.ndarray, alpha: float) -> float:
-    """The conformal quantile of scores that come in episodes, each episode of the same weight.
-
-    Args:
-      scores: `[N]`.
-      episodes: `[N]` the episode of each score.
-      alpha: the level.
-
-    Returns:
-      The smallest score q such that the scores up to q weigh at least 1 - alpha, where each of the K episodes weighs
-      1 / (K + 1) in all; infinity if there is none.
-
-    Example:
-      >>> episode_quantile(np.arange(19.0), np.arange(19), 0.1)   # the 18th smallest of 19: ceil(20 * 0.9)
-      17.0
-    """
-    _, inverse, counts = np.unique(episodes, return_inverse=True, return_counts=True)
-    weights = 1.0 / ((len(counts) + 1) * counts[inverse])
-    order = np.argsort(scores, kind="stable")
-    reached = np.cumsum(weights[order]) >= 1 - alpha - 1e-9
-    return float(scores[order[np.argmax(reached)]]) if reached.any() else math.inf
-
-
-def _fewest_episodes(alpha: float) -> int:
-    """The smallest K with 1 / (K + 1) <= alpha."""
-    return math.ceil(1 / alpha - 1e-9) - 1
-
-
-class Support(struct.PyTreeNode):
-    """Where the model has seen data: the distance to the nearest training input, in one or several views of the input.
-
-    Attributes:
-      references: `[R, M]` normalised training inputs.
-      thresholds: `[V]` largest distance of each view that is still inside.
-      views: for each view its dimensions of the input (state, action, differences).
-    """
-
-    references: Array
-    thresholds: Array
-    views: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
-
-    def distances(self, inputs: Array) -> Array:
-        """Returns how far normalised inputs `[N, M]` are, in thresholds, `[V, N]`."""
-        near = jnp.stack([_nearest(inputs, self.references, view) for view in self.views])
-        return near / self.thresholds[:, None]
-
-    def contains(self, inputs: Array) -> Array:
-        """Returns whether normalised inputs `[N, M]` are inside, `[N]`."""
-        return jnp.all(self.distances(inputs) <= 1, axis=0)
-
-
-def fit_support(
-    ensemble: Ensemble,
-    training: Transitions,
-    calibration: Transitions,
-    *,
-    moved: Sequence[int],
-    alpha: float = 0.05,
-    max_references: int = 8192,
-) -> Support:
-    """Finds how near to a training input a fresh input of the same world is.
-
-    Two views or three: the dimensions of the state that the group moves, in which the shift happens; the whole input of
-    the model; and the differences of dimensions among its inputs (`Ensemble.relations`), if there are any, such as the
-    place of an object seen from the agent. Where a group moves one body alone, each body may be where the data are and
-    both together nowhere near them, one inside the other, say; the whole input, in many dimensions, is too coarse to
-    tell. The thresholds are conformal quantiles over the calibration episodes, alpha over the number of views each: at
-    most a share `alpha` of fresh data is called outside.
-
-    Args:
-      ensemble: its normaliser is the metric.
-      training: what the ensemble was fitted on.
-      calibration: other episodes.
-      moved: the state dimensions of the first view, such as `GroupAction.moved`.
-      alpha: share of fresh data that may be called outside.
-      max_references: at most so many training inputs are kept, evenly spaced.
-
-    Returns:
-      The support.
-
-    Raises:
-      CalibrationError: if there are fewer calibration episodes than V / alpha - 1, for V views.
-      DynamicsError: if a dimension is named that the state lacks.
-    """
-    check_dims("moved", moved, training.states.shape[1])
-    size = len(ensemble.input_mean)
-    views = [tuple(moved), tuple(range(size))]
-    if ensemble.relations:
-        views.append(tuple(range(size - len(ensemble.relations), size)))
-    level = alpha / len(views)
-    num = len(np.unique(np.asarray(calibration.episodes)))
-    if num < _fewest_episodes(level):
-        raise CalibrationError(
-            f"{num} calibration episodes for a support with alpha={alpha}: expected at least {_fewest_episodes(level)}"
-        )
-    rows = np.unique(np.linspace(0, len(training.states) - 1, max_references).astype(int))
-    normalize = jax.vmap(ensemble.normalize)
-    references = normalize(jnp.asarray(training.states)[rows], jnp.asarray(training.actions)[rows])
-    fresh = normalize(jnp.asarray(calibration.states), jnp.asarray(calibration.actions))
-    near = [np.asarray(_nearest(fresh, references, view)) for view in views]
-    thresholds = [episode_quantile(each, np.asarray(calibration.episodes), level) for each in near]
-    return Support(references=references, thresholds=jnp.asarray(thresholds, jnp.float32), views=tuple(views))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _nearest(inputs: Array, references: Array, view: tuple[int, ...]) -> Array:
-    """Distance of each input to the nearest reference, `[N]`, over some dimensions."""
-    dims = jnp.array(view)
-    x, y = inputs[:, dims], references[:, dims]
-    lengths = jnp.sum(y**2, axis=1)
-
-    def near(block: Array) -> Array:
-        squared = jnp.sum(block**2, 1)[:, None] + lengths[None] - 2 * block @ y.T
-        return jnp.sqrt(jnp.maximum(jnp.min(squared, axis=1), 1e-12))
-
-    size = min(256, len(x))
-    padded = jnp.pad(x, ((0, -len(x) % size), (0, 0)))
-    return jax.lax.map(near, padded.reshape(-1, size, x.shape[1])).reshape(-1)[: len(x)]
 
 
 class Equivalence(struct.PyTreeNode):
@@ -438,41 +304,6 @@ def check_tolerance(tolerance: Sequence[float] | np.ndarray, size: int) -> np.nd
     return limits
 
 
-@dataclasses.dataclass(frozen=True)
-class BoxDomain:
-    """Where the user declares the dynamics to be the same as in the data: a box over some dimensions of the state.
-
-    A declaration, not a finding: a break outside the support of the data cannot be found by any test of them.
-
-    Attributes:
-      dims: dimensions of the state.
-      low: lower ends, one a dimension.
-      high: upper ends.
-    """
-
-    dims: tuple[int, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def __post_init__(self):
-        lengths = {len(self.dims), len(self.low), len(self.high)}
-        if len(lengths) != 1 or any(not low < high for low, high in zip(self.low, self.high, strict=True)):
-            raise DynamicsError(
-                f"dims {self.dims}, low {self.low}, high {self.high}: expected one low below one high for each"
-            )
-
-    def excess(self, state: Array) -> Array:
-        """Returns how far a state `[S]` is outside, as a share of the box's size, the largest; 0 inside."""
-        check_dims("dims", self.dims, state.shape[-1])
-        low, high = jnp.asarray(self.low, jnp.float32), jnp.asarray(self.high, jnp.float32)
-        values = state[jnp.array(self.dims)]
-        return jnp.max(jnp.maximum(jnp.maximum(low - values, values - high), 0.0) / (high - low))
-
-    def contains(self, state: Array) -> Array:
-        """Returns whether a state `[S]` is inside."""
-        return self.excess(state) == 0
-
-
 def accept(verdicts: np.ndarray, *, declared: np.ndarray | None = None) -> np.ndarray:
     """Which of several elements each transition may be transformed by.
 
@@ -500,132 +331,3 @@ def accept(verdicts: np.ndarray, *, declared: np.ndarray | None = None) -> np.nd
         return verified
     regular = verified.any(1) & ~(verdicts == Verdict.REJECTED).any(1)
     return declared & (verified | ((verdicts == Verdict.EXTRAPOLATED) & regular[:, None]))
-
-
-@dataclasses.dataclass(frozen=True)
-class EquivalenceReport:
-    """The result over all samples.
-
-    Attributes:
-      shares: from verdict name to its share of the samples.
-      overall: the verdict on the transformation as a whole: `REJECTED` if the share of rejected among the tested
-        samples (inside the support) is above the allowed exceptions, by the lower end of its interval; `VERIFIED` if
-        the share of not verified is at most that, by the upper end; `EXTRAPOLATED` if too few samples could be tested;
-        else `INCONCLUSIVE`.
-      rejected: the share of rejected among the tested samples, with an interval over episodes; None if none was tested.
-      verified: the share of verified among them.
-      dimensions: one row a dimension: tolerance, median error among the tested, shares of tested samples in which the
-        model is trusted and the dimension alone would verify or reject.
-    """
-
-    shares: dict[str, float]
-    overall: Verdict
-    rejected: Interval | None
-    verified: Interval | None
-    dimensions: list[dict[str, float]]
-
-
-def summarize(
-    result: Equivalence,
-    *,
-    exceptions: float = 0.05,
-    confidence: float = 0.95,
-    min_tested: float = 0.05,
-    min_episodes: int = 20,
-) -> EquivalenceReport:
-    """Sums up an equivalence test.
-
-    Args:
-      result: from `equivalence_test`.
-      exceptions: share of tested samples that a verdict on the whole may leave out.
-      confidence: of the intervals, which are over episodes because transitions of one episode are alike. However alike
-        the episodes are, an interval reaches as far as Wilson's of as many episodes without an exception: with
-        `exceptions` 0.05, nothing is verified by fewer than 73 episodes.
-      min_tested: share of the samples that have to be tested for a verdict on the whole other than `EXTRAPOLATED`.
-      min_episodes: number of episodes from which they have to come.
-
-    Returns:
-      The report.
-    """
-    verdicts = np.asarray(result.verdicts)
-    shares = {verdict.name.lower(): float(np.mean(verdicts == verdict)) for verdict in Verdict}
-    tested = verdicts != Verdict.EXTRAPOLATED
-    if not tested.any():
-        return EquivalenceReport(shares, Verdict.EXTRAPOLATED, None, None, [])
-    episodes = np.asarray(result.episodes)[tested]
-    intervals = {
-        verdict: episode_interval(verdicts[tested] == verdict, episodes, confidence=confidence)
-        for verdict in (Verdict.REJECTED, Verdict.VERIFIED)
-    }
-    if tested.mean() < min_tested or len(np.unique(episodes)) < min_episodes:
-        overall = Verdict.EXTRAPOLATED
-    elif intervals[Verdict.REJECTED].low > exceptions:
-        overall = Verdict.REJECTED
-    elif 1 - intervals[Verdict.VERIFIED].low <= exceptions:
-        overall = Verdict.VERIFIED
-    else:
-        overall = Verdict.INCONCLUSIVE
-    errors, trusted = np.asarray(result.errors)[tested], np.asarray(result.trusted)[tested]
-    limits = np.asarray(result.tolerance)
-    dimensions = [
-        {
-            "dimension": j,
-            "tolerance": float(limits[j]),
-            "median error": float(np.median(errors[:, j])),
-            "verified": float(np.mean(trusted & (errors[:, j] < 0.5 * limits[j]))),
-            "rejected": float(np.mean(trusted & (errors[:, j] > 1.5 * limits[j]))),
-        }
-        for j in range(len(limits))
-    ]
-    return EquivalenceReport(shares, overall, intervals[Verdict.REJECTED], intervals[Verdict.VERIFIED], dimensions)
-
-
-def episode_interval(hits: np.ndarray, episodes: np.ndarray, *, confidence: float = 0.95) -> Interval:
-    """Interval of a share of samples that come in episodes: bootstrap over episodes, with ends that have a width.
-
-    Where all episodes are alike the bootstrap has no width, however few they are. So the interval reaches as far as
-    Wilson's of as many episodes without a hit, and without a miss.
-
-    Args:
-      hits: `[N]` booleans, at least one.
-      episodes: `[N]` the episode of each.
-      confidence: coverage aimed at.
-
-    Returns:
-      The share of hits and its interval.
-
-    Example:
-      >>> interval = episode_interval(np.zeros(200, bool), np.arange(200) // 10)
-      >>> interval.estimate, interval.low, round(interval.high, 3)  # of 20 episodes
-      (0.0, 0.0, 0.161)
-    """
-    found = bootstrap_interval(np.asarray(hits, np.float64), clusters=episodes, confidence=confidence, num_samples=500)
-    reach = wilson_interval(0, len(np.unique(episodes)), confidence=confidence).high
-    return dataclasses.replace(found, low=min(found.low, 1 - reach), high=max(found.high, reach))
-
-
-def verdict_map(
-    result: Equivalence, *, dims: tuple[int, int], low: Sequence[float], high: Sequence[float], num_cells: int = 20
-) -> dict[str, np.ndarray]:
-    """Where the symmetry breaks: shares of verdicts by the place that the transformed states reach.
-
-    Args:
-      result: from `equivalence_test`.
-      dims: the two dimensions of the state that span the map.
-      low: `[2]` its lower corner.
-      high: `[2]` its upper corner.
-      num_cells: along each side.
-
-    Returns:
-      From verdict name to its share in each cell `[num_cells, num_cells]`, first index along `dims[0]`; NaN in empty
-      cells; and under ``"count"`` the samples of each cell.
-    """
-    places = np.asarray(result.states)[:, list(dims)]
-    edges = [np.linspace(low[i], high[i], num_cells + 1) for i in range(2)]
-    count = np.histogram2d(places[:, 0], places[:, 1], bins=edges)[0]
-    cells: dict[str, np.ndarray] = {"count": count}
-    for verdict in Verdict:
-        chosen = places[np.asarray(result.verdicts) == verdict]
-        found = np.histogram2d(chosen[:, 0], chosen[:, 1], bins=edges)[0]
-        cells[verdict.name.lower()] = np.divide(found, count, out=np.full_like(count, np.nan), where=count > 0)
-    return cells

@@ -418,7 +418,7 @@ class Product:
         return sum(factor.entropy() for factor in self.factors)
 
 
-def sample_elements(group: GroupAction, key: PRNGKey, num: int) -> Element:
+def sample_elements(key: PRNGKey, group: GroupAction, num: int) -> Element:
     """Draws `num` elements of the base distribution; every leaf gets a leading axis `[num]`."""
     return jax.vmap(group.sample)(jax.random.split(key, num))
 

@@ -22,6 +22,7 @@ Reference:
   Pinneri et al., "Equivariant Data Augmentation for Generalization in Offline Reinforcement Learning", 2023.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -32,20 +33,16 @@ import optax
 from flax import struct
 
 from edgesafe_jax.dynamics.ensemble import Ensemble
-from edgesafe_jax.dynamics.equivariance import (
-    BoxDomain,
-    Calibration,
-    Support,
-    accept,
-    equivalence_test,
-)
+from edgesafe_jax.dynamics.equivariance import Calibration, accept, equivalence_test
 from edgesafe_jax.dynamics.groups import Translation
-from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions
+from edgesafe_jax.dynamics.support import BoxDomain, Support
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_settings
+from edgesafe_jax.errors import POSITIVE, POSITIVE_COUNT, Range
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
 
 class _Reach(nn.Module):
-    """From a normalised state `[S]` to the shares `[2, K]` of the group's range downward and upward."""
+    """From a normalised state `[S]` to the fractions `[2, K]` of the group's range downward and upward."""
 
     num_axes: int
     hidden: tuple[int, ...]
@@ -80,8 +77,8 @@ class TranslationDistribution(struct.PyTreeNode):
     def interval(self, state: Array) -> tuple[Array, Array]:
         """Returns the ends, each `[K]`, around a state `[S]`."""
         network = _Reach(len(self.group.low), self.hidden)
-        shares: Array = network.apply({"params": self.params}, (state - self.state_mean) / self.state_std)  # type: ignore[assignment]
-        ends = shares * jnp.stack([jnp.asarray(self.group.low, jnp.float32), jnp.asarray(self.group.high, jnp.float32)])
+        reach: Array = network.apply({"params": self.params}, (state - self.state_mean) / self.state_std)  # type: ignore[assignment]
+        ends = reach * jnp.stack([jnp.asarray(self.group.low, jnp.float32), jnp.asarray(self.group.high, jnp.float32)])
         return ends[0], ends[1]
 
     def sample(self, key: PRNGKey, state: Array) -> Array:
@@ -106,7 +103,7 @@ class ReachLog(struct.PyTreeNode):
 
     Attributes:
       entropy: `[T]` mean entropy over the batch.
-      violation: `[T]` share of the batch that violates.
+      violation: `[T]` fraction of the batch that violates.
       multiplier: `[T]` lambda.
     """
 
@@ -115,21 +112,54 @@ class ReachLog(struct.PyTreeNode):
     multiplier: Array
 
 
+@dataclasses.dataclass(frozen=True)
+class ReachSettings:
+    """Settings of `fit_translations`.
+
+    Attributes:
+      max_violation: epsilon, the fraction of samples that may violate, inside (0, 1).
+      hidden: widths of the network's hidden layers.
+      num_steps: steps of Adam.
+      batch_size: transitions of a step.
+      learning_rate: of Adam.
+      dual_rate: eta.
+
+    Raises:
+      DynamicsError: if a number is out of range.
+    """
+
+    max_violation: float = 0.1
+    hidden: tuple[int, ...] = (64, 64)
+    num_steps: int = 1500
+    batch_size: int = 256
+    learning_rate: float = 3e-3
+    dual_rate: float = 0.05
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        check_settings(self, _RANGES)
+
+
+_RANGES = {
+    "max_violation": Range(0, 1, above=True, below=True, expected="a fraction inside (0, 1)"),
+    "hidden": POSITIVE_COUNT,
+    "num_steps": POSITIVE_COUNT,
+    "batch_size": POSITIVE_COUNT,
+    "learning_rate": POSITIVE,
+    "dual_rate": POSITIVE,
+}
+
+
 def fit_translations(
+    key: PRNGKey,
     ensemble: Ensemble,
     calibration: Calibration,
     support: Support,
     group: Translation,
     data: Transitions,
+    settings: ReachSettings | None = None,
     *,
-    key: PRNGKey,
     domain: BoxDomain | None = None,
-    max_violation: float = 0.1,
-    hidden: tuple[int, ...] = (64, 64),
-    num_steps: int = 1500,
-    batch_size: int = 256,
-    learning_rate: float = 3e-3,
-    dual_rate: float = 0.05,
 ) -> tuple[TranslationDistribution, ReachLog]:
     r"""Learns how far each state may be translated.
 
@@ -140,52 +170,44 @@ def fit_translations(
     transition leaves the domain, in tenths of its size.
 
     Args:
+      key: a typed random key.
       ensemble: the model.
       calibration: where it is trusted, and the tolerance.
       support: of its data; a few thousand references are enough here.
       group: the translations; `low` below 0 and `high` above 0 bound the reach.
       data: transitions whose states are translated.
-      key: a typed random key.
+      settings: bound on the violation and optimiser; None: `ReachSettings()`.
       domain: where the user declares the dynamics to be the same; None: nowhere beyond the data.
-      max_violation: epsilon, the share of samples that may violate, inside (0, 1).
-      hidden: widths of the network's hidden layers.
-      num_steps: steps of Adam.
-      batch_size: transitions of a step.
-      learning_rate: of Adam.
-      dual_rate: eta.
 
     Returns:
       The distribution and the log of its fit.
 
     Raises:
-      DynamicsError: if `max_violation` is not inside (0, 1), the group cannot move both ways, or the calibration is one
-        for several steps.
+      DynamicsError: if the group cannot move both ways, or the calibration is one for several steps.
     """
-    if not 0 < max_violation < 1:
-        raise DynamicsError(f"max_violation={max_violation}: expected a share inside (0, 1)")
+    settings = settings or ReachSettings()
     if calibration.horizon != 1:
         raise DynamicsError(f"a calibration for {calibration.horizon} steps: expected one for single transitions")
     for axis, (low, high) in enumerate(zip(group.low, group.high, strict=True)):
         if not low < 0 < high:
             raise DynamicsError(f"axis {axis} of the group reaches from {low} to {high}: expected below 0 to above 0")
-    settings = (group, domain, max_violation, hidden, num_steps, batch_size, learning_rate, dual_rate)
-    params, stats, log = _fit(settings, ensemble, calibration, support, data, key)
-    return TranslationDistribution(params, *stats, group=group, hidden=hidden), log
+    params, stats, log = _fit((group, domain, settings), key, ensemble, calibration, support, data)
+    return TranslationDistribution(params, *stats, group=group, hidden=settings.hidden), log
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fit(
-    settings: tuple,
+    static: tuple[Translation, BoxDomain | None, ReachSettings],
+    key: PRNGKey,
     ensemble: Ensemble,
     calibration: Calibration,
     support: Support,
     data: Transitions,
-    key: PRNGKey,
 ) -> tuple[Params, tuple[Array, Array], ReachLog]:
-    group, domain, max_violation, hidden, num_steps, batch_size, learning_rate, dual_rate = settings
+    group, domain, settings = static
     states = jnp.asarray(data.states)
     mean, std = jnp.mean(states, 0), jnp.maximum(jnp.std(states, 0), 1e-6)
-    optimizer = optax.adam(learning_rate)
+    optimizer = optax.adam(settings.learning_rate)
 
     def violation(element: Array, row: Transitions) -> tuple[Array, Array, Array]:
         """Margins of the test and of the declaration, and the normalised input."""
@@ -199,7 +221,7 @@ def _fit(
         return test, declared, ensemble.normalize(state, action)
 
     def loss(params: Params, multiplier: Array, rows: Transitions, keys: Array) -> tuple[Array, tuple[Array, Array]]:
-        q = TranslationDistribution(params, mean, std, group, hidden)
+        q = TranslationDistribution(params, mean, std, group, settings.hidden)
         elements = jax.vmap(q.sample)(keys, rows.states)
         test, declared, inputs = jax.vmap(violation)(elements, rows)
         distances = support.distances(inputs)
@@ -212,22 +234,22 @@ def _fit(
     def step(carry: tuple, key: PRNGKey) -> tuple[tuple, tuple[Array, Array, Array]]:
         params, opt_state, log_multiplier = carry
         key_rows, key_draws = jax.random.split(key)
-        rows = jax.random.randint(key_rows, (batch_size,), 0, len(states))
+        rows = jax.random.randint(key_rows, (settings.batch_size,), 0, len(states))
         batch = jax.tree.map(lambda x: jnp.asarray(x)[rows], data)
         multiplier = jnp.exp(log_multiplier)
-        gradient, (entropy, share) = jax.grad(loss, has_aux=True)(
-            params, multiplier, batch, jax.random.split(key_draws, batch_size)
+        gradient, (entropy, rate) = jax.grad(loss, has_aux=True)(
+            params, multiplier, batch, jax.random.split(key_draws, settings.batch_size)
         )
         with jax.numpy_dtype_promotion("standard"):  # Optax itself relies on it: decay ** count.
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             params = optax.apply_updates(params, updates)
-        log_multiplier = jnp.clip(log_multiplier + dual_rate * (share - max_violation), -5.0, 8.0)
-        return (params, opt_state, log_multiplier), (entropy, share, multiplier)
+        log_multiplier = jnp.clip(log_multiplier + settings.dual_rate * (rate - settings.max_violation), -5.0, 8.0)
+        return (params, opt_state, log_multiplier), (entropy, rate, multiplier)
 
-    params = _Reach(len(group.low), hidden).init(key, states[0])["params"]
+    params = _Reach(len(group.low), settings.hidden).init(key, states[0])["params"]
     start = (params, optimizer.init(params), jnp.zeros(()))
-    (params, _, _), (entropy, share, multiplier) = jax.lax.scan(step, start, jax.random.split(key, num_steps))
-    return params, (mean, std), ReachLog(entropy=entropy, violation=share, multiplier=multiplier)
+    (params, _, _), (entropy, rate, multiplier) = jax.lax.scan(step, start, jax.random.split(key, settings.num_steps))
+    return params, (mean, std), ReachLog(entropy=entropy, violation=rate, multiplier=multiplier)
 
 
 class TransformBank(struct.PyTreeNode):
@@ -245,25 +267,25 @@ class TransformBank(struct.PyTreeNode):
 
 
 def make_bank(
+    key: PRNGKey,
     ensemble: Ensemble,
     calibration: Calibration,
     support: Support,
     distribution: TranslationDistribution,
     data: Transitions,
     *,
-    key: PRNGKey,
     domain: BoxDomain | None = None,
     num_elements: int = 64,
 ) -> TransformBank:
     """Draws elements for every transition and tests them one by one, so that training only has to look them up.
 
     Args:
+      key: a typed random key.
       ensemble: the model.
       calibration: where it is trusted, and the tolerance.
       support: of its data.
       distribution: where the elements come from.
       data: N transitions, those that training uses.
-      key: a typed random key.
       domain: where the user declares the dynamics to be the same; both ends of the transformed transition have to lie
         in it.
       num_elements: M, elements a transition.
@@ -289,7 +311,7 @@ def make_bank(
 
 
 def coverage(positions: np.ndarray, *, low: tuple[float, ...], high: tuple[float, ...], num_cells: int = 20) -> float:
-    """The share of the cells of a grid that at least one position visits.
+    """The fraction of the cells of a grid that at least one position visits.
 
     Args:
       positions: `[N, D]`.
@@ -298,7 +320,7 @@ def coverage(positions: np.ndarray, *, low: tuple[float, ...], high: tuple[float
       num_cells: along each side.
 
     Returns:
-      The share, in [0, 1].
+      The fraction, in [0, 1].
 
     Example:
       >>> coverage(np.array([[0.1, 0.1], [0.9, 0.9]]), low=(0, 0), high=(1, 1), num_cells=2)

@@ -1,12 +1,14 @@
 """Transitions by episode, and their split into parts that share no episode."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.errors import ConfigError, EdgesafeError, Range, check_ranges
 from edgesafe_jax.typing import Array
 
 
@@ -160,21 +162,34 @@ def check_dims(what: str, dims: Iterable[int], size: int) -> None:
         raise DynamicsError(f"{what} names dimension {missing[0]} of a state of {size}: expected 0 to {size - 1}")
 
 
+def check_settings(settings: Any, ranges: Mapping[str, Range], error: type[EdgesafeError] = DynamicsError) -> None:
+    """Checks the fields of a settings dataclass against declared ranges.
+
+    Raises:
+      DynamicsError: a field is outside its range; `error` names another class.
+    """
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    try:
+        check_ranges(values, ranges, prefix="")
+    except ConfigError as found:
+        raise error(str(found)) from None
+
+
 def split_episodes(
-    episodes: Array | np.ndarray, shares: Mapping[str, float], *, seed: int = 0
+    episodes: Array | np.ndarray, fractions: Mapping[str, float], *, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Splits transitions by episode, at random.
 
     Args:
       episodes: `[N]` the episode of each transition.
-      shares: from the name of a part to its share of the episodes; they add up to 1.
+      fractions: from the name of a part to its fraction of the episodes; they add up to 1.
       seed: of the random order of the episodes.
 
     Returns:
       From name to the rows of the part, an index array. No episode is in two parts, every one is in some part.
 
     Raises:
-      DynamicsError: if shares are not positive or do not add up to 1, or there are fewer episodes than parts.
+      DynamicsError: if fractions are not positive or do not add up to 1, or there are fewer episodes than parts.
 
     Example:
       >>> parts = split_episodes(np.array([0, 0, 1, 1]), {"training": 0.5, "calibration": 0.5})
@@ -183,16 +198,17 @@ def split_episodes(
     """
     ids = np.asarray(episodes)
     names = np.unique(ids)
-    if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise DynamicsError(f"shares={dict(shares)}: expected positive shares that add up to 1")
-    if len(names) < len(shares):
+    if min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise DynamicsError(f"fractions={dict(fractions)}: expected positive fractions that add up to 1")
+    if len(names) < len(fractions):
         raise DynamicsError(
-            f"{len(names)} episodes for {len(shares)} parts ({', '.join(shares)}): expected at least one episode a part"
+            f"{len(names)} episodes for {len(fractions)} parts ({', '.join(fractions)}): expected at least one episode "
+            "a part"
         )
     order = np.random.default_rng(seed).permutation(names)
-    ends = np.round(np.cumsum(list(shares.values())) * len(names)).astype(int)
+    ends = np.round(np.cumsum(list(fractions.values())) * len(names)).astype(int)
     # Every part keeps at least one episode.
-    ends = np.maximum(ends, np.arange(1, len(shares) + 1))
-    ends = np.minimum(ends, len(names) - np.arange(len(shares))[::-1])
+    ends = np.maximum(ends, np.arange(1, len(fractions) + 1))
+    ends = np.minimum(ends, len(names) - np.arange(len(fractions))[::-1])
     chosen = np.split(order, ends[:-1])
-    return {name: np.flatnonzero(np.isin(ids, part)) for name, part in zip(shares, chosen, strict=True)}
+    return {name: np.flatnonzero(np.isin(ids, part)) for name, part in zip(fractions, chosen, strict=True)}

@@ -8,9 +8,9 @@ from edgesafe_jax.offline_rl.iql import expectile_loss, make_iql
 from edgesafe_jax.offline_rl.learning import Agent, Learner, Trainer, make_trainer
 from edgesafe_jax.offline_rl.relabelling import (
     Batch,
+    BatchSampler,
     LearningError,
     Row,
-    Sampler,
     SamplerData,
     Sampling,
     make_sampler,
@@ -24,6 +24,7 @@ from edgesafe_jax.offline_rl.td3_bc import make_td3_bc
 __all__ = [
     "Agent",
     "Batch",
+    "BatchSampler",
     "DatasetError",
     "Episodes",
     "Learner",
@@ -31,7 +32,6 @@ __all__ = [
     "OfflineDataset",
     "Provenance",
     "Row",
-    "Sampler",
     "SamplerData",
     "Sampling",
     "Trainer",

@@ -18,7 +18,7 @@ from flax import struct
 from edgesafe_jax.offline_rl.learning import (
     MLP,
     Learner,
-    Trained,
+    NetworkState,
     critic_values,
     descend,
     init_critics,
@@ -36,8 +36,8 @@ Weights = Callable[[Array], Array]
 class AWRState(struct.PyTreeNode):
     """Policy and critics, each with its optimiser, and their slow copies."""
 
-    policy: Trained
-    critics: Trained
+    policy: NetworkState
+    critics: NetworkState
     target_policy: Params
     target_critics: tuple[Params, Params]
 
@@ -91,7 +91,7 @@ def make_awr(
         critics = init_critics(key_critics, network, observation, action)
         return AWRState(start_training(actor, optimizer), start_training(critics, optimizer), actor, critics)  # type: ignore[arg-type]
 
-    def update(state: AWRState, batches: Batch, key: PRNGKey) -> tuple[AWRState, dict[str, Array]]:
+    def update(key: PRNGKey, state: AWRState, batches: Batch) -> tuple[AWRState, dict[str, Array]]:
         batch = jax.tree.map(lambda leaf: leaf[0], batches)
         key_next, key_baseline = jax.random.split(key)
         next_actions = draw_actions(key_next, *policy(state.target_policy, batch.next_observations))

@@ -1,36 +1,25 @@
-"""What a learned symmetry is compared with: untested and true elements, and rollouts of the model."""
-
-from collections.abc import Callable
+"""What a learned symmetry is compared with: untested elements, and rollouts of the model."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.dynamics import (
-    BoxDomain,
-    Ensemble,
-    GroupAction,
-    Segments,
-    TransformBank,
-    Transitions,
-    Verdict,
-    as_segments,
-)
+from edgesafe_jax.dynamics import BoxDomain, Ensemble, GroupAction, TransformBank, Transitions, Verdict
 from edgesafe_jax.offline_rl.datasets import OfflineDataset, Provenance, make_dataset
 from edgesafe_jax.offline_rl.relabelling import RewardFn
 from edgesafe_jax.typing import Array, PRNGKey
 
 
 def uniform_bank(
-    group: GroupAction, data: Transitions, domain: BoxDomain, *, key: PRNGKey, num_elements: int = 64
+    key: PRNGKey, group: GroupAction, data: Transitions, domain: BoxDomain, *, num_elements: int = 64
 ) -> TransformBank:
     """Elements of the group's base distribution, accepted without any test wherever both ends lie in the domain.
 
     Args:
+      key: a typed random key.
       group: the group.
       data: N transitions.
       domain: where transformed states have to lie.
-      key: a typed random key.
       num_elements: M, elements a transition.
 
     Returns:
@@ -49,53 +38,16 @@ def uniform_bank(
     return TransformBank(elements, accepted, jnp.full((num, num_elements), Verdict.EXTRAPOLATED, jnp.int8))
 
 
-def true_gaps(
-    step: Callable[[Array, Array], Array], group: GroupAction, elements: Array, data: Transitions | Segments
-) -> np.ndarray:
-    """How far transformed transitions, or segments, end from the true world, where there is a simulator of it.
-
-    Args:
-      step: the true dynamics, from a state `[S]` and an action `[A]` to the next state.
-      group: the group.
-      elements: leaves `[N, M, ...]`.
-      data: N transitions, or segments of several steps.
-
-    Returns:
-      `[N, M, S]`, |g.s' - step(g.s, g.a)|, or the same after all steps of the segment.
-    """
-
-    def gap(element: Array, states: Array, actions: Array) -> Array:
-        acted = jax.vmap(group.action, in_axes=(None, 0))(element, actions)
-        truth, _ = jax.lax.scan(lambda s, a: (step(s, a), None), group.state(element, states[0]), acted)
-        return jnp.abs(truth - group.state(element, states[-1]))
-
-    segments = as_segments(data)
-    over_elements = jax.vmap(gap, in_axes=(0, None, None))
-    return np.asarray(jax.jit(jax.vmap(over_elements))(elements, segments.states, segments.actions))
-
-
-def is_wrong(
-    step: Callable[[Array, Array], Array],
-    group: GroupAction,
-    elements: Array,
-    data: Transitions,
-    *,
-    tolerance: np.ndarray | tuple[float, ...],
-) -> np.ndarray:
-    """Returns `[N, M]` whether any of the `true_gaps` is above the tolerance `[S]`."""
-    return np.any(true_gaps(step, group, elements, data) > np.asarray(tolerance, np.float32), axis=-1)
-
-
 def model_rollouts(
-    ensemble: Ensemble, dataset: OfflineDataset, reward_fn: RewardFn, *, key: PRNGKey, num_rollouts: int, length: int
+    key: PRNGKey, ensemble: Ensemble, dataset: OfflineDataset, reward_fn: RewardFn, *, num_rollouts: int, length: int
 ) -> OfflineDataset:
     """Short rollouts of the model from states of the data, under actions of the data.
 
     Args:
+      key: a typed random key.
       ensemble: the model.
       dataset: where start states, goals and actions are drawn from, each on its own.
       reward_fn: the reward of a next state and a goal.
-      key: a typed random key.
       num_rollouts: trajectories.
       length: steps of each.
 

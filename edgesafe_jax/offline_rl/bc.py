@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from edgesafe_jax.offline_rl.learning import MLP, Learner, Trained, descend, start_training
+from edgesafe_jax.offline_rl.learning import MLP, Learner, NetworkState, descend, start_training
 from edgesafe_jax.offline_rl.relabelling import Batch
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
@@ -27,10 +27,10 @@ def make_bc(*, hidden: tuple[int, ...] = (256, 256), learning_rate: float = 3e-4
         size = params[f"Dense_{len(hidden)}"]["bias"].shape[-1]
         return jnp.tanh(MLP((*hidden, size)).apply({"params": params}, observations))  # type: ignore[arg-type]
 
-    def init(key: PRNGKey, observation: Array, action: Array) -> Trained:
+    def init(key: PRNGKey, observation: Array, action: Array) -> NetworkState:
         return start_training(MLP((*hidden, action.shape[-1])).init(key, observation)["params"], optimizer)
 
-    def update(state: Trained, batches: Batch, key: PRNGKey) -> tuple[Trained, dict[str, Array]]:
+    def update(key: PRNGKey, state: NetworkState, batches: Batch) -> tuple[NetworkState, dict[str, Array]]:
         del key
         batch = jax.tree.map(lambda leaf: leaf[0], batches)
         value, gradient = jax.value_and_grad(

@@ -28,7 +28,7 @@ class Episodes(struct.PyTreeNode):
     goal_distance: Array
 
 
-def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callable[[Agent, PRNGKey, Stratum], Episodes]:
+def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callable[[PRNGKey, Agent, Stratum], Episodes]:
     """Makes the evaluation of one stratum, compiled once for agents of one shape and each stratum.
 
     Args:
@@ -37,13 +37,13 @@ def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callab
       num_episodes: N.
 
     Returns:
-      From agents with a leading axis of seeds `[R, ...]`, a key and a stratum to episodes `[R, N]`. Every seed sees the
+      From a key, agents with a leading axis of seeds `[R, ...]` and a stratum to episodes `[R, N]`. Every seed sees the
       same starts and goals.
     """
 
-    def episode(agent: Agent, key: PRNGKey, stratum: Stratum) -> Episodes:
+    def episode(key: PRNGKey, agent: Agent, stratum: Stratum) -> Episodes:
         key_start, key_goal = jax.random.split(key)
-        start, goal = sample_start(task, key_start, stratum), sample_goal(task, key_goal, stratum)
+        start, goal = sample_start(key_start, task, stratum), sample_goal(key_goal, task, stratum)
 
         def step(state: Array, _: None) -> tuple[Array, None]:
             observation = agent.normalize(jnp.concatenate([state, goal]))
@@ -53,10 +53,10 @@ def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callab
         distance = jnp.linalg.norm(task.achieved(last) - goal)
         return Episodes(distance < task.radius, distance, jnp.linalg.norm(task.achieved(start) - goal))
 
-    def evaluate(agents: Agent, key: PRNGKey, stratum: Stratum) -> Episodes:
+    def evaluate(key: PRNGKey, agents: Agent, stratum: Stratum) -> Episodes:
         keys = jax.random.split(key, num_episodes)
-        many = jax.vmap(episode, in_axes=(None, 0, None))
-        return jax.vmap(many, in_axes=(0, None, None))(agents, keys, stratum)
+        many = jax.vmap(episode, in_axes=(0, None, None))
+        return jax.vmap(many, in_axes=(None, 0, None))(keys, agents, stratum)
 
     return jax.jit(evaluate, static_argnums=2)
 

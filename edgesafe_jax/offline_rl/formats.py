@@ -22,6 +22,11 @@ _METADATA = "metadata.json"
 _MINARI_VERSION = "0.5.4"
 
 
+def read_dataset(path: str | os.PathLike[str]) -> OfflineDataset:
+    """Reads a data set: an OGBench file by its suffix ``.npz``, else a Minari directory."""
+    return read_ogbench(path) if str(path).endswith(".npz") else read_minari(path)
+
+
 def read_minari(path: str | os.PathLike[str], *, observation_key: str = "observation") -> OfflineDataset:
     """Reads a Minari data set in the HDF5 format.
 

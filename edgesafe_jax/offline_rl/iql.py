@@ -12,7 +12,7 @@ from flax import struct
 from edgesafe_jax.offline_rl.learning import (
     MLP,
     Learner,
-    Trained,
+    NetworkState,
     critic_values,
     descend,
     init_critics,
@@ -27,9 +27,9 @@ from edgesafe_jax.typing import Array, Params, PRNGKey
 class IQLState(struct.PyTreeNode):
     """Policy, critics and state value, each with its optimiser, and the critics' slow copies."""
 
-    policy: Trained
-    critics: Trained
-    value: Trained
+    policy: NetworkState
+    critics: NetworkState
+    value: NetworkState
     target_critics: tuple[Params, Params]
 
 
@@ -101,7 +101,7 @@ def make_iql(
         starts = [start_training(params, optimizer) for params in (actor, critics, value)]  # type: ignore[arg-type]
         return IQLState(*starts, target_critics=critics)
 
-    def update(state: IQLState, batches: Batch, key: PRNGKey) -> tuple[IQLState, dict[str, Array]]:
+    def update(key: PRNGKey, state: IQLState, batches: Batch) -> tuple[IQLState, dict[str, Array]]:
         del key
         batch = jax.tree.map(lambda leaf: leaf[0], batches)
         data_values = jnp.min(critic_values(network, state.target_critics, batch.observations, batch.actions), 0)

@@ -14,7 +14,7 @@ import optax
 from flax import struct
 
 from edgesafe_jax.offline_rl.datasets import Provenance
-from edgesafe_jax.offline_rl.relabelling import Batch, LearningError, Sampler, SamplerData
+from edgesafe_jax.offline_rl.relabelling import Batch, BatchSampler, LearningError, SamplerData
 from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
 
 
@@ -23,13 +23,13 @@ class Learner(NamedTuple):
 
     Attributes:
       init: from a key, an observation `[M]` and an action `[A]` (only their sizes matter) to a state.
-      update: from a state, batches (leaves `[batches_per_call, B, ...]`) and a key to the next state and metrics.
+      update: from a key, a state and batches (leaves `[batches_per_call, B, ...]`) to the next state and metrics.
       act: from a state and an observation `[M]` to the deterministic action `[A]` in [-1, 1].
       batches_per_call: updates that one call of `update` makes.
     """
 
     init: Callable[[PRNGKey, Array, Array], PyTree]
-    update: Callable[[PyTree, Batch, PRNGKey], tuple[PyTree, Mapping[str, Array]]]
+    update: Callable[[PRNGKey, PyTree, Batch], tuple[PyTree, Mapping[str, Array]]]
     act: Callable[[PyTree, Array], Array]
     batches_per_call: int = 1
 
@@ -60,17 +60,17 @@ class Trainer(NamedTuple):
     Attributes:
       init: from a key and data to an agent; its normaliser is fitted on batches as the sampler draws them, after
         relabelling and augmentation.
-      run: from an agent, data and a key to the trained agent and the mean of each metric; ``augmented`` is the share of
-        rows that are not as they were in the data (moved, noisy or made by a model), goals aside.
+      run: from a key, an agent and data to the trained agent and the mean of each metric; ``augmented`` is the fraction
+        of rows that are not as they were in the data (moved, noisy or made by a model), goals aside.
     """
 
     init: Callable[[PRNGKey, SamplerData], Agent]
-    run: Callable[[Agent, SamplerData, PRNGKey], tuple[Agent, Mapping[str, Array]]]
+    run: Callable[[PRNGKey, Agent, SamplerData], tuple[Agent, Mapping[str, Array]]]
 
 
 def make_trainer(
     learner: Learner,
-    sampler: Sampler,
+    sampler: BatchSampler,
     *,
     num_updates: int,
     batch_size: int = 256,
@@ -106,22 +106,22 @@ def make_trainer(
 
     def init(key: PRNGKey, data: SamplerData) -> Agent:
         key_rows, key_learner = jax.random.split(key)
-        rows = sampler(data, key_rows, normalizer_samples)
+        rows = sampler(key_rows, data, normalizer_samples)
         mean, std = jnp.mean(rows.observations, 0), jnp.maximum(jnp.std(rows.observations, 0), 1e-3)
         if not normalize:
             mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
         return Agent(learner.init(key_learner, rows.observations[0], rows.actions[0]), mean, std)
 
-    def run(agent: Agent, data: SamplerData, key: PRNGKey) -> tuple[Agent, Mapping[str, Array]]:
+    def run(key: PRNGKey, agent: Agent, data: SamplerData) -> tuple[Agent, Mapping[str, Array]]:
         def step(state: PyTree, key: PRNGKey) -> tuple[PyTree, Mapping[str, Array]]:
             key_rows, key_update = jax.random.split(key)
-            rows = sampler(data, key_rows, count * batch_size)
+            rows = sampler(key_rows, data, count * batch_size)
             rows = rows.replace(
                 observations=agent.normalize(rows.observations),
                 next_observations=agent.normalize(rows.next_observations),
             )
             batches = jax.tree.map(lambda leaf: leaf.reshape(count, batch_size, *leaf.shape[1:]), rows)
-            state, metrics = learner.update(state, batches, key_update)
+            state, metrics = learner.update(key_update, state, batches)
             changed = jnp.mean((rows.provenance != Provenance.REAL).astype(jnp.float32))
             return state, {**metrics, "augmented": changed}
 
@@ -149,23 +149,23 @@ class MLP(nn.Module):
         return nn.Dense(self.sizes[-1])(x)
 
 
-class Trained(struct.PyTreeNode):
-    """Parameters with the state of their optimiser."""
+class NetworkState(struct.PyTreeNode):
+    """The parameters of one network with the state of their optimiser."""
 
     params: Params
     opt_state: optax.OptState
 
 
-def start_training(params: Params, optimizer: optax.GradientTransformation) -> Trained:
+def start_training(params: Params, optimizer: optax.GradientTransformation) -> NetworkState:
     """Returns parameters with a fresh optimiser state."""
-    return Trained(params, optimizer.init(params))
+    return NetworkState(params, optimizer.init(params))
 
 
-def descend(trained: Trained, gradient: PyTree, optimizer: optax.GradientTransformation) -> Trained:
+def descend(network: NetworkState, gradient: PyTree, optimizer: optax.GradientTransformation) -> NetworkState:
     """Takes one optimiser step."""
     with jax.numpy_dtype_promotion("standard"):  # Optax itself relies on it: decay ** count.
-        updates, opt_state = optimizer.update(gradient, trained.opt_state, trained.params)
-        return Trained(optax.apply_updates(trained.params, updates), opt_state)  # type: ignore[arg-type]
+        updates, opt_state = optimizer.update(gradient, network.opt_state, network.params)
+        return NetworkState(optax.apply_updates(network.params, updates), opt_state)  # type: ignore[arg-type]
 
 
 def init_critics(key: PRNGKey, network: MLP, observation: Array, action: Array) -> tuple[Params, Params]:

@@ -1,9 +1,9 @@
 r"""How a training batch is drawn: hindsight goals first, then a symmetry on state, action and goal together.
 
-A row (s, a, s', goal) is drawn from the data set; with probability `her_share` its goal is replaced by one that a later
-state of the same trajectory achieves; then, with probability `augment_share`, one element of its bank acts on the whole
-segment s, a, s' and on the goal. Acting on the state alone, or relabelling after the transformation, would pair states
-with goals that no trajectory connects. All of it runs inside the training scan.
+A row (s, a, s', goal) is drawn from the data set; with probability `her_fraction` its goal is replaced by one that a
+later state of the same trajectory achieves; then, with probability `augment_fraction`, one element of its bank acts on
+the whole segment s, a, s' and on the goal. Acting on the state alone, or relabelling after the transformation, would
+pair states with goals that no trajectory connects. All of it runs inside the training scan.
 
 Reference:
   Andrychowicz et al., "Hindsight Experience Replay", 2017.
@@ -106,8 +106,8 @@ class Batch(struct.PyTreeNode):
     provenance: Array
 
 
-Sampler = Callable[[SamplerData, PRNGKey, int], Batch]
-"""From data, a key and a batch size to a batch."""
+BatchSampler = Callable[[PRNGKey, SamplerData, int], Batch]
+"""From a key, data and a batch size to a batch."""
 
 
 def make_sampler_data(
@@ -163,8 +163,8 @@ class Sampling:
       reward_policy: what becomes of the reward under the group.
       group: what the elements of the bank act by; None: no symmetry.
       domain: where transformed goals have to lie, as a box over goal dimensions; None: anywhere.
-      her_share: share of rows with a hindsight goal.
-      augment_share: share of rows that a symmetry acts on, where it was accepted; the rest stays real.
+      her_fraction: fraction of rows with a hindsight goal.
+      augment_fraction: fraction of rows that a symmetry acts on, where it was accepted; the rest stays real.
       add_noise: whether states get noise (S4RL).
     """
 
@@ -173,25 +173,25 @@ class Sampling:
     reward_policy: RewardPolicy = dataclasses.field(default_factory=reward_invariant)
     group: GroupAction | None = None
     domain: BoxDomain | None = None
-    her_share: float = 0.0
-    augment_share: float = 0.0
+    her_fraction: float = 0.0
+    augment_fraction: float = 0.0
     add_noise: bool = False
 
     def __post_init__(self):
-        for name in ("her_share", "augment_share"):
+        for name in ("her_fraction", "augment_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise LearningError(f"{name}={getattr(self, name)}: expected a share from 0 to 1")
-        if self.augment_share and self.group is None:
+                raise LearningError(f"{name}={getattr(self, name)}: expected a fraction from 0 to 1")
+        if self.augment_fraction and self.group is None:
             raise LearningError(
-                f"augment_share={self.augment_share} without a group: expected the group that acts, or 0"
+                f"augment_fraction={self.augment_fraction} without a group: expected the group that acts, or 0"
             )
 
 
-def make_sampler(sampling: Sampling) -> Sampler:
+def make_sampler(sampling: Sampling) -> BatchSampler:
     """Makes the function that draws batches: relabel, then transform, then add noise.
 
     Args:
-      sampling: shares, group and rewards.
+      sampling: fractions, group and rewards.
 
     Returns:
       The sampler. Rows whose transformation is not accepted, leads the goal out of the domain or is rejected by the
@@ -202,22 +202,22 @@ def make_sampler(sampling: Sampling) -> Sampler:
     def one(data: SamplerData, index: Array, draws: Array) -> tuple[Row, Array]:
         row = jax.tree.map(lambda column: column[index], data.rows)
         provenance = data.provenance[index]
-        if sampling.her_share:
+        if sampling.her_fraction:
             future = index + _below(draws[0], data.last_rows[index] + 1 - index)
             goal = sampling.achieved(data.rows.next_state[future])
             relabelled = row.replace(goal=goal, reward=sampling.reward_fn(row.next_state, goal))
-            row = _select(draws[1] < sampling.her_share, relabelled, row)
-        if sampling.augment_share and data.num_accepted is not None:
+            row = _select(draws[1] < sampling.her_fraction, relabelled, row)
+        if sampling.augment_fraction and data.num_accepted is not None:
             number = _below(draws[2], data.num_accepted[index])
             element = jax.tree.map(lambda leaf: leaf[index, number], data.elements)
             moved, usable = _transform(sampling, row, element)
-            use = (data.num_accepted[index] > 0) & usable & (draws[3] < sampling.augment_share)
+            use = (data.num_accepted[index] > 0) & usable & (draws[3] < sampling.augment_fraction)
             row = _select(use, moved, row)
             provenance = jnp.where(use, jnp.int8(Provenance.SYMMETRY), provenance)
         return row, provenance
 
-    def sample(data: SamplerData, key: PRNGKey, batch_size: int) -> Batch:
-        if sampling.her_share:
+    def sample(key: PRNGKey, data: SamplerData, batch_size: int) -> Batch:
+        if sampling.her_fraction:
             _check_goals(sampling, data)
         key_rows, key_draws, key_noise = jax.random.split(key, 3)
         index = jax.random.randint(key_rows, (batch_size,), 0, data.last_rows.shape[0])

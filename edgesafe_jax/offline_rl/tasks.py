@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.dynamics import BoxDomain, Sizes, Translation
-from edgesafe_jax.offline_rl.datasets import OfflineDataset, make_dataset
+from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, make_dataset
 from edgesafe_jax.typing import Array, PRNGKey
 
 Box = tuple[tuple[float, float], tuple[float, float]]
@@ -309,12 +309,12 @@ def make_reacher() -> Task:
     )
 
 
-def generate(task: Task, key: PRNGKey, *, num_episodes: int, stratum: Stratum | None = None) -> OfflineDataset:
+def generate(key: PRNGKey, task: Task, *, num_episodes: int, stratum: Stratum | None = None) -> OfflineDataset:
     """Lets the scripted behaviour act in the true dynamics.
 
     Args:
-      task: the task.
       key: a typed random key.
+      task: the task.
       num_episodes: trajectories, each of `task.horizon` steps; none is terminal.
       stratum: starts and goals; None: those of the task's data.
 
@@ -325,8 +325,8 @@ def generate(task: Task, key: PRNGKey, *, num_episodes: int, stratum: Stratum | 
 
     def episode(key: PRNGKey) -> tuple[Array, ...]:
         key_start, key_goal, key_steps = jax.random.split(key, 3)
-        state = sample_start(task, key_start, stratum)
-        goal = sample_goal(task, key_goal, stratum)
+        state = sample_start(key_start, task, stratum)
+        goal = sample_goal(key_goal, task, stratum)
 
         def act(state: Array, key: PRNGKey) -> tuple[Array, tuple[Array, ...]]:
             action = task.behaviour(key, state, goal)
@@ -343,13 +343,46 @@ def generate(task: Task, key: PRNGKey, *, num_episodes: int, stratum: Stratum | 
     )
 
 
-def sample_start(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
+def fit_dataset(task: Task, dataset: OfflineDataset, *, source: str = "the data set") -> OfflineDataset:
+    """Checks a data set of one's own against a task, and gives it goals and rewards where it has no goals.
+
+    Without goals, as in OGBench's own files, each trajectory is said to have pursued where it ended, and rewards are
+    the task's.
+
+    Args:
+      task: the task.
+      dataset: the data.
+      source: what messages call them.
+
+    Returns:
+      The data set, with goals.
+
+    Raises:
+      DatasetError: states, actions or goals have other sizes than the task's.
+    """
+    sizes = {"states": task.sizes.state, "actions": task.sizes.action, "goals": task.sizes.goal}
+    if not dataset.goals.shape[1]:
+        del sizes["goals"]
+    for name, wanted in sizes.items():
+        size = getattr(dataset, name).shape[1]
+        if size != wanted:
+            raise DatasetError(
+                f"{name} of {source} have {size} dimensions, the task {task.name!r} has {wanted}: expected the same"
+            )
+    if dataset.goals.shape[1]:
+        return dataset
+    goals = jax.vmap(task.achieved)(jnp.asarray(dataset.next_states)[dataset.last_rows()])
+    rewards = jax.vmap(task.reward)(jnp.asarray(dataset.next_states), goals)
+    return dataset.replace(goals=np.asarray(goals), rewards=np.asarray(rewards))
+
+
+def sample_start(key: PRNGKey, task: Task, stratum: Stratum) -> Array:
     """Draws a start state `[S]` of a stratum."""
     key_place, key_rest = jax.random.split(key)
     return task.start(key_rest, task.place(key_place, stratum.starts))
 
 
-def sample_goal(task: Task, key: PRNGKey, stratum: Stratum) -> Array:
+def sample_goal(key: PRNGKey, task: Task, stratum: Stratum) -> Array:
     """Draws a goal `[G]` of a stratum."""
     return task.place(key, stratum.goals)
 
@@ -381,9 +414,9 @@ def _stop(position: Array, velocity: Array, walls: tuple[Wall, ...]) -> tuple[Ar
     after = position + _TIME_STEP * velocity
     for wall in walls:
         before_side, after_side = position[wall.axis] - wall.at, after[wall.axis] - wall.at
-        share = before_side / jnp.where(before_side == after_side, 1.0, before_side - after_side)
+        crossed = before_side / jnp.where(before_side == after_side, 1.0, before_side - after_side)
         other = 1 - wall.axis
-        crossing = position[other] + share * (after[other] - position[other])
+        crossing = position[other] + crossed * (after[other] - position[other])
         hit = (before_side * after_side <= 0) & (crossing >= wall.low) & (crossing <= wall.high)
         stopped = wall.at + jnp.where(before_side > 0, _SKIN, -_SKIN)
         after = after.at[wall.axis].set(jnp.where(hit, stopped, after[wall.axis]))

@@ -14,7 +14,7 @@ from flax import struct
 from edgesafe_jax.offline_rl.learning import (
     MLP,
     Learner,
-    Trained,
+    NetworkState,
     critic_values,
     descend,
     init_critics,
@@ -28,8 +28,8 @@ from edgesafe_jax.typing import Array, Params, PRNGKey
 class TD3BCState(struct.PyTreeNode):
     """Actor and critics, each with its optimiser, and their slow copies."""
 
-    actor: Trained
-    critics: Trained
+    actor: NetworkState
+    critics: NetworkState
     target_actor: Params
     target_critics: tuple[Params, Params]
 
@@ -106,7 +106,7 @@ def make_td3_bc(
             target_critics=polyak(state.target_critics, state.critics.params, target_rate),
         ), (value, mean_q)
 
-    def update(state: TD3BCState, batches: Batch, key: PRNGKey) -> tuple[TD3BCState, dict[str, Array]]:
+    def update(key: PRNGKey, state: TD3BCState, batches: Batch) -> tuple[TD3BCState, dict[str, Array]]:
         each = [jax.tree.map(operator.itemgetter(number), batches) for number in range(policy_delay)]
         losses = []
         for batch, key_step in zip(each, jax.random.split(key, policy_delay), strict=True):

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from edgesafe_jax.dynamics import calibrate, fit_ensemble, fit_support, split_episodes
+from edgesafe_jax.dynamics import EnsembleSettings, calibrate, fit_ensemble, fit_support, split_episodes
 from tests.dynamics.worlds import SHIFT, TOLERANCE, collect
 
 SHARES = {"training": 0.45, "validation": 0.1, "calibration": 0.45}
@@ -17,15 +17,17 @@ class Fitted:
         rows = split_episodes(self.data.episodes, SHARES)
         self.parts = {name: self.data.take(chosen) for name, chosen in rows.items()}
         self.ensemble, self.log = fit_ensemble(
+            jax.random.key(1),
             self.parts["training"],
             self.parts["validation"],
-            key=jax.random.key(1),
-            num_members=4,
-            num_elites=3,
-            hidden=hidden,
-            learning_rate=3e-3,
-            batch_size=64,
-            num_epochs=num_epochs,
+            EnsembleSettings(
+                num_members=4,
+                num_elites=3,
+                hidden=hidden,
+                learning_rate=3e-3,
+                batch_size=64,
+                num_epochs=num_epochs,
+            ),
         )
         self.calibration = calibrate(self.ensemble, self.parts["calibration"], tolerance=TOLERANCE)
         self.support = fit_support(

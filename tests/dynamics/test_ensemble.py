@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import DynamicsError, GaussianMLP, fit_ensemble, prediction_error, variance_calibration
+from edgesafe_jax.dynamics import (
+    DynamicsError,
+    EnsembleSettings,
+    GaussianMLP,
+    fit_ensemble,
+    prediction_error,
+    variance_calibration,
+)
 from edgesafe_jax.dynamics.ensemble import _bootstrap_rows, _fit
 from tests.dynamics.worlds import collect
 
@@ -56,16 +63,18 @@ def test_a_member_that_gets_worse_stops_with_its_best_weights():
     validation = collect(num_episodes=6, seed=9, slope=2.0)  # another world: its error soon rises
     validation = validation.replace(episodes=validation.episodes + 100)
     _, log = fit_ensemble(
+        jax.random.key(0),
         training,
         validation,
-        key=jax.random.key(0),
-        num_members=3,
-        num_elites=2,
-        hidden=(16,),
-        num_epochs=60,
-        patience=3,
-        learning_rate=1e-2,
-        batch_size=32,
+        EnsembleSettings(
+            num_members=3,
+            num_elites=2,
+            hidden=(16,),
+            num_epochs=60,
+            patience=3,
+            learning_rate=1e-2,
+            batch_size=32,
+        ),
     )
     assert int(log.num_epochs) < 60
     errors = np.asarray(log.validation)
@@ -88,15 +97,10 @@ def test_the_spread_of_noise_is_learned():
     training, validation = noisy.take(noisy.episodes < 90), noisy.take((noisy.episodes >= 90) & (noisy.episodes < 110))
     held_out = noisy.take(noisy.episodes >= 110)
     ensemble, _ = fit_ensemble(
+        jax.random.key(0),
         training,
         validation,
-        key=jax.random.key(0),
-        num_members=3,
-        num_elites=3,
-        hidden=(16,),
-        num_epochs=60,
-        learning_rate=1e-2,
-        batch_size=64,
+        EnsembleSettings(num_members=3, num_elites=3, hidden=(16,), num_epochs=60, learning_rate=1e-2, batch_size=64),
     )
     spread = np.median(np.asarray(jax.vmap(ensemble.predict)(held_out.states, held_out.actions).spread), axis=0)
     np.testing.assert_allclose(spread, [0.05, 0.2], rtol=0.2)
@@ -130,11 +134,11 @@ def test_a_bootstrap_draws_whole_episodes_and_differs_by_member():
 
 
 def test_the_fit_compiles_once_for_other_data_of_the_same_shape():
-    settings = {"num_members": 2, "num_elites": 1, "hidden": (4,), "num_epochs": 1}
+    settings = EnsembleSettings(num_members=2, num_elites=1, hidden=(4,), num_epochs=1)
     before = _fit._cache_size()
     for seed in (0, 1):
         data = collect(num_episodes=4, seed=seed)
-        fit_ensemble(data.take(data.episodes < 2), data.take(data.episodes >= 2), key=jax.random.key(seed), **settings)
+        fit_ensemble(jax.random.key(seed), data.take(data.episodes < 2), data.take(data.episodes >= 2), settings)
     assert _fit._cache_size() == before + 1
 
 
@@ -147,26 +151,30 @@ def test_the_fit_compiles_once_for_other_data_of_the_same_shape():
     ],
 )
 def test_bad_settings_are_refused(settings, message):
-    data = collect(num_episodes=4)
-    with pytest.raises(ValueError, match=message):
-        fit_ensemble(data.take(data.episodes < 2), data.take(data.episodes >= 2), key=jax.random.key(0), **settings)
+    with pytest.raises(DynamicsError, match=message):
+        EnsembleSettings(**settings)
 
 
 def test_differences_are_inputs_too():
     data = collect(num_episodes=8)
     training, validation = data.take(data.episodes < 4), data.take(data.episodes >= 4)
-    settings = {"key": jax.random.key(0), "num_members": 1, "num_elites": 1, "hidden": (4,), "num_epochs": 1}
-    ensemble, _ = fit_ensemble(training, validation, relations=((1, 0),), **settings)
+    arguments = (
+        jax.random.key(0),
+        training,
+        validation,
+        EnsembleSettings(num_members=1, num_elites=1, hidden=(4,), num_epochs=1),
+    )
+    ensemble, _ = fit_ensemble(*arguments, relations=((1, 0),))
     found = jax.vmap(ensemble.normalize)(training.states, training.actions)
     assert found.shape[1] == 4
     difference = training.states[:, 1] - training.states[:, 0]
     np.testing.assert_allclose(found[:, 3], (difference - difference.mean()) / difference.std(), atol=1e-5)
     assert ensemble.predict(training.states[0], training.actions[0]).mean.shape == (2,)
     with pytest.raises(DynamicsError, match="relations names dimension 2 of a state of 2: expected 0 to 1"):
-        fit_ensemble(training, validation, relations=((2, 0),), **settings)
+        fit_ensemble(*arguments, relations=((2, 0),))
 
 
 def test_an_episode_in_both_parts_is_refused():
     data = collect(num_episodes=4)
     with pytest.raises(ValueError, match="episode 1 is in training and in validation"):
-        fit_ensemble(data.take(data.episodes < 2), data.take(data.episodes >= 1), key=jax.random.key(0))
+        fit_ensemble(jax.random.key(0), data.take(data.episodes < 2), data.take(data.episodes >= 1))

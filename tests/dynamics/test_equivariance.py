@@ -9,6 +9,7 @@ from edgesafe_jax.dynamics import (
     BoxDomain,
     CalibrationError,
     DynamicsError,
+    EnsembleSettings,
     Equivalence,
     Verdict,
     accept,
@@ -44,7 +45,7 @@ def test_a_true_symmetry_is_verified(fitted):
     report = summarize(run(fitted, SHIFT, shifts(fresh), data=fresh))
     assert report.overall == Verdict.VERIFIED
     assert report.verified.low > 0.95
-    assert report.shares["rejected"] == 0
+    assert report.fractions["rejected"] == 0
 
 
 def test_a_force_that_depends_on_the_place_is_rejected(sloped):
@@ -65,7 +66,7 @@ def test_a_shift_of_the_velocity_alone_is_rejected(fitted):
     assert wrong(SHIFT_VELOCITY, elements, data, TOLERANCE).all()
     report = summarize(result)
     assert report.overall == Verdict.REJECTED
-    assert report.shares["verified"] == 0
+    assert report.fractions["verified"] == 0
 
 
 def test_an_underfitted_model_is_inconclusive(underfitted):
@@ -203,13 +204,10 @@ def test_bodies_that_are_never_so_near_each_other_are_outside_the_support():
     for relations in ((), ((1, 0),)):
         # Only its normaliser matters here.
         ensemble, _ = fit_ensemble(
+            jax.random.key(0),
             training,
             calibration.replace(episodes=calibration.episodes + 100),
-            key=jax.random.key(0),
-            num_members=1,
-            num_elites=1,
-            hidden=(1,),
-            num_epochs=1,
+            EnsembleSettings(num_members=1, num_elites=1, hidden=(1,), num_epochs=1),
             relations=relations,
         )
         support = fit_support(ensemble, training, calibration, moved=(1,))

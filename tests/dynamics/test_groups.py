@@ -82,14 +82,14 @@ def test_moved_names_what_can_change(group):
 def test_groups_fit_the_protocol_and_compile(group):
     assert isinstance(group, GroupAction)
     assert hash(group) == hash(dataclasses.replace(group))
-    drawn = sample_elements(group, jax.random.key(0), 5)
+    drawn = sample_elements(jax.random.key(0), group, 5)
     states = jnp.ones((5, SIZES.state))
     assert jax.jit(jax.vmap(group.state))(drawn, states).shape == (5, SIZES.state)
 
 
 @every_group
 def test_entropy_is_minus_the_mean_log_probability(group):
-    logs = jax.vmap(group.log_prob)(sample_elements(group, jax.random.key(0), 16))
+    logs = jax.vmap(group.log_prob)(sample_elements(jax.random.key(0), group, 16))
     np.testing.assert_allclose(-jnp.mean(logs), group.entropy(), rtol=1e-5)
 
 
@@ -109,12 +109,12 @@ def test_what_is_never_drawn_has_no_probability():
 
 
 def test_draws_are_uniform():
-    drawn = np.asarray(sample_elements(SHIFT, jax.random.key(1), 4000))
+    drawn = np.asarray(sample_elements(jax.random.key(1), SHIFT, 4000))
     np.testing.assert_allclose(drawn.mean(0), [1.0, 0.0], atol=0.08)
     np.testing.assert_allclose(drawn.std(0), 4 / np.sqrt(12), rtol=0.03)
-    assert np.asarray(sample_elements(FLIP, jax.random.key(1), 4000)).mean() == pytest.approx(0.5, abs=0.03)
+    assert np.asarray(sample_elements(jax.random.key(1), FLIP, 4000)).mean() == pytest.approx(0.5, abs=0.03)
     three = Permutation(Sizes(3, 1), state_blocks=((0,), (1,), (2,)))
-    _, counts = np.unique(np.asarray(sample_elements(three, jax.random.key(1), 6000)), axis=0, return_counts=True)
+    _, counts = np.unique(np.asarray(sample_elements(jax.random.key(1), three, 6000)), axis=0, return_counts=True)
     assert len(counts) == 6
     assert counts.min() > 850
 

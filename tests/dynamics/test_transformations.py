@@ -7,29 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import BoxDomain, Verdict, coverage, fit_translations, make_bank
+from edgesafe_jax.dynamics import BoxDomain, ReachSettings, Verdict, coverage, fit_translations, make_bank
 from tests.dynamics.worlds import SHIFT, TOLERANCE, wrong
 
 DECLARED = BoxDomain(dims=(0,), low=(-2.0,), high=(3.0,))
 
 
-def fit(fitted, **settings):
-    settings = {
-        "num_steps": 400,
-        "batch_size": 128,
-        "hidden": (16,),
-        "learning_rate": 1e-2,
-        "dual_rate": 0.2,
-        **settings,
-    }
+def fit(fitted, *, domain=None, **settings):
+    small = {"num_steps": 400, "batch_size": 128, "hidden": (16,), "learning_rate": 1e-2, "dual_rate": 0.2}
     return fit_translations(
+        jax.random.key(0),
         fitted.ensemble,
         fitted.calibration,
         fitted.support,
         SHIFT,
         fitted.data,
-        key=jax.random.key(0),
-        **settings,
+        ReachSettings(**{**small, **settings}),
+        domain=domain,
     )
 
 
@@ -58,7 +52,7 @@ def test_it_fills_the_declared_domain_from_every_state(fitted, declared):
     assert float(log.entropy[-1]) > float(log.entropy[0]) + 1.0
 
 
-def test_the_share_of_violations_settles_at_its_bound(declared):
+def test_the_fraction_of_violations_settles_at_its_bound(declared):
     _, log = declared
     assert np.mean(np.asarray(log.violation)[-100:]) == pytest.approx(0.1, abs=0.07)
 
@@ -92,8 +86,8 @@ def test_densities_integrate_to_one_and_match_the_entropy(declared):
 def test_a_bank_accepts_what_is_verified_and_what_is_declared(fitted, declared):
     distribution, _ = declared
     data = fitted.data.take(np.arange(200))
-    arguments = (fitted.ensemble, fitted.calibration, fitted.support, distribution, data)
-    settings = {"key": jax.random.key(1), "num_elements": 16}
+    arguments = (jax.random.key(1), fitted.ensemble, fitted.calibration, fitted.support, distribution, data)
+    settings = {"num_elements": 16}
     strict, wide = make_bank(*arguments, **settings), make_bank(*arguments, domain=DECLARED, **settings)
     np.testing.assert_array_equal(strict.verdicts, wide.verdicts)
     np.testing.assert_array_equal(strict.accepted, np.asarray(strict.verdicts) == Verdict.VERIFIED)
@@ -131,11 +125,4 @@ def test_bad_settings_are_refused(fitted, settings, message):
 def test_a_group_that_moves_one_way_only_is_refused(fitted):
     group = dataclasses.replace(SHIFT, low=(0.0,))
     with pytest.raises(ValueError, match=r"axis 0 of the group reaches from 0\.0 to 6\.0"):
-        fit_translations(
-            fitted.ensemble,
-            fitted.calibration,
-            fitted.support,
-            group,
-            fitted.data,
-            key=jax.random.key(0),
-        )
+        fit_translations(jax.random.key(0), fitted.ensemble, fitted.calibration, fitted.support, group, fitted.data)

@@ -9,6 +9,8 @@ import pytest
 from configs.offline_rl import get_config
 from edgesafe_jax.offline_rl import make_dataset, tasks
 from edgesafe_jax.offline_rl.formats import write_ogbench
+from edgesafe_jax.offline_rl.learners import LEARNERS, make_learner
+from edgesafe_jax.offline_rl.symmetry_cases import CASES
 from edgesafe_jax.training import write_summary
 from launch import offline, train
 from tests.launch import cli
@@ -22,7 +24,7 @@ TESTS = "--config=configs/dynamics_equivariance.py:runlocal"
 
 def test_policies_are_trained_reported_and_resumed(monkeypatch, capsys, tmp_path):
     # The data come from a file, so that reading is part of it.
-    data = tasks.generate(tasks.make_point_mass(), jax.random.key(0), num_episodes=120)
+    data = tasks.generate(jax.random.key(0), tasks.make_point_mass(), num_episodes=120)
     path = write_ogbench(tmp_path / "data.npz", data)
     arguments = (RL, f"--workdir={tmp_path}/run", f"--config.data.path={path}", "--config.methods=('her_learned',)")
     cli.run(monkeypatch, train, *arguments)
@@ -45,12 +47,12 @@ def test_policies_are_trained_reported_and_resumed(monkeypatch, capsys, tmp_path
 
 
 def test_translations_are_checked_on_fresh_episodes(monkeypatch, tmp_path):
-    monkeypatch.setattr(offline, "FRESH_EPISODES", 3)
-    cli.run(monkeypatch, train, RL, f"--workdir={tmp_path}/run", "--config.methods=('her_learned',)")
+    arguments = (RL, f"--workdir={tmp_path}/run", "--config.methods=('her_learned',)")
+    cli.run(monkeypatch, train, *arguments, "--config.fresh_episodes=3")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     name = "offline_rl/symmetry_fresh"
-    shares = [summary[f"{name}/{v}"] for v in ("verified", "extrapolated", "rejected", "inconclusive")]
-    assert sum(shares) == pytest.approx(1)
+    fractions = [summary[f"{name}/{v}"] for v in ("verified", "extrapolated", "rejected", "inconclusive")]
+    assert sum(fractions) == pytest.approx(1)
     if summary[f"{name}/accepted"]:
         # Of three episodes nothing is known for sure.
         low, estimate, high = (summary[f"{name}/wrong_among_accepted{end}"] for end in ("_low", "", "_high"))
@@ -95,7 +97,7 @@ def test_whole_runs_are_put_together(monkeypatch, capsys, tmp_path):
 
 def test_a_file_without_goals_pursues_where_it_ended(tmp_path):
     task = tasks.make_point_mass()
-    data = tasks.generate(task, jax.random.key(0), num_episodes=3)
+    data = tasks.generate(jax.random.key(0), task, num_episodes=3)
     path = write_ogbench(tmp_path / "data.npz", data.replace(goals=np.zeros((150, 0), np.float32)))
     config = get_config()
     config.data.path = str(path)
@@ -108,8 +110,10 @@ def test_a_file_without_goals_pursues_where_it_ended(tmp_path):
 def test_symmetries_are_tested_and_reported(monkeypatch, tmp_path):
     cli.run(monkeypatch, train, TESTS, f"--workdir={tmp_path}/run", "--config.cases=('velocity_shift',)")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    shares = [summary[f"dynamics/velocity_shift/{v}"] for v in ("verified", "extrapolated", "rejected", "inconclusive")]
-    assert sum(shares) == pytest.approx(1)
+    fractions = [
+        summary[f"dynamics/velocity_shift/{v}"] for v in ("verified", "extrapolated", "rejected", "inconclusive")
+    ]
+    assert sum(fractions) == pytest.approx(1)
     assert "dynamics/velocity_shift/scale_4/false acceptance" in summary
     assert summary["dynamics/velocity_shift/scale_1/could be rejected"] > 0.1
     assert 0 <= summary["dynamics/velocity_shift/model/inside the 90 % interval"] <= 1
@@ -123,10 +127,10 @@ def test_what_means_nothing_is_refused(monkeypatch, capsys, tmp_path):
     assert "her_learned" in message
     message = cli.refused(monkeypatch, capsys, train, TESTS, workdir, "--config.cases=('magic',)")
     assert "config.cases='magic'" in message
-    message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.data.shares.training=0.9")
-    assert "expected positive shares that add up to 1" in message
+    message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.data.fractions.training=0.9")
+    assert "expected positive fractions that add up to 1" in message
     message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.updates_per_step=3")
-    assert "num_updates=8: expected a multiple of config.updates_per_step, 3" in message
+    assert "num_updates=8: expected a multiple of updates_per_step, 3" in message
 
 
 def test_data_of_another_world_are_refused(monkeypatch, capsys, tmp_path):
@@ -139,16 +143,15 @@ def test_data_of_another_world_are_refused(monkeypatch, capsys, tmp_path):
     path = write_ogbench(tmp_path / "data.npz", data)
     message = cli.refused(monkeypatch, capsys, train, RL, f"--workdir={tmp_path}/run", f"--config.data.path={path}")
     assert "goals of" in message
-    assert "have 3 dimensions, config.world='point_mass' has 2" in message
+    assert "have 3 dimensions, the task 'point_mass' has 2" in message
 
 
 def test_every_named_learner_and_case_can_be_made():
-    for name in offline.LEARNERS:
+    for name in LEARNERS:
         config = get_config()
         config.learner.name = name
-        assert offline.make_learner(config.learner).batches_per_call >= 1
-    for case in offline.CASES.values():
+        assert make_learner(**config.learner).batches_per_call >= 1
+    for case in CASES.values():
         task = case.task()
-        group = task.group if case.make_group is None else case.make_group(task)
-        assert group.sizes == task.sizes
+        assert case.group(task).sizes == task.sizes
         assert len(task.tolerance) == task.sizes.state

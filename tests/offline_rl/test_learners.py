@@ -53,7 +53,7 @@ def train(learner, data, *, num_updates=400, seed=0, batch_size=128):
     trainer = make_trainer(learner, plain_sampler(), num_updates=num_updates, batch_size=batch_size)
     data = make_sampler_data(data)
     agent = trainer.init(jax.random.key(seed), data)
-    return jax.jit(trainer.run)(agent, data, jax.random.key(seed + 1))
+    return jax.jit(trainer.run)(jax.random.key(seed + 1), agent, data)
 
 
 def actions_at(learner, agent, states):
@@ -100,7 +100,7 @@ def test_values_go_on_after_a_time_limit_and_stop_at_a_terminal(name, terminal, 
     sampled = make_sampler_data(data)
     agent, run = trainer.init(jax.random.key(0), sampled), jax.jit(trainer.run)
     for seed in range(24):
-        agent, metrics = run(agent, sampled, jax.random.key(seed))
+        agent, metrics = run(jax.random.key(seed), agent, sampled)
     assert float(metrics["value"]) == pytest.approx(value, abs=0.15)
 
 
@@ -109,8 +109,8 @@ def test_seeds_together_are_the_seeds_apart():
     trainer = make_trainer(make_td3_bc(hidden=(16,)), plain_sampler(), num_updates=20, batch_size=32)
     keys = jax.random.split(jax.random.key(0), 3)
     agents = jax.vmap(trainer.init, in_axes=(0, None))(keys, data)
-    together, _ = jax.jit(jax.vmap(trainer.run, in_axes=(0, None, 0)))(agents, data, keys)
-    alone, _ = jax.jit(trainer.run)(trainer.init(keys[1], data), data, keys[1])
+    together, _ = jax.jit(jax.vmap(trainer.run, in_axes=(0, 0, None)))(keys, agents, data)
+    alone, _ = jax.jit(trainer.run)(keys[1], trainer.init(keys[1], data), data)
     for many, one in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(many[1], one, rtol=2e-3, atol=2e-5)
 
@@ -120,7 +120,7 @@ def test_data_are_an_argument_of_one_compilation():
     run = jax.jit(trainer.run)
     for seed in (0, 1):
         data = make_sampler_data(bandit(seed=seed))
-        run(trainer.init(jax.random.key(0), data), data, jax.random.key(0))
+        run(jax.random.key(0), trainer.init(jax.random.key(0), data), data)
     assert run._cache_size() == 1
 
 
@@ -161,7 +161,7 @@ def test_one_td3_bc_update_against_a_direct_computation():
         provenance=jnp.zeros((1, 5), jnp.int8),
     )
     state = learner.init(jax.random.key(0), batch.observations[0, 0], batch.actions[0, 0])
-    after, _ = learner.update(state, batch, jax.random.key(1))
+    after, _ = learner.update(jax.random.key(1), state, batch)
 
     def weights(params):
         return np.asarray(params["Dense_0"]["kernel"], np.float64), np.asarray(params["Dense_0"]["bias"], np.float64)

@@ -6,9 +6,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import DynamicsError
+from edgesafe_jax.dynamics import DynamicsError, is_wrong
 from edgesafe_jax.offline_rl import maze
-from edgesafe_jax.offline_rl.baselines import is_wrong
 from edgesafe_jax.offline_rl.tasks import Stratum, generate
 
 BLOCKS = "".join(
@@ -41,7 +40,7 @@ XML = f"""<mujoco>
 
 @pytest.fixture(scope="module")
 def data():
-    return generate(maze.make_point_maze(), jax.random.key(0), num_episodes=40)
+    return generate(jax.random.key(0), maze.make_point_maze(), num_episodes=40)
 
 
 def _from_walls(task, positions):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import PlanarRotation, sample_elements
+from edgesafe_jax.dynamics import PlanarRotation, is_wrong, sample_elements
 from edgesafe_jax.offline_rl import Agent, interquartile_mean, make_bc, make_evaluator, seed_interval
-from edgesafe_jax.offline_rl.baselines import is_wrong, model_rollouts, uniform_bank
+from edgesafe_jax.offline_rl.baselines import model_rollouts, uniform_bank
 from edgesafe_jax.offline_rl.datasets import Provenance
 from edgesafe_jax.offline_rl.learning import Learner
 from edgesafe_jax.offline_rl.tasks import TASKS, Wall, arena_domain, generate, make_point_mass, make_reacher
@@ -19,7 +19,7 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: generate(make(), jax.random.key(0), num_episodes=40) for name, make in TASKS.items()}
+    return {name: generate(jax.random.key(0), make(), num_episodes=40) for name, make in TASKS.items()}
 
 
 @every_task
@@ -38,7 +38,7 @@ def test_data_follow_the_dynamics(name, data):
 @pytest.mark.parametrize("make", [partial(make_point_mass, explores=False), TASKS["pusher"]])
 def test_scripts_reach_most_goals(make):
     task = make()
-    found = generate(task, jax.random.key(0), num_episodes=40)
+    found = generate(jax.random.key(0), task, num_episodes=40)
     last = jax.vmap(task.achieved)(found.next_states[found.ends])
     assert np.mean(np.linalg.norm(last - found.goals[found.ends], axis=1) < task.radius) > 0.6
 
@@ -106,12 +106,12 @@ def test_every_seed_sees_the_same_episodes():
     # An agent that is handed the way to the goal reaches it; one that stands still does not.
     learner = Learner(
         init=lambda key, o, a: jnp.zeros(()),
-        update=lambda state, batches, key: (state, {}),
+        update=lambda key, state, batches: (state, {}),
         act=lambda gain, o: jnp.clip(gain * (3 * (o[4:] - o[:2]) - o[2:4]), -1, 1),
     )
     agents = Agent(jnp.array([1.0, 0.0]), jnp.zeros((2, 6)), jnp.ones((2, 6)))
     evaluate = make_evaluator(task, learner, num_episodes=50)
-    found = evaluate(agents, jax.random.key(0), task.strata["far goals"])
+    found = evaluate(jax.random.key(0), agents, task.strata["far goals"])
     assert found.success.shape == (2, 50)
     assert np.asarray(found.success[0]).mean() > 0.95
     assert np.asarray(found.success[1]).mean() == 0
@@ -132,28 +132,25 @@ def test_interquartile_means():
 def test_an_untested_bank_stays_in_the_domain(data):
     task, found = TASKS["point_mass"](), data["point_mass"].transitions()
     domain = arena_domain(task)
-    bank = uniform_bank(task.group, found, domain, key=jax.random.key(0), num_elements=16)
+    bank = uniform_bank(jax.random.key(0), task.group, found, domain, num_elements=16)
     reached = found.states[:, None, :2] + np.asarray(bank.elements)
     assert np.abs(reached[np.asarray(bank.accepted)]).max() <= 2.0
     assert 0.1 < np.asarray(bank.accepted).mean() < 0.5
-    assert sample_elements(task.group, jax.random.key(0), 3).shape == (3, 2)
+    assert sample_elements(jax.random.key(0), task.group, 3).shape == (3, 2)
 
 
 def test_model_rollouts_are_the_models(data):
-    from edgesafe_jax.dynamics import fit_ensemble
+    from edgesafe_jax.dynamics import EnsembleSettings, fit_ensemble
 
     task, found = TASKS["point_mass"](), data["point_mass"]
     parts = found.transitions()
     ensemble, _ = fit_ensemble(
+        jax.random.key(0),
         parts.take(parts.episodes < 30),
         parts.take(parts.episodes >= 30),
-        key=jax.random.key(0),
-        num_members=2,
-        num_elites=1,
-        hidden=(16,),
-        num_epochs=2,
+        EnsembleSettings(num_members=2, num_elites=1, hidden=(16,), num_epochs=2),
     )
-    rolled = model_rollouts(ensemble, found, task.reward, key=jax.random.key(1), num_rollouts=7, length=3)
+    rolled = model_rollouts(jax.random.key(1), ensemble, found, task.reward, num_rollouts=7, length=3)
     assert rolled.num_episodes == 7
     assert np.all(rolled.provenance == Provenance.MODEL)
     predicted = jax.vmap(ensemble.predict)(rolled.states, rolled.actions).mean
