@@ -9,6 +9,7 @@ from edgesafe_jax.reporting.plots import (
     loss_curve,
     reliability_diagram,
     safety_usefulness,
+    side_by_side,
     verdict_reliability,
 )
 from edgesafe_jax.reporting.tables import Estimate, Table, format_cell, make_table
@@ -33,6 +34,7 @@ __all__ = [
     "reliability_diagram",
     "safety_usefulness",
     "shorten",
+    "side_by_side",
     "verdict_reliability",
     "write_fragment",
 ]

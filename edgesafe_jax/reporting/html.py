@@ -174,7 +174,7 @@ def write_fragment(workdir: str | os.PathLike[str], section: str, fragment: Sect
     file = Path(workdir) / FRAGMENTS / f"{_checked_name(section)}.json"
     _fragment_html(section, content)  # Better an error now than when the report is built.
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps(content, indent=1))
+    write_file(file, json.dumps(content, indent=1))
     return file
 
 
@@ -205,7 +205,7 @@ def build_report(workdir: str | os.PathLike[str], title: str, *, subtitle: str =
                 f"{file} is no section of a report ({error}): delete it and run that part again"
             ) from error
     report = Path(workdir) / REPORT
-    _write(report, _page(title, subtitle, fragments))
+    write_file(report, _page(title, subtitle, fragments))
     return report
 
 
@@ -247,8 +247,8 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _write(file: Path, text: str) -> None:
-    """Writes atomically."""
+def write_file(file: Path, text: str) -> None:
+    """Writes a text file atomically; its directory exists."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)

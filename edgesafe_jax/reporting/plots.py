@@ -257,6 +257,34 @@ def verdict_reliability(*, unsafe_prob: np.ndarray, labels: np.ndarray, num_bins
     )
 
 
+def side_by_side(pictures: Sequence[bytes]) -> bytes:
+    """Puts pictures beside each other, their tops in line.
+
+    Args:
+      pictures: PNGs, from left to right.
+
+    Returns:
+      A PNG.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    from PIL import Image
+
+    if not pictures:
+        raise ValueError("no pictures to put side by side")
+    images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    size = (sum(image.width for image in images), max(image.height for image in images))
+    whole = Image.new("RGB", size, "white")
+    left = 0
+    for image in images:
+        whole.paste(image, (left, 0))
+        left += image.width
+    buffer = io.BytesIO()
+    whole.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def _figure(width: float, height: float) -> "Figure":
     """Makes an empty figure; inches."""
     # Imported here, because matplotlib looks for fonts and settings on the disk when it is imported.

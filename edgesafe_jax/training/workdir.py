@@ -182,6 +182,42 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_mapping(Path(workdir) / CONFIG)
 
 
+def nearest_config(
+    config: Mapping[str, Any], candidates: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, dict[str, Any]]:
+    """Finds which of several configurations differs least from that of a run.
+
+    Args:
+      config: the configuration of the run.
+      candidates: from name to configuration; at least one.
+
+    Returns:
+      The candidate's name, and the fields, named with dots, that the run has otherwise, with the run's values.
+    """
+    given = _flatten(to_json(config))
+    changes: dict[str, dict[str, Any]] = {}
+    for name, candidate in candidates.items():
+        start = _flatten(to_json(candidate))
+        changes[name] = {key: value for key, value in given.items() if start.get(key, _MISSING) != value}
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    return nearest, changes[nearest]
+
+
+def read_summary(workdir: str | os.PathLike[str]) -> dict[str, float | None]:
+    """Reads the numbers of a finished run.
+
+    Args:
+      workdir: a work directory.
+
+    Returns:
+      From ``section/quantity`` to number, None where it was not finite.
+
+    Raises:
+      WorkdirError: if there is no summary or it cannot be read.
+    """
+    return _read_mapping(Path(workdir) / SUMMARY)
+
+
 def write_summary(workdir: str | os.PathLike[str], section: str, values: Mapping[str, Any]) -> dict[str, float | None]:
     """Writes the numbers of one section into the run's ``summary.json``.
 

@@ -1,0 +1,119 @@
+r"""Writes the page of measured results and README's table from the files of configs/results, or adds a run to them.
+
+    python -m launch.results                             writes configs/RESULTS.md and the table in README.md
+    python -m launch.results --check                     exits with status 1 if they disagree with the files
+    python -m launch.results --add WORKDIR [--name NAME] makes configs/results/NAME.json of a finished run
+    python -m launch.results --picture                   draws configs/results/overview.png
+
+Call `--add` on the machine and at the commit of the run. A file that exists keeps its title, notes and headlines.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+import configs
+from edgesafe_jax import reporting
+from edgesafe_jax.reporting import results
+from edgesafe_jax.training import workdir as workdirs
+from launch import errors, plan, startup
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {"alignment": "safety", "offline_rl": "offline_rl", "dynamics_equivariance": "dynamics"}
+"""From task to part of the page; other tasks of `launch.train` are guards', those of `launch.plan` are planning's."""
+
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that several launchers can be imported together."""
+    flags.DEFINE_bool("check", False, "Compare page and table with the files and write nothing.")
+    flags.DEFINE_string("add", None, "Work directory of a finished run to make a results file of.")
+    flags.DEFINE_string("name", None, "Name of the results file for --add; default that of the run's config.")
+    flags.DEFINE_bool("picture", False, "Draw the picture of README.")
+
+
+def _arguments(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the file of configs/ that a run's config came from, and the arguments that give the same run."""
+    known = {}
+    for stem in (found.name for found in pkgutil.iter_modules(configs.__path__)):
+        module = importlib.import_module(f"configs.{stem}")
+        if module.get_config().task == config.get("task"):
+            known[f"{stem}.py"] = module.get_config().to_dict()
+            for variant in re.findall(r"`:(\w+)`", module.__doc__ or ""):
+                known[f"{stem}.py:{variant}"] = module.get_config(variant).to_dict()
+    if not known:
+        raise errors.ConfigError(f"config.task={config.get('task')!r}: expected the task of a file of configs/.")
+    name, changes = workdirs.nearest_config(config, known)
+    shown = [f"--config.{key}={tuple(value) if isinstance(value, list) else value}" for key, value in changes.items()]
+    return name.partition(".py")[0], shlex.join([f"--config=configs/{name}", *shown])
+
+
+def _add(workdir: str, name: str | None, folder: Path) -> Path:
+    config, summary = workdirs.read_config(workdir), workdirs.read_summary(workdir)
+    stem, arguments = _arguments(config)
+    path = folder / f"{name or stem}.json"
+    launcher, room = ("plan", "planning") if config["task"] in plan.TASKS else ("train", "guards")
+    command = f"python -m launch.{launcher} {arguments} --workdir=DIR"
+    measured = results.environment(ROOT) | {"command": command, "numbers": results.numbers_from_summary(summary)}
+    new = {"title": f"{path.stem}: a run of configs/{stem}.py", "room": ROOMS.get(config["task"], room)}
+    old = results.read_result(path) if path.exists() else None
+    results.write_result(path, dataclasses.replace(old, **measured) if old else results.Result(**new, **measured))
+    return path
+
+
+def _picture(found: Mapping[str, results.Result]) -> bytes:
+    """Refused rates of base model, student and system, and returns of planners over their budgets."""
+    lm, planning = found["align_soft_prompt"], found["plan_budgets"]
+    sets = dict.fromkeys(number.name.split("/")[1] for number in lm.numbers if number.name.startswith("refused/"))
+    refused = {
+        name: {who: lm.number(f"refused/{name}/{who}") for who in ("base", "student", "system")} for name in sets
+    }
+    budgets, task = {"iCEM": (50, 100, 300, 500), "CEM": (50, 100, 300, 500, 2000)}, "HalfCheetah, 150 steps"
+    returns = {p: [(b, planning.number(f"{task}/{p}/{b} trajectories")) for b in budgets[p]] for p in budgets}
+    left = reporting.bars(refused, xlabel="fraction refused", title="A guard distilled into 46 vectors", limits=(0, 1))
+    x, y = "trajectories per control step", "return over 150 steps"
+    right = reporting.curves(returns, xlabel=x, ylabel=y, title="Planning on HalfCheetah", log_x=True)
+    return reporting.side_by_side([left, right])
+
+
+def main(argv: list[str]) -> None:
+    """Writes, checks, adds or draws."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+    startup.configure()
+    with errors.reported():
+        given = flags.FLAGS
+        folder, readme = ROOT / "configs" / "results", ROOT / "README.md"
+        if given.name is not None and not (given.add and re.fullmatch(r"[\w-]+", given.name)):
+            raise errors.ConfigError(f"--name={given.name}: expected letters, digits, _ and -, beside --add=WORKDIR.")
+        if given.add:
+            print(f"wrote {_add(given.add, given.name, folder)}")
+        found = results.read_results(folder)
+        if given.picture:
+            (folder / "overview.png").write_bytes(_picture(found))
+        text = results.insert_table(readme.read_text(encoding="utf-8"), results.headline_table(found), str(readme))
+        wanted = {folder.parent / "RESULTS.md": results.results_page(found), readme: text}
+        stale = [path for path, new in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != new]
+        for path in stale:
+            print(f"{path} disagrees with {folder}" if given.check else f"wrote {path}")
+            if not given.check:
+                workdirs.write_text(path, wanted[path])
+        if stale and given.check:
+            sys.exit(1)
+
+
+def run() -> None:
+    """Parses the flags and runs."""
+    define_flags()
+    app.run(main, flags_parser=errors.parse_flags)
+
+
+if __name__ == "__main__":
+    run()
