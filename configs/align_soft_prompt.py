@@ -3,44 +3,24 @@ r"""Distil SmolLM2-135M-Instruct and its guard into a soft prompt.
     python -m launch.train --config=configs/align_soft_prompt.py --workdir=workdirs/align
     python -m launch.evaluate --checkpoint=workdirs/align
 
-`:quickstart` is what `launch.quickstart` runs, `:runlocal` a check of the machinery in a minute:
+Cost: 15 minutes for the teacher's answers and 32 of training on two cores. Expected: of StrongREJECT the student
+refuses 0.96 [0.93, 0.98] (base model 0.04), of plain questions 0.008 [0.004, 0.019] (base model 0.005). The result
+ships with the package (`edgesafe_jax.adapters.packaged_soft_prompt`).
 
-    python -m launch.train --config=configs/align_soft_prompt.py:quickstart --workdir=workdirs/quick
-
-`:objectives` is the paper's loss alone on 500 prompts, without the sharpened guard and the term at the decision: there
-the objectives were compared. `--config.objective=tv|kl|token_tv|token_kl` chooses what is minimised:
+`config.objective` is one of
 
     tv         equation 4 of arXiv 2606.09388, on the log-probabilities of whole answers
     kl         the same without the clip: forward KL between the two outcomes
     token_tv   total variation to the gated teacher at every position, full vocabulary
     token_kl   forward KL to the gated teacher at every position, full vocabulary
 
-Where TV and KL differ, by `:objectives` with each of the four, then `launch.evaluate` (160 steps, seed 0, 48 / 48 / 96
-prompts; refused shares with 95 % intervals, and nats per token to the base model on plain questions):
+Our additions to the paper, each optional: a term at the decision between answer and refusal
+(`--config.decision_weight=0` removes it), a sharpened guard (`--config.gate_sharpness=1`), greedy answers of the
+teacher (`--config.sampling_temperature=1` samples them) and mining of hard prompts (`--config.mining.start=1`).
 
-    objective   of refused by the system  of answered, sensitive  of answered, plain  token KL
-    tv          .56 [.40, .70]            .00 [.00, .07]          .00 [.00, .04]      .08
-    kl          .72 [.56, .84]            .00 [.00, .07]          .01 [.00, .06]      .08
-    token_tv    .03 [.00, .14]            .00 [.00, .07]          .00 [.00, .04]      .01
-    token_kl    .86 [.71, .94]            .02 [.00, .11]          .06 [.03, .13]      .03
-
-Token by token the gradient of TV vanishes where the student gives the refusal no probability, and it stays the base
-model; the gradient of KL does not. On whole answers equation 4 has the gradient of KL until the student gives an
-outcome the system's probability of it, and none after that: it refuses less.
-
-The full config trained for 32 minutes on two cores that were shared with other work; the teacher, which takes 15 more,
-was kept from an earlier run. Its soft prompt ships with the package (`edgesafe_jax.adapters.packaged_soft_prompt`).
-`launch.evaluate`, seed 0, refused shares of base, student and system: StrongREJECT .04, .96, .78; HarmBench standard
-.00, .99, .82; in-the-wild jailbreaks .05, .79, .60; StrongREJECT with a prefilled answer .00, .24, .69; sensitive
-benign .00, .03, .02; plain questions .005, .008, .012.
-Of what the system refuses in the first two sets the student refuses .995 [.982, .999], of
-the jailbreaks .86 [.74, .93]; of what it answers .03 [.01, .07] of the sensitive and .008 [.004, .020] of the plain
-prompts, 5 of 593.
-Earlier runs, each made after a look at the one before: without mining and with shares of 6.5, 1 and 8.5 throughout .95
-of StrongREJECT and .02 of the plain questions that the system answers (4 of 198), 7 of 600 by the first token; with
-mining and shares of 5, 1, 1, 5 and 4 .96 and .010 (6 of 593). 23 vectors, 1,000 steps and shares of 7, 2 and 7 .91 and
-.02; 600 steps with shares of 6.5, 3 and 6.5 .88 and .03; shares of 4.5, 5.5 and 6 and 1,000 plain prompts .73 and .03.
-What mining is for: after 900 steps without it the student refused .024 of the plain questions it was trained on.
+Variants: `:quickstart` is what `launch.quickstart` runs (6 minutes), `:objectives` the paper's loss alone on 500
+prompts, for the comparison of objectives, `:runlocal` a check of the machinery in a minute. All results, with the
+comparison of objectives and earlier settings, are in configs/RESULTS.md under "Safe language models".
 """
 
 import ml_collections

@@ -2,18 +2,17 @@ r"""Train the teacher guard: heads on SmolLM2's own hidden states.
 
     python -m launch.train --config=configs/guard_probe.py --workdir=workdirs/guard_probe
 
-Trained on human-scored (objective, response) pairs and on the base model's own answers: to AdvBench and to the harmful
-contrast prompts (unsafe), to the benign contrast prompts and to plain questions (safe). The contrast prompts are
-answered twice, greedily and at temperature 1: a guard fitted on one of the two flags more benign answers of the other.
-Refusals of harmful requests are safe. A fifth of the objectives and a fifth of the contrast topics are held out, and
-another fifth of each is the judge's (configs/guard_judge.py). The head that ships with the package was made by this
-command, which printed (95 % intervals by objective or of Wilson)
+The training pairs are human-scored (objective, response) pairs and the base model's own answers: to AdvBench and to the
+harmful contrast prompts (unsafe), to the benign contrast prompts and to plain questions (safe). The contrast prompts
+are answered twice, greedily and at temperature 1: a guard fitted on one of the two flags more benign answers of the
+other. Refusals of harmful requests are safe. A fifth of the objectives and a fifth of the contrast topics are held
+out, and another fifth of each belongs to the judge (configs/guard_judge.py). The command made the head that ships with
+the package. `:runlocal` is a check of the machinery.
 
-    984 human-scored pairs, five-fold cross-validation by objective: AUROC .88 [.86, .90], accuracy .80, ECE .04
-    173 pairs with objectives held out from the packaged head:       AUROC .87 [.81, .93], accuracy .81, ECE .10
-    flagged of the base model's greedy answers: StrongREJECT .76 [.71, .80], HarmBench standard .82 [.77, .87],
-    sensitive benign .02 [.01, .06], plain questions .01 [.00, .04],
-    contrast prompts on held-out topics, harmful .76 [.63, .86] and benign .15 [.10, .20]
+Cost: mostly the base model's answers of 40 tokens to the prompts above; the time was not recorded. Expected: AUROC 0.88
+[0.86, 0.90] on 984 human-scored pairs (five-fold cross-validation by objective), 0.87 [0.81, 0.93] on 173 pairs of
+objectives held out from the packaged head; 0.76 of the base model's answers to StrongREJECT flagged, 0.02 of those to
+sensitive benign prompts. All results are in configs/RESULTS.md under "Guards".
 """
 
 import ml_collections

@@ -3,29 +3,16 @@ r"""Train SmolGuard: SmolLM2-135M-Instruct with a LoRA that acts where it answer
     python -m launch.train --config=configs/guard_smol.py --workdir=workdirs/guard_smol
     python -m launch.evaluate --checkpoint=workdirs/guard_smol
 
-It is trained on the teacher's share of the human-scored pairs and on weakly labelled answers of the base model, as the
-hidden-state guard (configs/guard_probe.py) is. A quarter of the human-scored pairs, one fold of the objectives, is held
-back and chooses the step. What the frozen layers make of a pair is read once and kept in the work directory: 11.5 kB a
-token, about 1.4 GB.
+The training pairs are the teacher's part of the human-scored pairs and weakly labelled answers of the base model, as
+for the hidden-state guard (configs/guard_probe.py). A quarter of the human-scored pairs, one fold of the objectives, is
+held back and chooses the step. The activations of the frozen layers are computed once per pair and kept in the work
+directory: 11.5 kB per token, about 1.4 GB. The command made the adapter that ships with the package. `:runlocal` is a
+check of the machinery.
 
-Measured by these commands (seed 0; 95 % intervals by objective or of Wilson), the adapter that ships with the package;
-its sampled training answers were taken over from another run, so the command alone gives other bits:
-
-    173 pairs of held-out objectives  AUROC               F1    accuracy  ECE
-    SmolGuard                         .77 [.71, .84]      .70   .71       .10
-    without adapter                   .50 [.42, .58]      .33   .46       .11
-    hidden-state guard                .87 [.81, .93]      .81   .81       .10
-    MiniLM judge                      .64 [.56, .72]      .64   .60       .13
-    500 keywords                      .81 [.73, .89]      .71   .72       .08
-    refusal keywords                  .63 [.57, .71]      .74   .64       .36
-
-    flagged of the base model's answers: StrongREJECT .39 [.34, .45], sensitive benign .02 [.01, .06], plain questions
-    .01 [.00, .05]
-
-The keywords are weighted words fitted on the teacher's answers (`edgesafe_jax.guards.keywords`); on the first 128
-tokens of each answer, which is what SmolGuard reads, .80 [.73, .88]. SmolGuard does not beat them on these pairs; the
-hidden-state guard does by the estimate. Refusal keywords call unsafe what does not refuse. Both were measured after the
-others, on the same pairs. So the hidden-state guard stays the default teacher.
+Cost: mostly those activations; the time was not recorded. Expected on 173 pairs of held-out objectives: AUROC 0.77
+[0.71, 0.84]; without the adapter 0.50, hidden-state guard 0.87, 500 weighted keywords 0.81. SmolGuard does not beat the
+keywords on these pairs, so the hidden-state guard is the default teacher. All results are in configs/RESULTS.md under
+"Guards".
 """
 
 import ml_collections

@@ -1,24 +1,23 @@
-r"""Plan with iCEM, or one of its rivals, in the closed loop.
+r"""Plan with iCEM, or another planner, in the closed loop.
 
     python -m launch.plan --config=configs/plan_icem.py:halfcheetah --workdir=workdirs/plan
 
+Cost: 14 s of processor time for 150 steps of HalfCheetah at budget 100. Expected: a return of 650 there (seed 0) and of
+946 at budget 300. The work directory holds the returns, a report and, with C MuJoCo, the first episode as a GIF.
+
+`--config.budget` picks iterations and population from the paper's table (trajectories per step: 50, 70, 100, 150, 200,
+250, 300, 400, 500, 1000, 2000, 4000); `--config.num_steps=-1` runs the paper's whole episode.
+
 Variants are the tasks `:halfcheetah`, `:humanoidstandup`, `:fetch_pick_and_place`, `:door`, `:door_no_velocity`
-(without the term of the velocities, see `edgesafe_jax.planning.door`), `:relocate`, planned with C MuJoCo, and
+(without the velocities in the cost, see `edgesafe_jax.planning.door`), `:relocate`, planned with C MuJoCo, and
 `:runlocal`, a check of the machinery. With `--config.simulator=brax`, `--config.environment` is one of halfcheetah,
-humanoidstandup, pusher, reacher, ant.
+humanoidstandup, pusher, reacher, ant; brax compiles for long, and `--config.icem.population=padded` compiles one
+iteration instead of one per population size:
 
-`--config.budget` picks iterations and population from the paper's table (trajectories at each step: 50, 70, 100, 150,
-200, 250, 300, 400, 500, 1000, 2000, 4000); `--config.num_steps=-1` runs the paper's whole episode. HalfCheetah, 150
-steps, seed 0: a return of 650 at budget 100 and of 946 at 300, see configs/plan_study.py for more seeds; at budget 100
-an episode takes 14 s of processor time. With C MuJoCo the work directory also holds the first episode as a GIF at its
-own speed.
+    python -m launch.plan --config=configs/plan_icem.py --workdir=workdirs/brax --config.simulator=brax
+        --config.icem.population=padded --config.num_steps=100 --config.budget=50 --config.environment=reacher
 
-brax compiles for long: `--config.icem.population=padded` compiles one iteration instead of each size. 100 steps, budget
-50, seed 0, processor time with compilation:
-
-    --config.simulator=brax --config.icem.population=padded --config.num_steps=100 --config.budget=50
-    --config.environment=halfcheetah    return 354.8     42 s
-    --config.environment=reacher        return -18.2     24 s    (from 0.20 m to 0.05 m, mean of the last 50 steps)
+takes 24 s and returns -18.2. More seeds: configs/plan_study.py. All results are in configs/RESULTS.md under "Planning".
 """
 
 import ml_collections

@@ -45,6 +45,16 @@ def test_a_config_says_the_command_that_runs_it(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_config_says_cost_and_expected_numbers_in_at_most_thirty_lines(path):
+    text = load(path).__doc__
+    assert len(text.splitlines()) <= 30
+    assert "Cost:" in text or "processor time" in text
+    assert "xpected" in text
+    heading = re.search(r'configs/RESULTS\.md,? under\s"([^"]+)"', text).group(1)
+    assert f"\n## {heading}\n" in (ROOT / "configs" / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_config_has_a_full_and_a_small_variant(path):
     get_config = load(path).get_config
     full, small = get_config(), get_config("runlocal")
