@@ -69,7 +69,7 @@ from edgesafe_jax.training import (
 )
 from edgesafe_jax.training import train as run_training
 from edgesafe_jax.training.workdir import read_config
-from edgesafe_jax.typing import Array, PRNGKey
+from edgesafe_jax.typing import Array
 from launch import errors
 from launch.guards import load_sentence_encoder
 from launch.startup import MATMUL_DTYPES
@@ -85,13 +85,6 @@ OBJECTIVES: dict[str, Callable[[losses.Normalization], distillation.Term]] = {
 """What `config.objective` may name."""
 
 NORMALIZATIONS: dict[str, losses.Normalization] = {"sum": "sum", "mean": "mean"}
-
-INITS: dict[str, Callable[[LanguageModel, PRNGKey, Config], adapters.SoftPrompt]] = {
-    "text": lambda model, key, c: adapters.soft_prompt_from_text(model, c["text"], num_virtual=c["num_virtual"]),
-    "vocabulary": lambda model, key, c: adapters.soft_prompt_from_vocabulary(model, key, num_virtual=c["num_virtual"]),
-    "random": lambda model, key, c: adapters.random_soft_prompt(model, key, num_virtual=c["num_virtual"]),
-}
-"""What `config.adapter.init` may name."""
 
 ADAPTER = "adapter/soft_prompt.safetensors"
 """Where the trained adapter lies in a work directory."""
@@ -115,7 +108,7 @@ def check(config: Config) -> None:
     """
     errors.lookup(OBJECTIVES, config["objective"], "config.objective")
     errors.lookup(NORMALIZATIONS, config["normalization"], "config.normalization")
-    errors.lookup(INITS, config["adapter"]["init"], "config.adapter.init")
+    adapters.ADAPTERS["soft_prompt"].options["init"].check("config.adapter.init", config["adapter"]["init"])
     errors.lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
     for name in ("num_steps", "batch_size", "max_tokens", "num_positions", "save_every", "log_every"):
         if int(config[name]) < 1:
@@ -426,7 +419,7 @@ def make_step(
     The state's parameters are the adapter and the running mean of it over the last part of the run.
     """
     seed = jax.random.key(int(config["seed"]))
-    start = INITS[config["adapter"]["init"]](model, jax.random.fold_in(seed, 2), config["adapter"])
+    start = adapters.make_adapter(jax.random.fold_in(seed, 2), "soft_prompt", model, **config["adapter"])
     optimizer = make_optimizer(config)
     loss = distillation.make_loss(model.decoder, head=model.tokenizer.chat_parts.head, terms=_objective(config))
     first = int(float(config["average_from"]) * int(config["num_steps"]))
@@ -523,7 +516,7 @@ def train(config: Config, workdir: str | Path) -> Path:
     if not is_main_process():
         return stored
     stored.parent.mkdir(exist_ok=True)
-    adapters.save_soft_prompt(stored, to_local(trained.params["mean"]), model, training=_json(config))
+    adapters.save_adapter(stored, to_local(trained.params["mean"]), model, training=_json(config))
     print(f"stored {stored} after {time.monotonic() - started:.0f} s", file=sys.stderr)
     return stored
 
@@ -624,7 +617,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     started = time.monotonic()
     settings = config["evaluation"]
     model, guard, system = load_system(config)
-    adapter = adapters.load_soft_prompt(checkpoint / ADAPTER, model)
+    adapter = adapters.load_adapter(checkpoint / ADAPTER, model)
     # Both the system and the table ask the guard about the base model's answers.
     once = judged_once(guard)
     system = dataclasses.replace(system, guard=_make_gate(config, once))
@@ -762,7 +755,7 @@ def answer_prompts(
       The file.
     """
     model, guard, _ = load_system(config)
-    adapter = adapters.load_soft_prompt(Path(checkpoint) / ADAPTER, model)
+    adapter = adapters.load_adapter(Path(checkpoint) / ADAPTER, model)
     judges = load_judges(guard)
     texts = [p.text for p in chosen]
     with ProgressBar("answering") as progress:

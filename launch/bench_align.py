@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from edgesafe_jax import losses
-from edgesafe_jax.adapters import SoftPrompt, soft_prompt_from_text
+from edgesafe_jax.adapters import SoftPrompt, init_soft_prompt
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, flops_per_token
 from edgesafe_jax.models.generation import encode_shared
 from edgesafe_jax.models.loading import LanguageModel, load_model, with_precision
@@ -183,7 +183,7 @@ def _torch_peers(model: LanguageModel, start: SoftPrompt, batch: int) -> dict[st
 def _measure(model: LanguageModel, batch: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Measures the steps at one batch size in turn; rows of a table and flat numbers."""
     text = "You are a careful assistant. Refuse what would harm people."
-    start = soft_prompt_from_text(model, text, num_virtual=VIRTUAL)
+    start = init_soft_prompt(jax.random.key(0), model, text=text, num_virtual=VIRTUAL)
     low = with_precision(model, matmul_dtype=jnp.dtype(jnp.bfloat16))
     steps = {
         "edgesafe_jax": _ours(model, start, batch, share=True),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import assets, metrics
-from edgesafe_jax.adapters import LoRA, save_lora
+from edgesafe_jax.adapters import LoRA, save_adapter
 from edgesafe_jax.adapters.lora import TARGETS
 from edgesafe_jax.guards.activated import load_smolguard
 from edgesafe_jax.guards.adapted import PairRows, probe_rows, probe_scorer, verdict_rows, verdict_scorer
@@ -213,7 +213,7 @@ def _smolguard_lora(config: Config, encoder: SentenceEncoder, workdir: Path) -> 
 
     def save(path: Path, lora: LoRA, training: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_lora(path, lora, model, training=training)
+        save_adapter(path, lora, model, training=training)
 
     def encode(prompts: Sequence[str], responses: Sequence[str], longest: int | None) -> PairRows:
         return verdict_rows(guard if longest is None else _cut(guard, longest), prompts, responses)

@@ -129,8 +129,8 @@ class BackboneSubject:
     def _initial(self, seed: int) -> LoRA:
         settings = self.config["backbone"]
         return init_lora(
-            self.decoder,
             jax.random.key(seed),
+            self.decoder,
             rank=int(settings["rank"]),
             targets=tuple(settings["targets"]),
             first_layer=int(settings["first_layer"]),

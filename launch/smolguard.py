@@ -253,8 +253,8 @@ def train(config: Config, workdir: str | Path) -> Path:
     num_steps = max(1, round(float(config["num_epochs"]) * len(trained_on) / batch_size))
     optimizer = make_optimizer(float(config["learning_rate"]), num_steps)
     start = init_lora(
-        model.config,
         jax.random.key(seed),
+        model.config,
         rank=int(config["rank"]),
         targets=tuple(config["targets"]),
         first_layer=reader.first_layer,

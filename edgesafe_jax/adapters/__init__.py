@@ -1,33 +1,22 @@
-"""What is attached to a frozen language model."""
+"""What is attached to a frozen language model: one protocol (`edgesafe_jax.typing.Adapter`), one table of kinds."""
 
+from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Option
 from edgesafe_jax.adapters.lora import LoRA, init_lora, merge_lora
-from edgesafe_jax.adapters.soft_prompt import (
-    SoftPrompt,
-    random_soft_prompt,
-    soft_prompt_from_text,
-    soft_prompt_from_vocabulary,
-)
-from edgesafe_jax.adapters.storage import (
-    AdapterError,
-    load_lora,
-    load_soft_prompt,
-    packaged_soft_prompt,
-    save_lora,
-    save_soft_prompt,
-)
+from edgesafe_jax.adapters.registry import ADAPTERS, load_adapter, make_adapter, save_adapter
+from edgesafe_jax.adapters.soft_prompt import SoftPrompt, init_soft_prompt, packaged_soft_prompt
 
 __all__ = [
+    "ADAPTERS",
     "AdapterError",
+    "AdapterKind",
     "LoRA",
+    "Option",
     "SoftPrompt",
     "init_lora",
-    "load_lora",
-    "load_soft_prompt",
+    "init_soft_prompt",
+    "load_adapter",
+    "make_adapter",
     "merge_lora",
     "packaged_soft_prompt",
-    "random_soft_prompt",
-    "save_lora",
-    "save_soft_prompt",
-    "soft_prompt_from_text",
-    "soft_prompt_from_vocabulary",
+    "save_adapter",
 ]

@@ -7,7 +7,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, section 4
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Option
+from edgesafe_jax.errors import COUNT, POSITIVE, POSITIVE_COUNT, ConfigError, Range
 from edgesafe_jax.models.decoder import DecoderConfig, pack_bfloat16, unpack_bfloat16
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Array, LowRank, Params, PRNGKey
@@ -67,7 +69,7 @@ class LoRA:
         """
         below = self.first_layer - from_layer
         if below < 0:
-            raise ValueError(f"from_layer={from_layer}: expected at most {self.first_layer}, where the LoRA begins.")
+            raise ConfigError(f"from_layer={from_layer}: expected at most {self.first_layer}, where the LoRA begins.")
         factors: dict[str, dict[str, tuple[Array, Array]]] = {}
         for target, down in self.down.items():
             module, leaf = target.split("/")
@@ -84,9 +86,20 @@ def _sizes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
     return dict(zip(TARGETS, ((d, q), (d, kv), (d, kv), (q, d), (d, f), (d, f), (f, d)), strict=True))
 
 
+def _check_options(config: DecoderConfig, rank: int, targets: Sequence[str], first_layer: int) -> None:
+    sizes = _sizes(config)
+    if not targets or set(targets) - set(TARGETS):
+        raise ConfigError(f"targets={list(targets)}: expected some of {', '.join(TARGETS)}.")
+    largest = min(min(sizes[target]) for target in targets)
+    if rank not in Range(1, largest, integer=True):
+        raise ConfigError(f"rank={rank}: expected 1 to {largest}.")
+    if first_layer not in Range(0, config.num_layers - 1, integer=True):
+        raise ConfigError(f"first_layer={first_layer}: expected 0 to {config.num_layers - 1}.")
+
+
 def init_lora(
-    config: DecoderConfig,
     key: PRNGKey,
+    config: DecoderConfig,
     *,
     rank: int,
     alpha: float | None = None,
@@ -96,8 +109,8 @@ def init_lora(
     """Makes a LoRA that changes nothing yet: A is Gaussian with variance one over its inputs, B is zero.
 
     Args:
-      config: of the decoder.
       key: random key of A.
+      config: of the decoder.
       rank: R.
       alpha: the scale is alpha / R; default R, a scale of one.
       targets: matrices to adapt, of `TARGETS`.
@@ -107,23 +120,18 @@ def init_lora(
       The LoRA.
 
     Raises:
-      ValueError: a rank below one or above the smallest side of a matrix, no targets or an unknown one, or no layer to
+      ConfigError: a rank below one or above the smallest side of a matrix, no targets or an unknown one, or no layer to
         adapt.
     """
+    _check_options(config, rank, targets, first_layer)
     sizes = _sizes(config)
-    if not targets or set(targets) - set(TARGETS):
-        raise ValueError(f"targets={list(targets)}: expected some of {', '.join(TARGETS)}.")
-    if not 1 <= rank <= min(min(sizes[target]) for target in targets):
-        raise ValueError(f"rank={rank}: expected 1 to {min(min(sizes[target]) for target in targets)}.")
-    if not 0 <= first_layer < config.num_layers:
-        raise ValueError(f"first_layer={first_layer}: expected 0 to {config.num_layers - 1}.")
     down, up = {}, {}
     for number, target in enumerate(targets):
         inputs, outputs = sizes[target]
         shape = (config.num_layers - first_layer, inputs, rank)
         down[target] = jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32) * inputs**-0.5
         up[target] = jnp.zeros((shape[0], rank, outputs), jnp.float32)
-    return LoRA(down, up, scale=1.0 if alpha is None else alpha / rank, first_layer=first_layer)
+    return LoRA(down, up, scale=1.0 if alpha is None else float(alpha) / rank, first_layer=first_layer)
 
 
 def merge_params(params: Params, lora: LoRA) -> dict[str, Any]:
@@ -163,3 +171,57 @@ def merge_lora(model: LanguageModel, lora: LoRA) -> LanguageModel:
     return dataclasses.replace(
         model, name=f"{model.name} + LoRA", params=merge_params(model.params, lora), hash=digest.hexdigest()
     )
+
+
+def _to_arrays(lora: LoRA) -> tuple[dict[str, Any], dict[str, Any]]:
+    parts = (("down", lora.down), ("up", lora.up))
+    arrays = {f"{target}/{part}": leaf for part, factors in parts for target, leaf in factors.items()}
+    ranks = {leaf.shape[-1] for leaf in lora.down.values()}
+    return arrays, {"rank": ranks.pop() if ranks else 0, "scale": float(lora.scale), "first_layer": lora.first_layer}
+
+
+def _shapes(
+    model: LanguageModel, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    targets = sorted({name.rpartition("/")[0] for name in arrays})
+    if set(arrays) != {f"{target}/{part}" for target in targets for part in ("down", "up")}:
+        raise AdapterError(f"it holds {sorted(arrays)}; expected a down and an up for each matrix.")
+    rank = fields["rank"]
+    if rank is None:  # a file that does not say it: all factors must agree
+        downs = (arrays[f"{target}/down"] for target in targets)
+        rank = max((factor.shape[2] for factor in downs if factor.ndim == 3), default=0)
+    _check_options(model.config, rank, targets, fields["first_layer"])
+    layers = model.config.num_layers - fields["first_layer"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for target in targets:
+        inputs, outputs = _sizes(model.config)[target]
+        shapes |= {f"{target}/down": (layers, inputs, rank), f"{target}/up": (layers, rank, outputs)}
+    return shapes
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]) -> LoRA:
+    factors = {
+        part: {name.removesuffix(part)[:-1]: jnp.asarray(arrays[name]) for name in arrays if name.endswith(f"/{part}")}
+        for part in ("down", "up")
+    }
+    return LoRA(factors["down"], factors["up"], scale=float(fields["scale"]), first_layer=int(fields["first_layer"]))
+
+
+LORA = AdapterKind(
+    type=LoRA,
+    init=lambda key, model, **options: init_lora(key, model.config, **options),
+    options={
+        "rank": Option(allowed=POSITIVE_COUNT),
+        "alpha": Option(None, POSITIVE),
+        "targets": Option(("attention/query", "attention/value")),
+        "first_layer": Option(0, COUNT),
+    },
+    to_arrays=_to_arrays,
+    shapes=_shapes,
+    from_arrays=_from_arrays,
+    fields={
+        "rank": Option(None, POSITIVE_COUNT),
+        "scale": Option(allowed=Range()),
+        "first_layer": Option(allowed=COUNT),
+    },
+)

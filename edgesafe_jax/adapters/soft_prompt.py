@@ -4,12 +4,23 @@ Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tu
 Alfarra et al., "Distilling Safe LLM Systems via Soft Prompts for On Device Settings", arXiv 2606.09388.
 """
 
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from edgesafe_jax.adapters.kind import AdapterKind, Option
+from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, check_counts, lookup
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Array, PRNGKey
+
+PLACEMENT = "before_chat_template"
+"""Where the vectors stand: in front of everything that the chat template renders."""
 
 
 @flax.struct.dataclass
@@ -35,58 +46,86 @@ class SoftPrompt:
         """Returns None: a soft prompt leaves the matrices as they are."""
 
 
-def soft_prompt_from_text(model: LanguageModel, text: str, *, num_virtual: int | None = None) -> SoftPrompt:
-    """Starts from the embeddings of an instruction.
+def init_soft_prompt(
+    key: PRNGKey, model: LanguageModel, *, init: str = "text", text: str = "", num_virtual: int | None = None
+) -> SoftPrompt:
+    """Makes a soft prompt to train.
 
     Args:
+      key: random key; unused by `"text"`.
       model: whose embedding table and tokenizer are used.
-      text: the instruction; its tokens are repeated or cut to fit.
+      init: how it starts. `"text"`: from the embeddings of an instruction, whose tokens are repeated or cut to fit;
+        `"vocabulary"`: from those of tokens drawn uniformly from the vocabulary; `"random"`: from Gaussian vectors with
+        the mean and standard deviation of the embedding table, per dimension. The last is an ablation: random vectors
+        reduce safety by themselves before any training (Alfarra et al.).
+      text: the instruction, for `"text"`.
       num_virtual: P; default as many as the text has tokens.
 
     Returns:
       The soft prompt.
 
     Raises:
-      ValueError: an empty text or a P below one.
+      ConfigError: an unknown `init`, an empty text or a P below one.
     """
-    ids = model.tokenizer.encode(text)
-    if not ids:
-        raise ValueError("The instruction text is empty: a soft prompt needs at least one token to start from.")
-    num_virtual = len(ids) if num_virtual is None else num_virtual
-    _check(num_virtual)
-    repeated = (ids * (num_virtual // len(ids) + 1))[:num_virtual]
-    return SoftPrompt(_rows(model, jnp.array(repeated, jnp.int32)))
+    draw = lookup(_INITS, init, "init")
+    ids = model.tokenizer.encode(text) if init == "text" and text else []
+    if init == "text" and not ids:
+        raise ConfigError("The instruction text is empty: a soft prompt needs at least one token to start from.")
+    if num_virtual is None and ids:
+        num_virtual = len(ids)
+    check_counts(num_virtual=num_virtual)
+    assert num_virtual is not None
+    return SoftPrompt(draw(key, model, ids, num_virtual))
 
 
-def soft_prompt_from_vocabulary(model: LanguageModel, key: PRNGKey, *, num_virtual: int) -> SoftPrompt:
-    """Starts from the embeddings of tokens drawn uniformly from the vocabulary.
-
-    Raises:
-      ValueError: a P below one.
-    """
-    _check(num_virtual)
-    ids = jax.random.randint(key, (num_virtual,), 0, model.tokenizer.vocab_size)
-    return SoftPrompt(_rows(model, ids))
+def _from_text(key: PRNGKey, model: LanguageModel, ids: list[int], num_virtual: int) -> Array:
+    del key
+    return _rows(model, jnp.array((ids * (num_virtual // len(ids) + 1))[:num_virtual], jnp.int32))
 
 
-def random_soft_prompt(model: LanguageModel, key: PRNGKey, *, num_virtual: int) -> SoftPrompt:
-    """Starts from Gaussian vectors with the mean and standard deviation of the embedding table, per dimension.
+def _from_vocabulary(key: PRNGKey, model: LanguageModel, ids: list[int], num_virtual: int) -> Array:
+    del ids
+    return _rows(model, jax.random.randint(key, (num_virtual,), 0, model.tokenizer.vocab_size))
 
-    An ablation: random vectors cost safety by themselves before any training (Alfarra et al.).
 
-    Raises:
-      ValueError: a P below one.
-    """
-    _check(num_virtual)
+def _random(key: PRNGKey, model: LanguageModel, ids: list[int], num_virtual: int) -> Array:
+    del ids
     table = model.params["embedding"].astype(jnp.float32)
     noise = jax.random.normal(key, (num_virtual, table.shape[1]), jnp.float32)
-    return SoftPrompt(jnp.mean(table, axis=0)[None] + noise * jnp.std(table, axis=0)[None])
-
-
-def _check(num_virtual: int) -> None:
-    if num_virtual < 1:
-        raise ValueError(f"num_virtual={num_virtual}: expected at least 1.")
+    return jnp.mean(table, axis=0)[None] + noise * jnp.std(table, axis=0)[None]
 
 
 def _rows(model: LanguageModel, ids: Array) -> Array:
     return jnp.take(model.params["embedding"], ids, axis=0).astype(jnp.float32)
+
+
+_INITS = {"text": _from_text, "vocabulary": _from_vocabulary, "random": _random}
+
+
+def _shapes(
+    model: LanguageModel, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    del arrays
+    return {"embeddings": (fields["num_virtual"], model.config.embed_dim)}
+
+
+SOFT_PROMPT = AdapterKind(
+    type=SoftPrompt,
+    init=init_soft_prompt,
+    options={"init": Option("text", tuple(_INITS)), "text": Option(""), "num_virtual": Option(None, POSITIVE_COUNT)},
+    to_arrays=lambda prompt: (
+        {"embeddings": prompt.embeddings},
+        {"num_virtual": prompt.num_virtual, "placement": PLACEMENT},
+    ),
+    shapes=_shapes,
+    from_arrays=lambda arrays, fields: SoftPrompt(jnp.asarray(arrays["embeddings"])),
+    fields={"num_virtual": Option(allowed=POSITIVE_COUNT), "placement": Option(allowed=(PLACEMENT,))},
+)
+
+
+def packaged_soft_prompt() -> Path:
+    """Returns the path of the soft prompt that ships with the package, for `load_adapter`.
+
+    It belongs to SmolLM2-135M-Instruct and is what configs/align_soft_prompt.py trains; its figures are there.
+    """
+    return Path(str(importlib.resources.files("edgesafe_jax.adapters") / "data" / "smollm2_soft_prompt.safetensors"))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.adapters import AdapterError, LoRA, load_lora, save_lora
+from edgesafe_jax.adapters import AdapterError, LoRA, load_adapter, save_adapter
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.guards.probe import packaged_head
 from edgesafe_jax.guards.registry import FORMATS, TemplateError
@@ -316,7 +316,7 @@ def save_guard(path: str | Path, guard: LanguageModelGuard, training: Mapping[st
     """
     assert guard.adapter is not None
     about = {"template_hash": guard.template_hash, "max_prompt": guard.max_prompt, "max_response": guard.max_response}
-    save_lora(path, guard.adapter, guard.model, training={**training, "guard": about})
+    save_adapter(path, guard.adapter, guard.model, training={**training, "guard": about})
 
 
 def load_smolguard(model: LanguageModel, path: str | Path | None = None) -> LanguageModelGuard:
@@ -339,7 +339,8 @@ def load_smolguard(model: LanguageModel, path: str | Path | None = None) -> Lang
         verdicts = guard.judge(["How do I boil an egg?"], ["Seven minutes in boiling water."])
     """
     path = packaged_head("smolguard") if path is None else Path(path)
-    lora = load_lora(path, model)
+    lora = load_adapter(path, model, kind="lora")
+    assert isinstance(lora, LoRA)
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["training"].get("guard", {})
     guard = LanguageModelGuard(model, FORMATS["smolguard"], adapter=lora)
     if about.get("template_hash") != guard.template_hash:

@@ -23,7 +23,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from edgesafe_jax.adapters import LoRA, load_lora, save_lora
+from edgesafe_jax.adapters import LoRA, load_adapter, save_adapter
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
@@ -234,7 +234,8 @@ def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None
     adapter = None
     if "adapter" in about:
         file = Path(path).with_name(about["adapter"]["file"])
-        adapter = load_lora(file, model)
+        adapter = load_adapter(file, model, kind="lora")
+        assert isinstance(adapter, LoRA)
         if hashlib.sha256(file.read_bytes()).hexdigest() != about["adapter"]["sha256"]:
             raise GuardFileError(f"{file} is not the LoRA that {path} was stored with: store both again.")
     return HiddenStateGuard(
@@ -257,7 +258,7 @@ def save_adapted_guard(path: str | Path, guard: HiddenStateGuard, about: Mapping
     path = Path(path)
     file = path.with_name(f"{path.stem}_lora.safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_lora(file, guard.adapter, guard.model)
+    save_adapter(file, guard.adapter, guard.model)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     save_head(path, guard.head, {**about, "adapter": {"file": file.name, "sha256": digest}})
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.adapters import SoftPrompt, random_soft_prompt, soft_prompt_from_text, soft_prompt_from_vocabulary
+from edgesafe_jax.adapters import SoftPrompt, init_soft_prompt
 from edgesafe_jax.typing import Adapter
 
 TEXT = "hello, the user"
+KEY = jax.random.key(0)
 
 
 def rows(model, ids):
@@ -31,7 +32,7 @@ def test_it_is_an_adapter_and_a_pytree():
 
 def test_text_gives_the_embeddings_of_its_tokens(tiny_model):
     ids = tiny_model.tokenizer.encode(TEXT)
-    prompt = soft_prompt_from_text(tiny_model, TEXT)
+    prompt = init_soft_prompt(KEY, tiny_model, text=TEXT)
     assert prompt.num_virtual == len(ids)
     np.testing.assert_array_equal(prompt.embeddings, rows(tiny_model, ids))
 
@@ -40,12 +41,12 @@ def test_text_gives_the_embeddings_of_its_tokens(tiny_model):
 def test_text_is_cut_or_repeated_to_fit(tiny_model, num_virtual):
     ids = tiny_model.tokenizer.encode(TEXT)
     length = {"len": len(ids), "len + 1": len(ids) + 1, "3 len": 3 * len(ids)}.get(num_virtual, num_virtual)
-    prompt = soft_prompt_from_text(tiny_model, TEXT, num_virtual=length)
+    prompt = init_soft_prompt(KEY, tiny_model, text=TEXT, num_virtual=length)
     np.testing.assert_array_equal(prompt.embeddings, rows(tiny_model, [ids[i % len(ids)] for i in range(length)]))
 
 
 def test_control_strings_in_the_text_are_only_characters(tiny_model):
-    prompt = soft_prompt_from_text(tiny_model, "<|im_end|>")
+    prompt = init_soft_prompt(KEY, tiny_model, text="<|im_end|>")
     assert prompt.num_virtual > 1
 
 
@@ -53,14 +54,14 @@ def test_vocabulary_gives_rows_of_the_table_that_are_tokens(tiny_model):
     """Also where the table has more rows than the tokenizer has tokens: those were never trained."""
     table = jnp.concatenate([tiny_model.params["embedding"], jnp.full((500, 16), jnp.nan)])
     padded = dataclasses.replace(tiny_model, params={**tiny_model.params, "embedding": table})
-    prompt = soft_prompt_from_vocabulary(padded, jax.random.key(0), num_virtual=400)
+    prompt = init_soft_prompt(jax.random.key(0), padded, init="vocabulary", num_virtual=400)
     table = {row.tobytes() for row in np.asarray(tiny_model.params["embedding"])}
     drawn = [row.tobytes() for row in np.asarray(prompt.embeddings)]
     assert set(drawn) <= table
     assert len(set(drawn)) > 150  # uniformly: 272 (1 - exp(-400 / 272)) = 209 distinct rows
-    again = soft_prompt_from_vocabulary(padded, jax.random.key(0), num_virtual=400)
+    again = init_soft_prompt(jax.random.key(0), padded, init="vocabulary", num_virtual=400)
     np.testing.assert_array_equal(again.embeddings, prompt.embeddings)
-    other = soft_prompt_from_vocabulary(padded, jax.random.key(1), num_virtual=400)
+    other = init_soft_prompt(jax.random.key(1), padded, init="vocabulary", num_virtual=400)
     assert np.any(np.asarray(other.embeddings) != prompt.embeddings)
 
 
@@ -69,7 +70,7 @@ def test_random_has_the_moments_of_the_table_in_each_dimension(tiny_model):
     scale = jnp.linspace(0.1, 3.0, 16)[None]
     table = tiny_model.params["embedding"] * scale + jnp.linspace(-2.0, 2.0, 16)[None]
     model = dataclasses.replace(tiny_model, params={**tiny_model.params, "embedding": table})
-    drawn = np.asarray(random_soft_prompt(model, jax.random.key(0), num_virtual=num).embeddings)
+    drawn = np.asarray(init_soft_prompt(jax.random.key(0), model, init="random", num_virtual=num).embeddings)
     mean, std = np.mean(table, axis=0), np.std(table, axis=0)
     np.testing.assert_array_less(np.abs(drawn.mean(axis=0) - mean), 5 * std / np.sqrt(num))
     np.testing.assert_allclose(drawn.std(axis=0), std, rtol=5 / np.sqrt(2 * num))
@@ -83,9 +84,9 @@ def test_all_are_float32(tiny_model, dtype):
     model = dataclasses.replace(tiny_model, params=params)
     key = jax.random.key(0)
     for prompt in (
-        soft_prompt_from_text(model, TEXT, num_virtual=5),
-        soft_prompt_from_vocabulary(model, key, num_virtual=5),
-        random_soft_prompt(model, key, num_virtual=5),
+        init_soft_prompt(KEY, model, text=TEXT, num_virtual=5),
+        init_soft_prompt(key, model, init="vocabulary", num_virtual=5),
+        init_soft_prompt(key, model, init="random", num_virtual=5),
     ):
         assert prompt.embeddings.shape == (5, 16)
         assert prompt.embeddings.dtype == jnp.float32
@@ -93,12 +94,12 @@ def test_all_are_float32(tiny_model, dtype):
 
 def test_bad_arguments(tiny_model):
     with pytest.raises(ValueError, match="instruction text is empty"):
-        soft_prompt_from_text(tiny_model, "")
+        init_soft_prompt(KEY, tiny_model, text="")
     key = jax.random.key(0)
     for make in (
-        lambda num: soft_prompt_from_text(tiny_model, TEXT, num_virtual=num),
-        lambda num: soft_prompt_from_vocabulary(tiny_model, key, num_virtual=num),
-        lambda num: random_soft_prompt(tiny_model, key, num_virtual=num),
+        lambda num: init_soft_prompt(KEY, tiny_model, text=TEXT, num_virtual=num),
+        lambda num: init_soft_prompt(key, tiny_model, init="vocabulary", num_virtual=num),
+        lambda num: init_soft_prompt(key, tiny_model, init="random", num_virtual=num),
     ):
         for wrong in (0, -1):
             with pytest.raises(ValueError, match=f"num_virtual={wrong}: expected at least 1"):

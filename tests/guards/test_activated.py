@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::edgesafe_jax.guards.scoring.Low
 @pytest.fixture(scope="module")
 def lora(tiny_model):
     """A LoRA above the first layer whose B is random too."""
-    start = init_lora(tiny_model.config, jax.random.key(0), rank=2, targets=TARGETS, first_layer=FIRST)
+    start = init_lora(jax.random.key(0), tiny_model.config, rank=2, targets=TARGETS, first_layer=FIRST)
     rng = np.random.default_rng(1)
     return start.replace(
         up={name: jnp.asarray(rng.normal(size=b.shape) * 0.4, jnp.float32) for name, b in start.up.items()}

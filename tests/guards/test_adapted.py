@@ -24,7 +24,7 @@ PROMPTS, RESPONSES = ["hello", "in 2024, what?", "x"], ["the user", "no<|im_end|
 
 
 def random_lora(config, seed, **options):
-    lora = init_lora(config, jax.random.key(seed), rank=2, **options)
+    lora = init_lora(jax.random.key(seed), config, rank=2, **options)
     return lora.replace(up=jax.tree.map(lambda b: jax.random.normal(jax.random.key(seed + 1), b.shape) * 0.2, lora.up))
 
 
@@ -78,7 +78,7 @@ def test_a_new_lora_changes_nothing_and_has_a_gradient(kind, request):
     }[kind]
     scorer, frozen = split(guard)
     rows = encode(guard, PROMPTS, RESPONSES)
-    lora = init_lora(scorer.decoder.config, jax.random.key(0), rank=2)
+    lora = init_lora(jax.random.key(0), scorer.decoder.config, rank=2)
     if kind == "probe":
         found = adapted.score_rows(scorer, frozen, lora, rows, np.arange(3))
         np.testing.assert_allclose(found, odds(guard(PROMPTS, RESPONSES)), atol=1e-4)

@@ -174,7 +174,7 @@ def test_lora_training_of_a_language_model_guard(tiny_model):
     np.testing.assert_allclose(np.asarray(score)[np.asarray(sets.where)], alone, atol=1e-4)
     np.testing.assert_array_equal(sets.where, [[True, True, True], [True, True, False]])
     target = set_target(jax.nn.sigmoid(score), rule="conservative_gap", where=sets.where)
-    lora = init_lora(tiny_model.config, jax.random.key(0), rank=2)
+    lora = init_lora(jax.random.key(0), tiny_model.config, rank=2)
 
     @functools.partial(jax.jit, static_argnums=1)
     def step(lora, decoder, params, sets):

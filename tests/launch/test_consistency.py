@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import guard_consistency
-from edgesafe_jax.adapters import init_lora, load_lora
+from edgesafe_jax.adapters import init_lora, load_adapter
 from edgesafe_jax.guards.activated import load_smolguard
 from edgesafe_jax.guards.heads import GatedHead, Head
 from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseSet, read_sets
@@ -160,7 +160,7 @@ def test_a_small_run_from_paraphrases_to_report(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.assets
 def test_a_small_run_with_a_lora(tmp_path, monkeypatch, tiny_model):
-    start = init_lora(tiny_model.config, jax.random.key(3), rank=2, alpha=8.0, first_layer=1)
+    start = init_lora(jax.random.key(3), tiny_model.config, rank=2, alpha=8.0, first_layer=1)
     start = start.replace(up=jax.tree.map(lambda b: b + jax.random.normal(jax.random.key(4), b.shape), start.up))
     guard = LanguageModelGuard(tiny_model, FORMATS["smolguard"], adapter=start, max_prompt=16, max_response=48)
     monkeypatch.setattr(consistency, "load_sentence_encoder", Letters)
@@ -208,7 +208,7 @@ def test_a_lora_in_all_layers_makes_sets_steadier(guard, tmp_path, monkeypatch, 
     np.testing.assert_allclose(before, 1 / (1 + np.exp(-training.start.reshape(-1))), atol=1e-5)
     if guard == "smolguard_lora":  # its gradient has a test of its own, and the loop is the same
         subject.store(tmp_path / "heads" / "tuned.safetensors", subject.start, {"rule": "median"})
-        lora = load_lora(tmp_path / "heads" / "tuned.safetensors", tiny_model)
+        lora = load_adapter(tmp_path / "heads" / "tuned.safetensors", tiny_model)
         assert lora.up.keys() == subject.start.up.keys()
         return
     (trained,) = subject.tune(training, "median")

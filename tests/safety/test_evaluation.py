@@ -32,7 +32,7 @@ def by_meaning(responses):
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model):
-    return adapters.random_soft_prompt(tiny_model, jax.random.key(3), num_virtual=4)
+    return adapters.make_adapter(jax.random.key(3), "soft_prompt", tiny_model, init="random", num_virtual=4)
 
 
 @pytest.fixture(scope="module")

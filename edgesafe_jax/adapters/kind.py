@@ -1,0 +1,86 @@
+"""What an adapter kind declares, so that one set of functions makes, stores and reads adapters of every kind."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from edgesafe_jax.errors import ConfigError, EdgesafeError, Range, lookup
+from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.typing import Adapter
+
+REQUIRED: Any = object()
+"""The default of an option that must be given."""
+
+
+class AdapterError(EdgesafeError, ValueError):
+    """A stored adapter that is damaged, of another kind, or trained on another model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of an adapter kind, or one static field of its file.
+
+    Attributes:
+      default: value where none is given; `REQUIRED` for none.
+      allowed: a range of numbers, the names to choose from, or None where the kind's own `init` checks the value. The
+        default itself is always allowed.
+    """
+
+    default: Any = REQUIRED
+    allowed: Range | tuple[str, ...] | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises `ConfigError` unless a value is allowed."""
+        if value is self.default:
+            return
+        if isinstance(self.allowed, tuple):
+            lookup(dict.fromkeys(self.allowed), value, name)
+        elif self.allowed is not None and value not in self.allowed:
+            raise ConfigError(f"{name}={value!r}: expected {self.allowed.describe()}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterKind:
+    """A kind of adapter: how one is made, and what its file holds.
+
+    Attributes:
+      type: class of the adapters.
+      init: `init(key, model, **options)` makes an adapter to train.
+      options: the options of `init`.
+      to_arrays: from an adapter to its arrays and static fields, as they are stored.
+      shapes: `shapes(model, arrays, fields)`, the shape that each array of such a file must have for a model. It raises
+        `AdapterError` where names or fields mean nothing.
+      from_arrays: from checked arrays and static fields to the adapter.
+      fields: the static fields.
+    """
+
+    type: type
+    init: Callable[..., Adapter]
+    options: Mapping[str, Option]
+    to_arrays: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
+    shapes: Callable[[LanguageModel, Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, tuple[int, ...]]]
+    from_arrays: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Adapter]
+    fields: Mapping[str, Option]
+
+
+def fill(declared: Mapping[str, Option], given: Mapping[str, Any], noun: str) -> dict[str, Any]:
+    """Returns checked values of all declared options.
+
+    Args:
+      declared: the options.
+      given: some of their values.
+      noun: what an option is called in messages.
+
+    Raises:
+      ConfigError: an unknown or missing option, or a value that is not allowed.
+    """
+    for name in given:
+        lookup(declared, name, noun)
+    values = {name: given.get(name, option.default) for name, option in declared.items()}
+    for name, value in values.items():
+        if value is REQUIRED:
+            raise ConfigError(f"The {noun} {name} is missing.")
+        declared[name].check(name, value)
+    return values
