@@ -3,11 +3,16 @@
 Every room derives its errors from `EdgesafeError`; launchers print the message of one and exit, without a traceback.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import errno
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -19,6 +24,85 @@ class EdgesafeError(Exception):
 
 class ConfigError(EdgesafeError, ValueError):
     """A setting or an argument with a value that means nothing."""
+
+
+class StorageError(EdgesafeError, OSError):
+    """The operating system refused to read or write a file: a full disk, no permission, a read-only file system."""
+
+
+_DENIED = "permission denied. Give another path, or change the permissions"
+_NO_FOLDER = "a part of this path is a file, where a folder is expected. Give another path"
+_STORAGE_PROBLEMS: dict[int, str] = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the file system or the user's limit allows",
+    errno.EROFS: "the file system is read-only. Give another path",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+    errno.EISDIR: "this is a folder, where a file is expected. Give the name of a file",
+    errno.ENAMETOOLONG: "the name is too long. Give a shorter path",
+    errno.EIO: "the disk reports an error. Check it, or use another one",
+    errno.ESTALE: "the network file system lost the file. Start the same command again",
+}
+"""What is wrong, and the way out, by the error number of an operating-system error."""
+
+
+def describe_storage_problem(error: BaseException, path: str | os.PathLike[str] | None = None) -> str | None:
+    """Returns the message for an operating-system error that a user can mend.
+
+    Args:
+      error: an `OSError`, or an error of a storage library that carries the operating system's text.
+      path: what was read or written, where the error itself does not name it.
+
+    Returns:
+      One line with the path, what is wrong and the way out; None for any other error.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in _STORAGE_PROBLEMS:
+        known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+        number = next((number for number in known if os.strerror(number) in str(error)), None)
+        if number is None:
+            return None
+    named = getattr(error, "filename", None) or path
+    where = "a file" if named is None else os.fspath(named)
+    if isinstance(where, bytes):
+        where = os.fsdecode(where)
+    problem = _STORAGE_PROBLEMS[number]
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if named is not None and (free := _free_bytes(Path(where))) is not None:
+            problem += f" ({free / 2**20:.1f} MiB free)"
+        problem += ". Make room and start the same command again, or use another disk"
+    return f"cannot use {where}: {problem}."
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns operating-system errors of a block, those inside a storage library included, into `StorageError`.
+
+    Args:
+      path: what the block reads or writes, for the message.
+
+    Raises:
+      StorageError: see `describe_storage_problem`; other errors pass unchanged.
+    """
+    try:
+        yield
+    except EdgesafeError:
+        raise
+    except Exception as error:
+        if message := describe_storage_problem(error, path):
+            raise StorageError(message) from error
+        raise
+
+
+def _free_bytes(path: Path) -> int | None:
+    """Free space on the disk of a path that may not exist yet."""
+    for folder in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return None
 
 
 def lookup(table: Mapping[str, Value], name: object, what: str) -> Value:

@@ -7,18 +7,28 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from edgesafe_jax.errors import ConfigError, EdgesafeError, lookup
+from edgesafe_jax.errors import ConfigError, EdgesafeError, describe_storage_problem, lookup
 
 __all__ = ["ConfigError", "lookup", "parse_flags", "reported"]
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Prints the message of an expected error and exits with status 2."""
+    """Prints the message of an expected error and exits with status 2.
+
+    Expected are the errors of the library and those of the operating system that a user can mend: a full disk, a
+    read-only file system, a missing permission.
+    """
     try:
         yield
     except EdgesafeError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except OSError as error:
+        message = describe_storage_problem(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -1,11 +1,22 @@
 """The checks of settings and arguments: what is refused, and what the message says."""
 
+import errno
 import math
+import os
 
 import pytest
 
 from edgesafe_jax import errors
-from edgesafe_jax.errors import ConfigError, Range, check_counts, check_ranges, check_texts, lookup
+from edgesafe_jax.errors import (
+    ConfigError,
+    Range,
+    StorageError,
+    check_counts,
+    check_ranges,
+    check_texts,
+    lookup,
+    storage_errors,
+)
 
 
 def test_lookup_lists_the_names_and_the_closest_one():
@@ -57,6 +68,37 @@ def test_counts_must_be_whole_and_positive(value):
     check_counts(batch_size=8, max_tokens=1)
     with pytest.raises(ConfigError, match=r"batch_size=.*: expected at least 1"):
         check_counts(max_tokens=1, batch_size=value)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, r"the disk is full \(.* MiB free\)\. Make room and start the same command again"),
+        (errno.EDQUOT, "the disk quota is used up .*Make room"),
+        (errno.EROFS, "read-only. Give another path"),
+        (errno.EACCES, "permission denied. Give another path"),
+        (errno.EPERM, "permission denied. Give another path"),
+        (errno.ENOTDIR, "a part of this path is a file"),
+        (errno.EISDIR, "this is a folder, where a file is expected"),
+    ],
+)
+def test_an_error_of_the_operating_system_names_path_and_way_out(tmp_path, number, text):
+    named = OSError(number, os.strerror(number), str(tmp_path / "a"))
+    for error, place in ((named, "a"), (OSError(number, os.strerror(number)), "b")):
+        with (
+            pytest.raises(StorageError, match=rf"cannot use .*/{place}: .*{text}"),
+            storage_errors(tmp_path / "b"),
+        ):
+            raise error
+
+
+def test_an_error_inside_a_storage_library_is_recognised(tmp_path):
+    with pytest.raises(StorageError, match="the disk is full"), storage_errors(tmp_path):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing local file: [OS error 28: No space left on device]")
+    with pytest.raises(ValueError, match="RESOURCE_EXHAUSTED: Out of memory"), storage_errors(tmp_path):
+        raise ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+    with pytest.raises(ConfigError), storage_errors(tmp_path):
+        raise ConfigError("a: Permission denied")
 
 
 def test_texts_are_a_list_of_strings():

@@ -4,10 +4,15 @@ A state is any pytree of jax arrays (typed random keys included), numpy arrays a
 arrays under the names of their leaves, and beside them a manifest: what each leaf was, and the SHA-256 of its bytes.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from edgesafe_jax.errors import EdgesafeError, check_counts
+from edgesafe_jax.errors import EdgesafeError, StorageError, check_counts, describe_storage_problem, storage_errors
 from edgesafe_jax.parallel import place
 from edgesafe_jax.typing import PyTree
 
@@ -83,6 +88,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: the directory was moved or deleted since the last save.
+          StorageError: the operating system refuses, for instance on a full disk; the checkpoints before stay.
           TypeError: if a leaf is something else.
         """
         leaves = {name: _encode(name, leaf) for name, leaf in _named_leaves(state).items()}
@@ -91,6 +97,10 @@ class Checkpoints:
         # Orbax does not store arrays without elements; the manifest has all there is to know of them.
         arrays = {name: array for name, (_, array) in leaves.items() if array.size}
         manifest = {name: _describe(kind, array) for name, (kind, array) in leaves.items()}
+        with storage_errors(self.directory), _quiet_threads():
+            self._save(step, arrays, manifest)
+
+    def _save(self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
         manager = self._open_manager()
         if step in manager.all_steps():
             return
@@ -115,13 +125,17 @@ class Checkpoints:
         Raises:
           CheckpointError: there are checkpoints and none is whole, or a whole one has other leaves, shapes or dtypes
             than `like`.
+          StorageError: no permission to read one.
         """
         steps = self.steps()
         damaged: dict[int, str] = {}
         for step in reversed(steps):
             try:
-                manifest, arrays = self._read(step)
+                with _quiet_threads():
+                    manifest, arrays = self._read(step)
             except Exception as error:  # Orbax and its storage raise errors of many types.
+                if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
+                    raise StorageError(describe_storage_problem(error, self.directory / str(step))) from error
                 damaged[step] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 continue
             state = self._fit(step, manifest, arrays, like)
@@ -222,6 +236,35 @@ class Checkpoints:
                 )
             restored.append(_decode(arrays[name], leaf))
         return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keeps what Orbax's and TensorStore's threads print off the screen.
+
+    Orbax raises an error of its threads again in the caller, whose message says what is wrong. TensorStore answers
+    reads that were given up with a traceback of "Event loop is closed".
+    """
+    log = logging.getLogger("absl")
+    former, former_threading = sys.excepthook, threading.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if "Event loop is closed" not in str(error):
+            former(kind, error, traceback)
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return "_SignalingThread" not in record.getMessage()
+
+    sys.excepthook, threading.excepthook = hook, lambda arguments: None
+    log.addFilter(is_shown)
+    try:
+        yield
+    except Exception:
+        time.sleep(0.2)  # The answers to reads that were given up come a little later.
+        raise
+    finally:
+        sys.excepthook, threading.excepthook = former, former_threading
+        log.removeFilter(is_shown)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

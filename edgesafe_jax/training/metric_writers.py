@@ -1,5 +1,6 @@
 """Scalars of every training step, as JSON lines and for TensorBoard."""
 
+import contextlib
 import json
 import os
 import time
@@ -10,10 +11,12 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.errors import ConfigError, storage_errors
 from edgesafe_jax.training.workdir import WorkdirError, to_json, write_text
 
 METRICS = "metrics.jsonl"
+FLUSH_SECONDS = 60
+"""Longest time after which TensorBoard sees new points."""
 _RESERVED = ("step", "time")
 
 
@@ -44,7 +47,7 @@ class MetricWriter:
         self._workdir = Path(workdir)
         self._use_tensorboard = tensorboard
         self._file: IO[str] | None = None
-        self._board: Any = None
+        self._board: _Board | None = None
 
     def resume(self, step: int) -> None:
         """Drops, atomically, what an interrupted run wrote for this step and later ones.
@@ -79,11 +82,11 @@ class MetricWriter:
         assert self._file is not None
         now = time.time()
         line = to_json({"step": int(step), "time": now, **numbers})
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, number in numbers.items():
-                self._board.add_scalar(name, float(number), step, walltime=now)
+        with storage_errors(self._workdir / METRICS):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                self._board.write(step, now, numbers)
 
     def sync(self) -> None:
         """Waits until everything written is on the disk.
@@ -91,9 +94,10 @@ class MetricWriter:
         Raises:
           WorkdirError: the file was moved or deleted since it was opened.
         """
+        file = self._workdir / METRICS
         if self._file is not None:
-            os.fsync(self._file.fileno())
-            file = self._workdir / METRICS
+            with storage_errors(file):
+                os.fsync(self._file.fileno())
             if not file.exists() or not os.path.samestat(os.fstat(self._file.fileno()), file.stat()):
                 raise WorkdirError(
                     f"{file} was moved or deleted while the run was writing it: the run stops before it writes half of "
@@ -101,15 +105,16 @@ class MetricWriter:
                     "last checkpoint"
                 )
         if self._board is not None:
-            self._board.flush()
+            with storage_errors(self._workdir / "tensorboard"):
+                self._board.flush()
 
     def close(self) -> None:
         """Closes the files; a later `write` opens them again."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
-        self._file = self._board = None
+        file, board, self._file, self._board = self._file, self._board, None, None
+        with storage_errors(self._workdir / METRICS), contextlib.ExitStack() as opened:
+            for one in (file, board):
+                if one is not None:
+                    opened.callback(one.close)
 
     def __enter__(self) -> Self:
         return self
@@ -129,15 +134,52 @@ class MetricWriter:
             text = "".join(raw + "\n" for raw in kept)
             if len(text.encode()) != file.stat().st_size:
                 write_text(file, text)
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        self._file = file.open("a", encoding="utf-8")
-        if self._use_tensorboard:
-            from tensorboardX import SummaryWriter
+        with storage_errors(file):
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._file = file.open("a", encoding="utf-8")
+            if self._use_tensorboard:
+                self._board = _Board(self._workdir / "tensorboard", step)
 
-            # TensorBoard itself drops the points of earlier files from purge_step on.
-            # The suffix, because the name alone has whole seconds and a second file would replace the first.
-            suffix = f".{time.time_ns()}"
-            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step, filename_suffix=suffix)
+
+class _Board:
+    """One file of TensorBoard events, written in the calling thread.
+
+    tensorboardX's own `SummaryWriter` writes in a thread: on a full disk the thread ends and the next call waits for
+    it without end.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        """Opens a new file; TensorBoard drops the points of earlier files from `purge_step` on."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        # Protocol buffers make their classes at run time.
+        self._events: Any = event_pb2
+        self._summaries: Any = summary_pb2
+        folder.mkdir(exist_ok=True)
+        # The suffix, because the name alone has whole seconds and a second file would replace the first.
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
+        self._flushed = 0.0
+        if purge_step is not None:
+            start = self._events.SessionLog(status=self._events.SessionLog.START)
+            self._writer.write_event(self._events.Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, step: int, now: float, numbers: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
+        values = [self._summaries.Summary.Value(tag=name, simple_value=float(x)) for name, x in numbers.items()]
+        summary = self._summaries.Summary(value=values)
+        self._writer.write_event(self._events.Event(wall_time=now, step=step, summary=summary))
+        if now - self._flushed > FLUSH_SECONDS:
+            self.flush()
+            self._flushed = now
+
+    def flush(self) -> None:
+        """Waits until everything written is on the disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -17,18 +17,21 @@ JSON has no NaN and no infinity: a number that is not finite is written as ``nul
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgesafe_jax.assets import write_atomically
-from edgesafe_jax.errors import ConfigError, EdgesafeError
+from edgesafe_jax.errors import ConfigError, EdgesafeError, storage_errors
 from edgesafe_jax.parallel import is_main_process
 from edgesafe_jax.training import locks
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
 _MISSING = "(missing)"
+_TEMPORARY = re.compile(r"\..+\.(\d+)(?:-[0-9a-f]+)?\.tmp(?:\.\w+)?$")
+"""A file of an atomic write, with its process's number: ``.report.1234-0a1b2c3d.tmp.json``, ``.x.html.1234.tmp``."""
 
 
 class WorkdirError(EdgesafeError, ValueError):
@@ -75,8 +78,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Args:
       path: the file; missing parent directories are made.
       text: the content, written as UTF-8.
+
+    Raises:
+      StorageError: the operating system refuses, for instance on a full disk.
     """
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    with storage_errors(path):
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -94,6 +101,7 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
 
     The directory is then locked: until `close_workdir`, or until this process ends in whatever way, no other process
     can open it. Reading needs no lock. Of the connected processes of one run, process 0 holds the lock for all.
+    Temporary files of killed writes are removed.
 
     Args:
       path: the directory; parents are created.
@@ -107,6 +115,7 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
     Raises:
       WorkdirError: another process has the directory open, or it holds another configuration, a configuration that
         cannot be read, or checkpoints without a configuration.
+      StorageError: the directory cannot be written.
 
     Example:
       >>> import tempfile
@@ -117,19 +126,22 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
     """
     path = Path(path)
     wanted = to_json(config)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise WorkdirError(f"{path} is a file, not a directory: give another --workdir") from error
-    if not is_main_process():
-        return path
-    if owner := locks.acquire(path):
+    with storage_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise WorkdirError(f"{path} is a file, not a directory: give another --workdir") from error
+        if not is_main_process():
+            return path
+        owner = locks.acquire(path)
+    if owner:
         raise WorkdirError(
             f"{path} is in use by {owner}: wait for it to end or stop it, and the same command continues, or give "
             "another --workdir"
         )
     try:
         _write_config(path, wanted, ignore)
+        _remove_leftovers(path)
     except BaseException:
         locks.release(path)
         raise
@@ -143,6 +155,27 @@ def close_workdir(path: str | os.PathLike[str]) -> None:
       path: a work directory; nothing happens if this process has not opened it.
     """
     locks.release(Path(path))
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Deletes the temporary files of writes that were killed: those whose process is gone."""
+    for folder, folders, files in os.walk(path):
+        # Orbax removes what killed saves left among the checkpoints.
+        folders[:] = [name for name in folders if name != "checkpoints"]
+        for name in files:
+            found = _TEMPORARY.match(name)
+            if found and not _is_running(int(found[1])):
+                (Path(folder) / name).unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _write_config(path: Path, wanted: Any, ignore: Sequence[str]) -> None:

@@ -1,5 +1,8 @@
 """How launchers refuse: one message, exit status 2, and what is not expected is not hidden."""
 
+import errno
+import os
+
 import pytest
 
 from edgesafe_jax.adapters import AdapterError
@@ -45,6 +48,30 @@ def test_an_expected_error_is_a_message_and_status_2(kind, capsys):
 def test_an_error_of_the_program_keeps_its_traceback(capsys):
     with pytest.raises(ZeroDivisionError), errors.reported():
         1 / 0  # noqa: B018
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "permission denied"),
+        (errno.EISDIR, "this is a folder"),
+    ],
+)
+def test_an_error_of_the_operating_system_is_a_message_and_status_2(capsys, number, text):
+    with pytest.raises(SystemExit) as caught, errors.reported():
+        raise OSError(number, os.strerror(number), "/there/report.html")
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: cannot use /there/report.html: {text}")
+    assert shown.count("\n") == 1
+
+
+def test_other_errors_of_the_operating_system_keep_their_traceback(capsys):
+    with pytest.raises(OSError, match="Bad file"), errors.reported():
+        raise OSError(errno.EBADF, "Bad file descriptor")
     assert capsys.readouterr().err == ""
 
 

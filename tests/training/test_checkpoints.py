@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from edgesafe_jax.errors import StorageError
 from edgesafe_jax.training import CheckpointError, Checkpoints
 
 
@@ -168,6 +170,25 @@ def test_the_last_good_checkpoint_is_used_and_said(saved, caplog, damage):
     assert (saved.directory / "damaged-30").is_dir()
     assert saved.steps() == [10, 20, 30]
     saved.close()
+
+
+@pytest.mark.parametrize("damaged", ["manifest.ocdbt", "d/*"])
+def test_a_damaged_checkpoint_is_one_warning_and_nothing_else(saved, caplog, capfd, damaged):
+    [file] = (saved.directory / "30" / "arrays").glob(damaged)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert saved.restore_latest({"w": jnp.zeros(50)})[0] == 20
+    assert len(caplog.records) == 1
+    shown = capfd.readouterr()
+    assert shown.out == shown.err == ""
+
+
+def test_no_permission_to_read_is_not_damage(saved, monkeypatch):
+    def refuse(self, step):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Checkpoints, "_read", refuse)
+    with pytest.raises(StorageError, match=r"checkpoints/30: permission denied"):
+        saved.restore_latest(LIKE)
 
 
 def test_swapped_arrays_do_not_pass_for_the_right_ones(saved, caplog):

@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 
+from edgesafe_jax.errors import StorageError
 from edgesafe_jax.parallel import make_data_mesh, replicate, shard_batch
 from edgesafe_jax.training import (
     Checkpoints,
@@ -166,6 +169,38 @@ def interrupted_at(last):
         return linear_run.make_batch(step)
 
     return batches
+
+
+@pytest.fixture
+def limited_files():
+    """Makes writes fail as on a full disk: no file may grow beyond a number of bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limit(num_bytes):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
+
+
+@pytest.mark.parametrize(("num_bytes", "place"), [(500, "metrics.jsonl"), (1000, "checkpoints")])
+def test_a_write_that_the_system_refuses_is_one_message_and_the_same_command_continues(
+    tmp_path, whole, limited_files, capfd, caplog, num_bytes, place
+):
+    with (
+        pytest.raises(StorageError, match=rf"cannot use .*/{place}: .*larger than .*start the same command again"),
+        limited_files(num_bytes),
+    ):
+        linear_run.run(tmp_path)
+    shown = capfd.readouterr()
+    assert shown.out == shown.err == caplog.text == ""
+    assert bits(linear_run.run(tmp_path)) == bits(whole[0])
+    assert lines(tmp_path) == whole[1]
+    assert all(name.isdigit() for name in os.listdir(tmp_path / "checkpoints"))
 
 
 @pytest.mark.parametrize("then", ["moved", "copied back"])

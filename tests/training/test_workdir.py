@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edgesafe_jax.errors import StorageError
 from edgesafe_jax.training import WorkdirError, close_workdir, open_workdir, write_json, write_summary
 from edgesafe_jax.training.workdir import read_config, to_json, write_text
 
@@ -117,6 +119,38 @@ def test_a_work_directory_is_free_after_closing_and_after_a_refusal(tmp_path):
 def test_a_lock_without_an_owner_file_is_still_a_lock(tmp_path):
     with filelock.FileLock(tmp_path / ".lock"), pytest.raises(WorkdirError, match=r"in use by another process: wait"):
         open_workdir(tmp_path, {"seed": 0})
+
+
+def test_what_killed_writes_left_is_removed_at_the_next_start(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    gone, alive = killed.pid, os.getppid()
+    for name in (f".a.json.{gone}.tmp", f".a.{gone}-0a1b2c3d.tmp.npz", f"report/.b.{gone}-00000000.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("half")
+    kept = [f".a.{alive}-0a1b2c3d.tmp.json", ".a.tmp", "notes.12.tmp"]
+    for name in kept:
+        (tmp_path / name).write_text("")
+    open_workdir(tmp_path, CONFIG)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept, ".lock", ".owner.json", "config.json"}
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_a_directory_that_cannot_be_written_is_one_message(tmp_path, monkeypatch, call):
+    def refuse(path, *arguments, **keywords):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path if call == "mkdir" else os, call, refuse)
+        with pytest.raises(StorageError, match=r"cannot use .*: permission denied\. Give another path"):
+            open_workdir(tmp_path / "run", CONFIG)
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_message(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(StorageError, match=r"cannot use .*/a: a part of this path is a file"):
+        write_text(tmp_path / "a" / "b.txt", "")
 
 
 def test_summary_replaces_a_section_and_keeps_the_others(tmp_path):
