@@ -234,7 +234,7 @@ def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None
     adapter = None
     if "adapter" in about:
         file = Path(path).with_name(about["adapter"]["file"])
-        adapter = load_adapter(file, model, kind="lora")
+        adapter = load_adapter(file, _up_to(model, about["layers"]), kind="lora")
         assert isinstance(adapter, LoRA)
         if hashlib.sha256(file.read_bytes()).hexdigest() != about["adapter"]["sha256"]:
             raise GuardFileError(f"{file} is not the LoRA that {path} was stored with: store both again.")
@@ -258,9 +258,14 @@ def save_adapted_guard(path: str | Path, guard: HiddenStateGuard, about: Mapping
     path = Path(path)
     file = path.with_name(f"{path.stem}_lora.safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_adapter(file, guard.adapter, guard.model)
+    save_adapter(file, guard.adapter, _up_to(guard.model, guard.layers))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     save_head(path, guard.head, {**about, "adapter": {"file": file.name, "sha256": digest}})
+
+
+def _up_to(model: LanguageModel, layers: Sequence[int]) -> LanguageModel:
+    """The model as far as a guard reads it, which is what its LoRA was made for."""
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, num_layers=max(layers)))
 
 
 def load_encoder_guard(encode: Encode, path: str | Path | None = None) -> EncoderGuard:
