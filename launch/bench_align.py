@@ -23,7 +23,8 @@ import optax
 
 from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt, init_soft_prompt
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, flops_per_token
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput
+from edgesafe_jax.models.decoder_config import flops_per_token
 from edgesafe_jax.models.generation import encode_shared
 from edgesafe_jax.models.loading import LanguageModel, load_model, with_precision
 from edgesafe_jax.training import apply_gradients, init_state

@@ -17,7 +17,7 @@ from edgesafe_jax.guards.adapted import PairRows, PairTokens, Scorer, score_rows
 from edgesafe_jax.guards.consistency import consistency_objective
 from edgesafe_jax.guards.paraphrases import ParaphraseSet
 from edgesafe_jax.guards.targets import RULES, set_target
-from edgesafe_jax.models.decoder import DecoderConfig
+from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.training import (
     Checkpoints,
     MetricWriter,

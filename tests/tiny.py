@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from edgesafe_jax.models.decoder import Decoder, DecoderConfig
+from edgesafe_jax.models.decoder import Decoder
+from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.tokenization import ChatTokenizer
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Option
 from edgesafe_jax.errors import COUNT, POSITIVE, POSITIVE_COUNT, ConfigError, Range
-from edgesafe_jax.models.decoder import DecoderConfig, pack_bfloat16, unpack_bfloat16
+from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.matmul import pack_bfloat16, unpack_bfloat16
 from edgesafe_jax.typing import Array, LowRank, Params, PRNGKey
 
 TARGETS = (

@@ -19,8 +19,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
+from edgesafe_jax.models.matmul import matmul
 from edgesafe_jax.typing import Adapter, Array, LowRank, Params
 
 MASKED = -1e30
@@ -28,87 +30,8 @@ MASKED = -1e30
 
 FLOAT32 = jnp.dtype(jnp.float32)
 
-ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
-"""Activations of the gated feed-forward layer."""
-
 Factors: TypeAlias = Mapping[str, tuple[Array, Array]]
 """Low-rank factors of the matrices of one module in one layer, by the name of the matrix."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's rescaling of rotary frequencies for contexts beyond the original one.
-
-    Attributes:
-      factor: divisor of the low frequencies.
-      low_freq_factor: wavelengths above `original_context / low_freq_factor` are divided by `factor`.
-      high_freq_factor: wavelengths below `original_context / high_freq_factor` are left alone.
-      original_context: context length, in positions, of the first training stage.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes and constants of a decoder.
-
-    Attributes:
-      vocab_size: V, rows of the embedding table.
-      num_layers: L.
-      embed_dim: D, width of the residual stream.
-      mlp_dim: F, width of the gated feed-forward layer.
-      num_heads: H.
-      num_kv_heads: K; H must be a multiple of it.
-      head_dim: E.
-      rope_base: base of the rotary frequencies.
-      rms_eps: epsilon of the root-mean-square norms.
-      max_context: longest sequence, in positions, that the model was trained for.
-      tie_embeddings: whether the output head is the transposed embedding table.
-      qkv_bias: whether queries, keys and values have a bias (Qwen2).
-      rope_scaling: Llama 3's frequency rescaling, or None.
-      activation: of the gated feed-forward layer, a key of `ACTIVATIONS`.
-      qk_norm: whether queries and keys are normed per head before they are rotated (Qwen3).
-      post_norms: whether the outputs of attention and feed-forward are normed too (Gemma 2).
-      attention_scale: factor of the attention scores; None for `E ** -0.5`.
-      attention_softcap: c of `c tanh(score / c)` before the mask, or None (Gemma 2).
-      logit_softcap: the same for the logits of the vocabulary, or None (Gemma 2).
-      embedding_scale: factor of all input embeddings, virtual ones included (Gemma 2, Granite).
-      residual_scale: factor of what each sublayer adds to the residual stream (Granite).
-      logit_scale: factor of the logits (Granite: one over its `logits_scaling`).
-    """
-
-    vocab_size: int
-    num_layers: int
-    embed_dim: int
-    mlp_dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_base: float = 10_000.0
-    rms_eps: float = 1e-5
-    max_context: int = 2048
-    tie_embeddings: bool = True
-    qkv_bias: bool = False
-    rope_scaling: RopeScaling | None = None
-    activation: str = "silu"
-    qk_norm: bool = False
-    post_norms: bool = False
-    attention_scale: float | None = None
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
-    embedding_scale: float = 1.0
-    residual_scale: float = 1.0
-    logit_scale: float = 1.0
-
-    def __post_init__(self):
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}.")
 
 
 @flax.struct.dataclass
@@ -171,85 +94,6 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def pack_bfloat16(matrix: Array) -> Array:
-    """Stores bfloat16 numbers as their bits, uint16, in which form `matmul` takes them.
-
-    XLA for CPU widens stacked bfloat16 matrices to float32 before it takes a layer's slice of them, and narrows the
-    slice again: at 64 rows that costs three times as much as the product. It moves integers as they are.
-
-    Args:
-      matrix: bfloat16, of any shape.
-
-    Returns:
-      uint16, of the same shape.
-    """
-    return jax.lax.bitcast_convert_type(matrix, jnp.uint16)
-
-
-def unpack_bfloat16(matrix: Array) -> Array:
-    """Undoes `pack_bfloat16`; a matrix of any other dtype than uint16 is returned as it is."""
-    return jax.lax.bitcast_convert_type(matrix, jnp.bfloat16) if matrix.dtype == jnp.uint16 else matrix
-
-
-def matmul(x: Array, kernel: Array, *, dtype: jnp.dtype, transposed: bool = False) -> Array:
-    """Multiplies with factors in one precision and sums in float32, in the backward pass too.
-
-    Factors of bfloat16 with sums of float32 are twice as fast as float32 on processors that have them (AVX-512 BF16,
-    GPUs, TPUs); everything between the products keeps the precision of `x`.
-
-    Args:
-      x: `[..., A]`.
-      kernel: `[A, B]`, or `[B, A]` if `transposed`; or the bits of `pack_bfloat16`, which have no gradient.
-      dtype: of the factors.
-      transposed: whether the kernel is stored outputs first, as an embedding table that serves as output head.
-
-    Returns:
-      `[..., B]` in the dtype of `x`.
-    """
-    if dtype == x.dtype:
-        kernel = unpack_bfloat16(kernel).astype(dtype)
-        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (int(transposed),)), ((), ())))
-    return _mixed_matmul(jnp.dtype(dtype), transposed, x, kernel)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _mixed_matmul(dtype: jnp.dtype, transposed: bool, x: Array, kernel: Array) -> Array:
-    factor = unpack_bfloat16(kernel).astype(dtype)
-    return _dot(x.astype(dtype), factor, (x.ndim - 1, int(transposed))).astype(x.dtype)
-
-
-def _dot(left: Array, right: Array, contract: tuple[int, int]) -> Array:
-    return jax.lax.dot_general(
-        left, right, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32
-    )
-
-
-def _mixed_matmul_fwd(
-    dtype: jnp.dtype, transposed: bool, x: Array, kernel: Array
-) -> tuple[Array, tuple[Array | None, Array]]:
-    # Bits have no gradient, for which alone x is kept.
-    return _mixed_matmul(dtype, transposed, x, kernel), (None if kernel.dtype == jnp.uint16 else x, kernel)
-
-
-def _mixed_matmul_bwd(
-    dtype: jnp.dtype, transposed: bool, residuals: tuple[Array | None, Array], cotangent: Array
-) -> tuple[Array, Array | np.ndarray]:
-    # JAX's own transpose of a product with a float32 result would multiply float32 by `dtype`, which is slow. A frozen
-    # kernel's cotangent is not used, and the compiler leaves it out.
-    x, kernel = residuals
-    low = cotangent.astype(dtype)
-    factor = unpack_bfloat16(kernel).astype(dtype)
-    by_x = _dot(low, factor, (low.ndim - 1, int(not transposed))).astype(cotangent.dtype)
-    if x is None:
-        return by_x, np.zeros(kernel.shape, jax.dtypes.float0)
-    rows, columns = x.astype(dtype).reshape(-1, x.shape[-1]), low.reshape(-1, low.shape[-1])
-    by_kernel = _dot(columns, rows, (0, 0)) if transposed else _dot(rows, columns, (0, 0))
-    return by_x, by_kernel.astype(kernel.dtype)
-
-
-_mixed_matmul.defvjp(_mixed_matmul_fwd, _mixed_matmul_bwd)
 
 
 def causal_mask(where: Array) -> Array:
@@ -515,10 +359,10 @@ class Decoder(nn.Module):
           Hidden states, keys and values. See `DecoderOutput`.
 
         Raises:
-          ValueError: both or neither of `tokens` and `embeddings`, or a block of another batch size.
+          ConfigError: both or neither of `tokens` and `embeddings`, or a block of another batch size.
         """
         if (tokens is None) == (embeddings is None):
-            raise ValueError("Give exactly one of tokens and embeddings.")
+            raise ConfigError("Give exactly one of tokens and embeddings.")
         if embeddings is None:
             assert tokens is not None
             embeddings = self.embed(tokens)
@@ -528,7 +372,7 @@ class Decoder(nn.Module):
             where = jnp.ones((batch, length), bool)
         for block in past:
             if block.keys.shape[1] not in (1, batch):
-                raise ValueError(f"A past block has batch size {block.keys.shape[1]}; expected 1 (shared) or {batch}.")
+                raise ConfigError(f"A past block has batch size {block.keys.shape[1]}; expected 1 (shared) or {batch}.")
         offset = _past_length(past)  # [B | 1]
         if positions is None:
             positions = offset[:, None] + jnp.cumsum(where, axis=1, dtype=jnp.int32) - 1
@@ -608,10 +452,10 @@ def truncate(config: DecoderConfig, params: Params, num_layers: int) -> tuple[De
       Config and parameters of the shorter decoder; its final norm is the whole one's.
 
     Raises:
-      ValueError: num_layers is not between 1 and the decoder's.
+      ConfigError: num_layers is not between 1 and the decoder's.
     """
     if not 1 <= num_layers <= config.num_layers:
-        raise ValueError(f"num_layers={num_layers}: expected 1 to {config.num_layers}.")
+        raise ConfigError(f"num_layers={num_layers}: expected 1 to {config.num_layers}.")
     layers = jax.tree.map(lambda leaf: leaf[:num_layers], params["layers"])
     return dataclasses.replace(config, num_layers=num_layers), {**params, "layers": layers}
 
@@ -629,39 +473,12 @@ def remainder(config: DecoderConfig, params: Params, num_layers: int) -> tuple[D
       blocks of its own layers only; `hidden` and `logits` are then those of the whole.
 
     Raises:
-      ValueError: num_layers is not between 0 and the decoder's less one.
+      ConfigError: num_layers is not between 0 and the decoder's less one.
     """
     if not 0 <= num_layers < config.num_layers:
-        raise ValueError(f"num_layers={num_layers}: expected 0 to {config.num_layers - 1}.")
+        raise ConfigError(f"num_layers={num_layers}: expected 0 to {config.num_layers - 1}.")
     layers = jax.tree.map(lambda leaf: leaf[num_layers:], params["layers"])
     # What comes in has been scaled where the embeddings were looked up.
     scale = config.embedding_scale if num_layers == 0 else 1.0
     kept = dataclasses.replace(config, num_layers=config.num_layers - num_layers, embedding_scale=scale)
     return kept, {**params, "layers": layers}
-
-
-def num_params(params: Params) -> int:
-    """Counts the numbers in a parameter tree."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def flops_per_token(config: DecoderConfig, *, context: int, with_head: bool = True) -> float:
-    """Floating-point operations of one forward step for one token.
-
-    Two per weight that takes part in a matrix product, plus the scores and the mixing of attention:
-    `2 * (matrix weights) + 4 * L * H * E * context`.
-
-    Args:
-      config: sizes.
-      context: number of positions that the token sees, itself included.
-      with_head: whether the logits are computed.
-
-    Returns:
-      Operations (a multiply-add counts as two).
-    """
-    c = config
-    attention = c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    per_layer = attention + 3 * c.embed_dim * c.mlp_dim
-    head = c.vocab_size * c.embed_dim if with_head else 0
-    products = 2.0 * (c.num_layers * per_layer + head)
-    return products + 4.0 * c.num_layers * c.num_heads * c.head_dim * context

@@ -1,4 +1,4 @@
-"""Tokenizer and chat template of a language model, from a GGUF file or a Hugging Face directory.
+"""Tokenizer and chat template of a language model.
 
 Text of a user is never read as special tokens: a prompt that contains `<|im_end|>` is encoded as those characters, so
 it cannot close its own turn. Only the template's own text produces them. (Added tokens that a tokenizer does not mark
@@ -10,26 +10,14 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import tokenizers
 
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.models.templates import TokenizerError, render_template
 
 SLOT = "\ue000content\ue000"
 """A private-use marker that stands for a text to be filled in while a template is rendered."""
-
-_CONTROL_TYPES = (3, 4)  # GGUF token types: control, user-defined
-
-_DIGIT_PRE_TOKENIZERS = ("smollm",)
-_PLAIN_PRE_TOKENIZERS = ("gpt-2", "default")
-
-
-class TokenizerError(EdgesafeError, ValueError):
-    """A tokenizer that cannot be read, or text that it cannot take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,23 +142,16 @@ class ChatTokenizer:
         """
         if not self.chat_template:
             raise TokenizerError("This model has no chat template; use an instruction-tuned model.")
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise_template_error
-        environment.globals["strftime_now"] = lambda fmt: "26 Jul 2024"  # fixed: a prompt must not depend on the day
-        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        try:
-            return environment.from_string(self.chat_template).render(
-                messages=list(messages),
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.bos_token,
-                eos_token=self.eos_token,
-                tools=None,
+        return render_template(
+            self.chat_template,
+            {
                 **(variables or {}),
-            )
-        except jinja2.TemplateError as error:
-            raise TokenizerError(f"The chat template cannot be rendered ({type(error).__name__}: {error}).") from error
+                "messages": list(messages),
+                "add_generation_prompt": add_generation_prompt,
+                "bos_token": self.bos_token,
+                "eos_token": self.eos_token,
+            },
+        )
 
     def encode_template(self, messages: Sequence[dict[str, str]]) -> list[tuple[int, ...]]:
         """Encodes a rendered chat around the places where `SLOT` stands.
@@ -195,110 +176,3 @@ class ChatTokenizer:
         """Head and tail of a one-turn chat with the template's default system message."""
         head, tail = self.encode_template([{"role": "user", "content": SLOT}])
         return ChatParts(head, tail)
-
-
-def _raise_template_error(message: str) -> None:
-    raise TokenizerError(f"The chat template refuses these messages: {message}")
-
-
-def tokenizer_from_gguf(metadata: dict[str, Any]) -> ChatTokenizer:
-    """Builds the tokenizer from the metadata of a GGUF file.
-
-    Args:
-      metadata: contents of the `tokenizer.*` fields.
-
-    Returns:
-      The tokenizer, with the chat template of the same file.
-
-    Raises:
-      TokenizerError: a tokenizer model or a pre-tokenizer that is not supported, or a missing field.
-    """
-
-    def field(name: str) -> Any:
-        if f"tokenizer.{name}" not in metadata:
-            raise TokenizerError(f"The GGUF metadata has no tokenizer.{name}; is the file complete?")
-        return metadata[f"tokenizer.{name}"]
-
-    model, pre = field("ggml.model"), field("ggml.pre")
-    if model != "gpt2" or pre not in _DIGIT_PRE_TOKENIZERS + _PLAIN_PRE_TOKENIZERS:
-        raise TokenizerError(
-            f"GGUF tokenizer model {model!r} with pre-tokenizer {pre!r} is not supported: expected 'gpt2' with one of "
-            f"{_DIGIT_PRE_TOKENIZERS + _PLAIN_PRE_TOKENIZERS}. Use the model's Hugging Face directory, which has a "
-            "tokenizer.json."
-        )
-    tokens, types, merges = field("ggml.tokens"), field("ggml.token_type"), field("ggml.merges")
-    vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab=vocab, merges=[tuple(m.split(" ", 1)) for m in merges], fuse_unk=False)
-    )
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre in _DIGIT_PRE_TOKENIZERS:
-        digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
-    else:
-        tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind in _CONTROL_TYPES]
-    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in control])
-    eos = int(field("ggml.eos_token_id"))
-    bos = metadata.get("tokenizer.ggml.bos_token_id")
-    return ChatTokenizer(
-        tokenizer,
-        chat_template=metadata.get("tokenizer.chat_template", ""),
-        eos_ids=[eos],
-        pad_id=int(metadata.get("tokenizer.ggml.padding_token_id", eos)),
-        bos_token=tokens[int(bos)] if bos is not None else "",
-        eos_token=tokens[eos],
-    )
-
-
-def tokenizer_from_directory(path: Path) -> ChatTokenizer:
-    """Reads the tokenizer of a Hugging Face directory (`tokenizer.json`, `tokenizer_config.json`).
-
-    Raises:
-      TokenizerError: a file is missing or names an unknown token.
-    """
-    if not (path / "tokenizer.json").exists():
-        raise TokenizerError(f"{path} has no tokenizer.json; save the model with a fast tokenizer.")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as error:  # the library raises the bare class
-        raise TokenizerError(f"{path / 'tokenizer.json'} is damaged ({error}); copy or download it again.") from error
-    settings = _read_json(path / "tokenizer_config.json")
-    generation = _read_json(path / "generation_config.json")
-    model = _read_json(path / "config.json")
-
-    def text(name: str) -> str:
-        value = settings.get(name) or ""
-        return value["content"] if isinstance(value, dict) else value
-
-    template = settings.get("chat_template") or ""
-    if (path / "chat_template.jinja").exists():
-        template = (path / "chat_template.jinja").read_text(encoding="utf-8")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default", "")
-    eos: list[int] = []
-    for source in (generation.get("eos_token_id"), model.get("eos_token_id")):
-        if source is not None:
-            eos.extend(source if isinstance(source, list) else [source])
-    if text("eos_token"):
-        token = tokenizer.token_to_id(text("eos_token"))
-        if token is None:
-            raise TokenizerError(f"eos_token {text('eos_token')!r} of {path} is not in its tokenizer.json.")
-        eos.append(token)
-    if not eos:
-        raise TokenizerError(f"{path} names no end-of-sequence token in tokenizer_config.json or config.json.")
-    pad = tokenizer.token_to_id(text("pad_token")) if text("pad_token") else None
-    return ChatTokenizer(
-        tokenizer,
-        chat_template=template,
-        eos_ids=eos,
-        pad_id=eos[0] if pad is None else pad,
-        bos_token=text("bos_token"),
-        eos_token=text("eos_token"),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

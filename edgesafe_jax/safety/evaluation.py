@@ -8,7 +8,7 @@ import numpy as np
 from edgesafe_jax.corpora import Choice, Prompt
 from edgesafe_jax.guards.verdicts import Guard, checked
 from edgesafe_jax.metrics.refusal import refused_by_pattern
-from edgesafe_jax.models.decoder import flops_per_token, num_params
+from edgesafe_jax.models.decoder_config import flops_per_token, num_params
 from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.scoring import answer_log_probs

@@ -12,22 +12,9 @@ import pytest
 
 from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.models import decoder as decoder_lib
-from edgesafe_jax.models.decoder import (
-    FLOAT32,
-    Decoder,
-    DecoderConfig,
-    KeyValues,
-    RopeScaling,
-    causal_mask,
-    flops_per_token,
-    matmul,
-    num_params,
-    pack_bfloat16,
-    remainder,
-    rope_frequencies,
-    truncate,
-    unpack_bfloat16,
-)
+from edgesafe_jax.models.decoder import FLOAT32, Decoder, KeyValues, causal_mask, remainder, rope_frequencies, truncate
+from edgesafe_jax.models.decoder_config import DecoderConfig, RopeScaling, flops_per_token, num_params
+from edgesafe_jax.models.matmul import matmul, pack_bfloat16, unpack_bfloat16
 from edgesafe_jax.typing import Adapter
 from tests.tiny import random_params
 

@@ -14,8 +14,13 @@ import safetensors.numpy
 
 from edgesafe_jax import assets
 from edgesafe_jax.models import loading
-from edgesafe_jax.models.decoder import Decoder, DecoderConfig, RopeScaling
-from edgesafe_jax.models.loading import LoadingError, config_from_hf, load_model, params_from_hf, read_gguf
+from edgesafe_jax.models.decoder import Decoder
+from edgesafe_jax.models.decoder_config import DecoderConfig, RopeScaling
+from edgesafe_jax.models.directories import config_from_hf
+from edgesafe_jax.models.families import FAMILIES
+from edgesafe_jax.models.gguf_files import read_gguf
+from edgesafe_jax.models.loading import LoadingError, load_model
+from edgesafe_jax.models.tensors import TensorReader, read_params
 from tests.tiny import CHATML, byte_pair_vocabulary, make_tiny_model, make_tiny_tokenizer, random_params
 
 CONFIG = DecoderConfig(
@@ -400,7 +405,7 @@ def test_config_from_hf():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported"),
+        ({"model_type": "gemma3"}, "model_type='gemma3': expected one of gemma2, granite.*Did you mean 'gemma2'"),
         ({"model_type": "gemma2", "hidden_activation": "gelu"}, "expected 'gelu_pytorch_tanh'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"attention_bias": True}, "Biases"),
@@ -434,7 +439,7 @@ def test_an_unknown_activation():
         dataclasses.replace(CONFIG, activation="relu")
 
 
-def test_params_from_hf_reads_each_tensor_once():
+def test_each_tensor_is_read_once():
     tensors = hf_tensors(CONFIG, random_params(CONFIG))
     seen = []
 
@@ -442,7 +447,7 @@ def test_params_from_hf_reads_each_tensor_once():
         seen.append(name)
         return tensors[name]
 
-    params = params_from_hf(CONFIG, loading.TensorReader(frozenset(tensors), read, "memory"))
+    params = read_params(FAMILIES["llama"], CONFIG, TensorReader(frozenset(tensors), read, "memory"))
     assert sorted(seen) == sorted(tensors)
     assert_same(params, random_params(CONFIG))
 
@@ -456,7 +461,7 @@ def test_model_applies_its_own_decoder():
 # Parity with PyTorch --------------------------------------------------------------------------------------------------
 
 
-FAMILIES = {
+NETWORKS = {
     "llama": ("Llama", {}),
     "llama3_rope": ("Llama", {"rope_parameters": LLAMA3 | {"rope_theta": 500.0}, "tie_word_embeddings": False}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": False}),
@@ -483,7 +488,7 @@ def save_random_network(path, family, vocab_size=CONFIG.vocab_size):
     """Lets transformers save a tiny model with random weights; returns the network."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    name, options = FAMILIES[family]
+    name, options = NETWORKS[family]
     sizes = {
         "vocab_size": vocab_size,
         "hidden_size": 32,
@@ -507,7 +512,7 @@ def save_random_network(path, family, vocab_size=CONFIG.vocab_size):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_logits_equal_those_of_transformers(tmp_path, family):
     torch = pytest.importorskip("torch")
     network = save_random_network(tmp_path, family)

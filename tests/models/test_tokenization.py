@@ -7,13 +7,9 @@ import pytest
 import regex
 import tokenizers
 
-from edgesafe_jax.models.tokenization import (
-    SLOT,
-    ChatTokenizer,
-    TokenizerError,
-    tokenizer_from_directory,
-    tokenizer_from_gguf,
-)
+from edgesafe_jax.models.templates import TokenizerError
+from edgesafe_jax.models.tokenization import SLOT, ChatTokenizer
+from edgesafe_jax.models.tokenizer_files import tokenizer_from_directory, tokenizer_from_gguf
 from tests.tiny import CHATML, CONTROL_TOKENS, byte_pair_vocabulary, make_tiny_tokenizer
 
 TEXTS = [

@@ -1,0 +1,79 @@
+"""Reading a model from a GGUF file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from edgesafe_jax.models.decoder_config import DecoderConfig
+from edgesafe_jax.models.families import FAMILIES, Family, LoadingError
+from edgesafe_jax.models.families.family import GgufLayout
+from edgesafe_jax.models.tensors import TensorReader, read_params
+from edgesafe_jax.models.tokenization import ChatTokenizer
+from edgesafe_jax.models.tokenizer_files import tokenizer_from_gguf
+
+_OUTER_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:
+    """Reads and dequantises a GGUF file.
+
+    Args:
+      path: the `.gguf` file.
+
+    Returns:
+      Config, float32 parameters and tokenizer.
+
+    Raises:
+      LoadingError: a truncated or damaged file, another architecture, or a wrong set of tensors.
+    """
+    try:
+        reader = gguf.GGUFReader(str(path))
+    except Exception as error:  # the reader lets many kinds of exception through on a damaged file
+        raise LoadingError(
+            f"{path} is not a readable GGUF file ({type(error).__name__}: {error}). It may be truncated "
+            f"({path.stat().st_size:,} bytes): delete it and fetch or copy it again."
+        ) from error
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    family, layout = _layout(metadata.get("general.architecture"), path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    try:
+        config = layout.read_config(metadata, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    except LoadingError as error:
+        raise LoadingError(f"{path}: {error}") from None
+    names = {_hf_name(name, layout): name for name in tensors}
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[names[name]]
+        weight = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+        return layout.transform(config, name, weight)
+
+    params = read_params(family, config, TensorReader(frozenset(names), read, str(path)))
+    return config, params, tokenizer_from_gguf(metadata)
+
+
+def _layout(architecture: object, path: Path) -> tuple[Family, GgufLayout]:
+    known = {}
+    for family in FAMILIES.values():
+        if family.gguf is not None:
+            known[family.gguf.architecture] = family, family.gguf
+    if architecture not in known:
+        expected = " or ".join(map(repr, known))
+        raise LoadingError(f"{path}: GGUF architecture {architecture!r} is not supported; expected {expected}.")
+    return known[architecture]
+
+
+def _hf_name(name: str, layout: GgufLayout) -> str:
+    """The Hugging Face name of a tensor; an unknown one keeps its own and is reported under it as unexpected."""
+    if name in _OUTER_NAMES:
+        return _OUTER_NAMES[name]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if match is None or match[2] not in layout.layer_names:
+        return name
+    return f"model.layers.{match[1]}.{layout.layer_names[match[2]]}.{match[3]}"

@@ -1,0 +1,140 @@
+"""Reading a tokenizer with its chat template: the project's own reading of GGUF, and transformers' of directories."""
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from edgesafe_jax.models.files import read_json
+from edgesafe_jax.models.templates import TokenizerError
+from edgesafe_jax.models.tokenization import ChatTokenizer
+
+_CONTROL_TYPES = (3, 4)  # GGUF token types: control, user-defined
+
+_DIGIT_PRE_TOKENIZERS = ("smollm",)
+_PLAIN_PRE_TOKENIZERS = ("gpt-2", "default")
+
+
+def tokenizer_from_gguf(metadata: dict[str, Any]) -> ChatTokenizer:
+    """Builds the tokenizer from the metadata of a GGUF file.
+
+    Args:
+      metadata: contents of the `tokenizer.*` fields.
+
+    Returns:
+      The tokenizer, with the chat template of the same file.
+
+    Raises:
+      TokenizerError: a tokenizer model or a pre-tokenizer that is not supported, or a missing field.
+    """
+
+    def field(name: str) -> Any:
+        if f"tokenizer.{name}" not in metadata:
+            raise TokenizerError(f"The GGUF metadata has no tokenizer.{name}; is the file complete?")
+        return metadata[f"tokenizer.{name}"]
+
+    model, pre = field("ggml.model"), field("ggml.pre")
+    if model != "gpt2" or pre not in _DIGIT_PRE_TOKENIZERS + _PLAIN_PRE_TOKENIZERS:
+        raise TokenizerError(
+            f"GGUF tokenizer model {model!r} with pre-tokenizer {pre!r} is not supported: expected 'gpt2' with one of "
+            f"{_DIGIT_PRE_TOKENIZERS + _PLAIN_PRE_TOKENIZERS}. Use the model's Hugging Face directory, which has a "
+            "tokenizer.json."
+        )
+    tokens, types, merges = field("ggml.tokens"), field("ggml.token_type"), field("ggml.merges")
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab=vocab, merges=[tuple(m.split(" ", 1)) for m in merges], fuse_unk=False)
+    )
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if pre in _DIGIT_PRE_TOKENIZERS:
+        digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
+    else:
+        tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, types, strict=True) if kind in _CONTROL_TYPES]
+    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in control])
+    eos = int(field("ggml.eos_token_id"))
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    return ChatTokenizer(
+        tokenizer,
+        chat_template=metadata.get("tokenizer.chat_template", ""),
+        eos_ids=[eos],
+        pad_id=int(metadata.get("tokenizer.ggml.padding_token_id", eos)),
+        bos_token=tokens[int(bos)] if bos is not None else "",
+        eos_token=tokens[eos],
+    )
+
+
+def tokenizer_from_directory(path: Path) -> ChatTokenizer:
+    """Reads the tokenizer of a Hugging Face directory with transformers.
+
+    A directory whose `tokenizer_config.json` names a tokenizer class is read as `AutoTokenizer` reads it, any other as
+    its `tokenizer.json` says. No code of the directory is run.
+
+    Args:
+      path: the directory.
+
+    Returns:
+      The tokenizer, with the chat template of the same directory.
+
+    Raises:
+      TokenizerError: a file is missing or damaged, or names an unknown token.
+    """
+    file = path / "tokenizer.json"
+    settings, generation, model = (
+        read_json(path / name, TokenizerError)
+        for name in ("tokenizer_config.json", "generation_config.json", "config.json")
+    )
+    if not file.exists() and not settings.get("tokenizer_class"):
+        raise TokenizerError(f"{path} has no tokenizer.json; save the model with a fast tokenizer.")
+    if file.exists():
+        _check_tokenizer_file(file, settings)
+    import transformers  # not at import time: it takes seconds
+
+    reader = transformers.AutoTokenizer if settings.get("tokenizer_class") else transformers.PreTrainedTokenizerFast
+    try:
+        # Older files write a token as an object without its type, which transformers refuses.
+        tokens = {
+            name: value["content"]
+            for name, value in settings.items()
+            if name.endswith("_token") and isinstance(value, dict) and "content" in value
+        }
+        loaded = reader.from_pretrained(path, local_files_only=True, trust_remote_code=False, **tokens)
+        tokenizer = loaded.backend_tokenizer
+    except Exception as error:  # of many kinds, some of them bare
+        raise TokenizerError(
+            f"The tokenizer of {path} cannot be read ({type(error).__name__}: {error}); save the model with a fast "
+            "tokenizer."
+        ) from error
+    template = loaded.chat_template or ""
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    eos: list[int] = []
+    for source in (generation.get("eos_token_id"), model.get("eos_token_id")):
+        if source is not None:
+            eos.extend(source if isinstance(source, list) else [source])
+    if loaded.eos_token_id is not None:
+        eos.append(loaded.eos_token_id)
+    if not eos:
+        raise TokenizerError(f"{path} names no end-of-sequence token in tokenizer_config.json or config.json.")
+    return ChatTokenizer(
+        tokenizer,
+        chat_template=template,
+        eos_ids=eos,
+        pad_id=eos[0] if loaded.pad_token_id is None else loaded.pad_token_id,
+        bos_token=loaded.bos_token or "",
+        eos_token=loaded.eos_token or "",
+    )
+
+
+def _check_tokenizer_file(file: Path, settings: dict[str, Any]) -> None:
+    """Checks that a tokenizer.json can be read and has the end token, which transformers would add to it."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises the bare class
+        raise TokenizerError(f"{file} is damaged ({error}); copy or download it again.") from error
+    end = settings.get("eos_token") or ""
+    end = end["content"] if isinstance(end, dict) else end
+    if end and tokenizer.token_to_id(end) is None:
+        raise TokenizerError(f"eos_token {end!r} of {file.parent} is not in its tokenizer.json.")
