@@ -1,7 +1,7 @@
-"""What a run says of itself: tables, figures and the HTML report."""
+"""Reports of a run: tables, figures, the HTML report, and files of measured results."""
 
 from edgesafe_jax.reporting.curves import curves, pose_animation, pose_strip
-from edgesafe_jax.reporting.html import Report, Section, build_report, shorten, write_fragment
+from edgesafe_jax.reporting.html import Report, ReportError, Section, build_report, shorten, write_fragment
 from edgesafe_jax.reporting.maps import grid_maps, lines, point_map
 from edgesafe_jax.reporting.plots import (
     Point,
@@ -18,6 +18,7 @@ __all__ = [
     "Estimate",
     "Point",
     "Report",
+    "ReportError",
     "Section",
     "Table",
     "bars",

@@ -1,7 +1,7 @@
 """The report of a run: one self-contained HTML file, built from one JSON fragment per section.
 
 Each part of a run writes its own section with `write_fragment`; `build_report` puts all that are there into
-``report.html``. The file needs nothing from elsewhere: style and pictures are inside.
+``report.html``. The file is self-contained: style and pictures are embedded.
 """
 
 import base64
@@ -13,7 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.reporting.tables import Cell, Estimate, Table, format_cell, format_estimate, make_table
+
+
+class ReportError(EdgesafeError, ValueError):
+    """A report that cannot be built from the files of a work directory."""
+
 
 REPORT = "report.html"
 FRAGMENTS = "report"
@@ -56,7 +62,7 @@ class Section:
 
         Args:
           png: the bytes of a PNG.
-          alt: what it shows, for those who cannot see it.
+          alt: a text alternative for readers who cannot see the picture.
           caption: a line under it.
 
         Returns:
@@ -79,7 +85,7 @@ class Section:
     ) -> Self:
         """Adds requests with the answers of several systems side by side.
 
-        Texts are shortened before they are kept, so that the whole ones are in no file of the report.
+        Texts are shortened before they are stored, so no file of the report holds the full texts.
 
         Args:
           rows: each with ``request``, ``answers`` (from system to answer) and, where wanted, ``label`` (of the
@@ -157,7 +163,7 @@ class Report:
 
 
 def write_fragment(workdir: str | os.PathLike[str], section: str, fragment: Section | Mapping[str, Any]) -> Path:
-    """Keeps one section of the report in the work directory, in place of the former one of that name.
+    """Writes one section of the report into the work directory; an earlier one of that name is replaced.
 
     Args:
       workdir: the run's directory.
@@ -172,7 +178,7 @@ def write_fragment(workdir: str | os.PathLike[str], section: str, fragment: Sect
     """
     content = fragment.to_fragment() if isinstance(fragment, Section) else dict(fragment)
     file = Path(workdir) / FRAGMENTS / f"{_checked_name(section)}.json"
-    _fragment_html(section, content)  # Better an error now than when the report is built.
+    _fragment_html(section, content)  # Raises now rather than when the report is built.
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file, json.dumps(content, indent=1))
     return file
@@ -190,18 +196,18 @@ def build_report(workdir: str | os.PathLike[str], title: str, *, subtitle: str =
       The file.
 
     Raises:
-      ValueError: if there is no section or one cannot be read.
+      ReportError: if there is no section or one cannot be read.
     """
     files = sorted((Path(workdir) / FRAGMENTS).glob("*.json"))
     if not files:
-        raise ValueError(f"{workdir} has no sections of a report: write one with write_fragment first")
+        raise ReportError(f"{workdir} has no sections of a report: write one with write_fragment first")
     fragments = {}
     for file in files:
         try:
             fragments[file.stem] = json.loads(file.read_text(encoding="utf-8"))
             _fragment_html(file.stem, fragments[file.stem])
         except ValueError as error:
-            raise ValueError(
+            raise ReportError(
                 f"{file} is no section of a report ({error}): delete it and run that part again"
             ) from error
     report = Path(workdir) / REPORT

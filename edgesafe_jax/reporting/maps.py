@@ -1,4 +1,4 @@
-"""Figures of places: points in a plane, grids of shares, and lines over a quantity."""
+"""Figures of a plane: points, grids of fractions, and lines over a quantity."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,7 +63,7 @@ def point_map(
 def grid_maps(
     grids: Mapping[str, np.ndarray], *, low: Sequence[float], high: Sequence[float], title: str = ""
 ) -> bytes:
-    """Draws grids of numbers in [0, 1] side by side in one scale; NaN stays white.
+    """Draws grids of numbers in [0, 1] side by side on one colour scale; NaN stays white.
 
     Args:
       grids: from name to `[X, Y]`, first index along x.

@@ -1,7 +1,7 @@
 """Figures as PNG bytes, drawn without any global state of matplotlib.
 
-The colours are those of Okabe and Ito, which people with the common kinds of colour blindness can tell apart; series
-differ in marker or position too.
+The palette is that of Okabe and Ito, which is safe for the common kinds of colour blindness; series also differ in marker or
+position.
 """
 
 import io
@@ -93,7 +93,7 @@ def safety_usefulness(
     xlim: tuple[float, float] | None = None,
     ylim: tuple[float, float] | None = (0.0, 1.0),
 ) -> bytes:
-    """Draws systems as named points: what they cost to the right, what they protect upward, with error bars.
+    """Draws systems as named points, over-refusal on x and refusal of harm on y, with error bars.
 
     Args:
       points: the systems; names and numbers or intervals.
@@ -196,13 +196,13 @@ def reliability_diagram(
     count: Sequence[int] | np.ndarray,
     title: str = "",
     xlabel: str = "predicted probability",
-    ylabel: str = "observed share",
+    ylabel: str = "observed frequency",
 ) -> bytes:
-    """Draws observed shares over predicted probabilities, with the number of cases in each bin below.
+    """Draws observed frequencies over predicted probabilities, with the number of cases in each bin below.
 
     Args:
       confidence: mean prediction of each bin `[N]`.
-      accuracy: observed share in each bin `[N]`.
+      accuracy: observed frequency in each bin `[N]`.
       count: cases in each bin `[N]`; empty bins are left out.
       title: over the figure.
       xlabel: of the horizontal axis.
@@ -235,7 +235,7 @@ def reliability_diagram(
 
 
 def verdict_reliability(*, unsafe_prob: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> bytes:
-    """Draws how often people call unsafe what a guard gives each P(unsafe).
+    """Draws the reliability diagram of a guard: the frequency of human labels "unsafe" over P(unsafe).
 
     Args:
       unsafe_prob: the guard's probabilities `[N]`.
@@ -258,7 +258,7 @@ def verdict_reliability(*, unsafe_prob: np.ndarray, labels: np.ndarray, num_bins
 
 
 def side_by_side(pictures: Sequence[bytes]) -> bytes:
-    """Puts pictures beside each other, their tops in line.
+    """Joins pictures into one row, aligned at the top.
 
     Args:
       pictures: PNGs, from left to right.
@@ -412,7 +412,7 @@ def place_labels(
     gap: float,
     obstacles: Sequence[tuple[float, float, float, float]] = (),
 ) -> list[tuple[float, float]]:
-    """Finds places for labels beside their points, one after the other, nearest free place first.
+    """Places labels beside their points, one after the other, each at the nearest free place.
 
     Args:
       anchors: the points, `(x, y)`.

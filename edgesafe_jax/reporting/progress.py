@@ -1,4 +1,4 @@
-"""One progress bar for all long work: on stderr, gone when it is done, silent where nobody looks."""
+"""The progress bar of all long work: on stderr, removed when the work is done."""
 
 import sys
 from types import TracebackType
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 class ProgressBar:
-    """A bar that is called with (done, total) and shows how long the rest will take."""
+    """A bar that is called with (done, total) and shows an estimate of the remaining time."""
 
     def __init__(self, what: str):
         self._bar = tqdm(desc=what, unit="", file=sys.stderr, dynamic_ncols=True, leave=False, mininterval=0.5)
@@ -26,5 +26,5 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.close()
