@@ -22,8 +22,8 @@ SMALLER = {
     "(200, ": "(100, ",
     "arange(200)": "arange(100)",
     "2000": "1000",
-    "fit_world_model(0, data, ": "fit_world_model(0, data, dynamics.WorldModelSettings(ensemble=dynamics.EnsembleSettings("
-    "num_members=2, num_elites=2, hidden=(16,), num_epochs=6, batch_size=50)), ",
+    "fit_world_model(0, data, ": "fit_world_model(0, data, dynamics.WorldModelSettings(ensemble="
+    "dynamics.EnsembleSettings(num_members=2, num_elites=2, hidden=(16,), num_epochs=6, batch_size=50)), ",
 }
 
 

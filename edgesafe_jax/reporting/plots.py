@@ -1,7 +1,7 @@
 """Figures as PNG bytes, drawn without any global state of matplotlib.
 
-The palette is that of Okabe and Ito, which is safe for the common kinds of colour blindness; series also differ in marker or
-position.
+The palette is that of Okabe and Ito, which is safe for the common kinds of colour blindness; series also differ in
+marker or position.
 """
 
 import io
