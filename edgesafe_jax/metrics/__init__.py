@@ -1,4 +1,4 @@
-"""What is reported: numbers about predictions, deterministic, computed on the host with NumPy."""
+"""Evaluation metrics of predictions: deterministic, computed on the host with NumPy."""
 
 from edgesafe_jax.metrics.agreement import (
     ConfusionCounts,

@@ -1,4 +1,4 @@
-"""Do two sets of binary verdicts agree, and where do they part?"""
+"""Agreement of binary predictions with labels, and of two sets of verdicts."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from edgesafe_jax.typing import ArrayLike
 
 @dataclasses.dataclass(frozen=True)
 class ConfusionCounts:
-    """How often predictions and labels meet in each of the four ways.
+    """The four cells of a binary confusion matrix.
 
     Attributes:
       true_positives: Predicted 1, labelled 1.
@@ -26,7 +26,7 @@ class ConfusionCounts:
 
 
 def confusion_counts(*, predictions: ArrayLike, labels: ArrayLike) -> ConfusionCounts:
-    """Counts the four ways in which a prediction and a label can meet.
+    """Counts the four cells of a binary confusion matrix.
 
     Args:
       predictions: [N], 0 or 1.
@@ -48,7 +48,7 @@ def confusion_counts(*, predictions: ArrayLike, labels: ArrayLike) -> ConfusionC
 
 
 def accuracy(*, predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Share of predictions that equal their label.
+    """Fraction of predictions that equal their label.
 
     Args:
       predictions: [N], 0 or 1.
@@ -100,7 +100,7 @@ def f1_score(*, predictions: ArrayLike, labels: ArrayLike) -> float:
 
 
 def shared_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float:
-    r"""Share of the reference's positives that the candidate has as well.
+    r"""Fraction of the reference's positives that are positive for the candidate too.
 
     .. math:: P(\text{candidate} = 1 \mid \text{reference} = 1)
 
@@ -125,7 +125,7 @@ def shared_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float
 
 
 def excess_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float:
-    r"""Share of the reference's negatives that are positive for the candidate.
+    r"""Fraction of the reference's negatives that are positive for the candidate.
 
     .. math:: P(\text{candidate} = 1 \mid \text{reference} = 0)
 
@@ -156,7 +156,7 @@ def _rate(reference: ArrayLike, candidate: ArrayLike, *, among: bool) -> float:
     if len(chosen) == 0:
         raise ValueError(
             f"reference holds no {int(among)} among its {len(a)} entries, expected at least one: a "
-            "share of nothing is not defined."
+            "a fraction of nothing is not defined."
         )
     return float(np.mean(chosen))
 

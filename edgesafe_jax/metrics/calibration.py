@@ -1,4 +1,4 @@
-"""Does a probability mean what it says? Calibration of binary predictions."""
+"""Calibration of binary predictions: error, likelihood and temperature."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from edgesafe_jax.typing import ArrayLike
 def expected_calibration_error(
     *, probs: ArrayLike, labels: ArrayLike, num_bins: int = 15, equal_mass: bool = False
 ) -> float:
-    r"""Mean gap between the predicted and the observed share of positives, over bins.
+    r"""Mean absolute difference between predicted and observed frequency of positives, over bins.
 
     .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{N}
               \Big| \frac{1}{n_b} \sum_{i \in b} p_i - \frac{1}{n_b} \sum_{i \in b} y_i \Big|
@@ -110,7 +110,7 @@ def binary_nll(*, probs: ArrayLike, labels: ArrayLike, eps: float = 1e-7) -> flo
 
 
 def fit_temperature(*, probs: ArrayLike, labels: ArrayLike, eps: float = 1e-7) -> float:
-    r"""Temperature that makes probabilities most likely: one number, the order of the scores stays.
+    r"""Fits the temperature of binary probabilities by maximum likelihood; the order of the scores stays.
 
     .. math:: T = \arg\min_T \mathrm{NLL}(\sigma(z / T), y),\qquad z = \log p - \log(1 - p)
 

@@ -1,4 +1,4 @@
-"""Does a verdict survive a paraphrase? Spread and label flips over paraphrase sets."""
+"""Spread of scores and label flips over sets of paraphrases."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from edgesafe_jax.typing import ArrayLike
 
 @dataclasses.dataclass(frozen=True)
 class SetSpread:
-    """How far the scores of each set lie apart.
+    """Spread of the scores within each set.
 
     Attributes:
       std: [S], population standard deviation of the members, the original included.
@@ -28,16 +28,16 @@ class LabelFlips:
     Attributes:
       original_unsafe: [S] bool, the verdict on the original.
       flipped: [S] bool, whether at least one paraphrase crosses the threshold.
-      share: [S], share of the paraphrases that do.
+      fraction: [S], fraction of the paraphrases that do.
     """
 
     original_unsafe: np.ndarray
     flipped: np.ndarray
-    share: np.ndarray
+    fraction: np.ndarray
 
     @property
     def unsafe_to_safe(self) -> np.ndarray:
-        """[S] bool: the original is unsafe and a paraphrase of it passes for safe."""
+        """[S] bool: the original is unsafe and a paraphrase of it is called safe."""
         return self.flipped & self.original_unsafe
 
     @property
@@ -75,7 +75,7 @@ def label_flips(
 ) -> LabelFlips:
     """Label flips of each set: paraphrases on the other side of the threshold than their original.
 
-    The label-flip rate is the mean of `flipped`. Pooled over both directions it hides the dangerous one: report
+    The label-flip rate is the mean of `flipped`. Pooled over both directions it hides the unsafe one: report
     `unsafe_to_safe` among the unsafe originals and `safe_to_unsafe` among the safe ones.
 
     Args:
@@ -93,11 +93,11 @@ def label_flips(
 
     Example:
       >>> flips = label_flips(original=[0.9, 0.1], paraphrases=[[0.8, 0.4], [0.2, 0.3]])
-      >>> flips.flipped.tolist(), flips.unsafe_to_safe.tolist(), flips.share.tolist()
+      >>> flips.flipped.tolist(), flips.unsafe_to_safe.tolist(), flips.fraction.tolist()
       ([True, False], [True, False], [0.5, 0.0])
 
     Reference:
-      Pinneri and Louizos, arXiv 2511.10665: share of originals for which at least one paraphrase crosses the boundary.
+      Pinneri and Louizos, arXiv 2511.10665: fraction of originals with at least one paraphrase across the boundary.
     """
     first, rest, mask = _check_sets(original, paraphrases, where)
     unsafe = first > threshold

@@ -1,4 +1,4 @@
-"""How sure is a reported number? Bootstrap and Wilson intervals, deterministic by seed."""
+"""Bootstrap and Wilson confidence intervals, deterministic by seed."""
 
 import dataclasses
 import math
@@ -58,8 +58,8 @@ def bootstrap_interval(
     clusters are drawn instead (as many as there are clusters): for rows that belong together, such
     as the paraphrases of one answer, drawing rows on their own makes intervals too narrow.
 
-    For a share near 0 or 1 or of few samples take `wilson_interval`: the bootstrap of values that
-    are all equal has no width.
+    For a rate near 0 or 1, or of few samples, use `wilson_interval`: the bootstrap of values that
+    are all equal has width zero.
 
     Args:
       values: [N] or [N, ...]; one row per sample. Several columns serve statistics of several
@@ -112,7 +112,7 @@ def paired_bootstrap_interval(
 
     .. math:: T(values) - T(baseline)
 
-    Every draw takes the same rows on both sides, so what makes a sample hard for both cancels.
+    Every draw takes the same rows on both sides, so the variance that both measurements have in common cancels.
 
     Args:
       values: [N] or [N, ...]; one row per sample.
@@ -155,12 +155,12 @@ def paired_bootstrap_interval(
 
 
 def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 0.95) -> Interval:
-    r"""Wilson score interval of a share.
+    r"""Wilson score interval of a rate.
 
     .. math:: \frac{\hat p + z^2 / 2n \pm z \sqrt{\hat p (1 - \hat p) / n + z^2 / 4n^2}}{1 + z^2/n}
 
     with z the (1 + confidence) / 2 quantile of the normal distribution. It stays inside [0, 1] and
-    has a width for shares of 0 and 1 as well: 0 refusals of 20 are not proof of never.
+    has a positive width for rates of 0 and 1 too: 0 refusals of 20 do not prove a rate of 0.
 
     Args:
       num_successes: Count, from 0 to ``num_trials``.
@@ -168,7 +168,7 @@ def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 
       confidence: Coverage aimed at, inside (0, 1).
 
     Returns:
-      The share and its interval.
+      The rate and its interval.
 
     Raises:
       ValueError: If a count is out of range or ``confidence`` is not inside (0, 1).
@@ -186,15 +186,15 @@ def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 
         raise ValueError(f"num_trials is {num_trials}, expected at least 1.")
     if not 0 <= num_successes <= num_trials:
         raise ValueError(f"num_successes is {num_successes}, expected a count from 0 to num_trials={num_trials}.")
-    n, share = num_trials, num_successes / num_trials
+    n, rate = num_trials, num_successes / num_trials
     z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
     scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    margin = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
+    centre = (rate + z * z / (2 * n)) / scale
+    margin = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale
     # Exact at the ends, where rounding would leave a speck beyond them.
     low = 0.0 if num_successes == 0 else centre - margin
     high = 1.0 if num_successes == num_trials else centre + margin
-    return Interval(estimate=share, low=low, high=high, confidence=confidence)
+    return Interval(estimate=rate, low=low, high=high, confidence=confidence)
 
 
 def rate_interval(hits: ArrayLike, *, confidence: float = 0.95) -> Interval:
@@ -267,11 +267,11 @@ def _mean_draws(values: np.ndarray, groups: list[np.ndarray], num_samples: int, 
     rng = np.random.default_rng(seed)
     totals = np.array([values[rows].sum() for rows in groups])
     sizes = np.array([len(rows) for rows in groups], dtype=float)
-    shares = np.full(len(groups), 1 / len(groups))
+    weights = np.full(len(groups), 1 / len(groups))
     chunk = max(1, _MAX_COUNTS // len(groups))
     means = []
     for start in range(0, num_samples, chunk):
-        counts = rng.multinomial(len(groups), shares, size=min(chunk, num_samples - start))
+        counts = rng.multinomial(len(groups), weights, size=min(chunk, num_samples - start))
         means.append((counts @ totals) / (counts @ sizes))
     return np.concatenate(means)
 

@@ -1,4 +1,4 @@
-"""How well does a score put positives above negatives? No threshold is chosen by hand."""
+"""Ranking metrics of a score: AUROC, average precision, false-positive rate at a true-positive rate."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from edgesafe_jax.typing import ArrayLike
 
 
 def auroc(*, scores: ArrayLike, labels: ArrayLike) -> float:
-    r"""Area under the ROC curve: how often a positive scores above a negative.
+    r"""Area under the ROC curve: the probability that a positive scores above a negative.
 
     .. math:: P(s_+ > s_-) + \tfrac12 P(s_+ = s_-)
 
@@ -49,7 +49,7 @@ def average_precision(*, scores: ArrayLike, labels: ArrayLike) -> float:
       labels: [N], 0 or 1, both present.
 
     Returns:
-      A number in (0, 1]; the share of positives for a constant score.
+      A number in (0, 1]; the fraction of positives for a constant score.
 
     Raises:
       ValueError: If inputs are empty, of different length, not finite or not binary, or one of the
@@ -66,7 +66,7 @@ def average_precision(*, scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def fpr_at_tpr(*, scores: ArrayLike, labels: ArrayLike, tpr: float = 0.95) -> float:
-    """Smallest false-positive rate at which a threshold finds a given share of positives.
+    """Smallest false-positive rate at which a threshold finds a given fraction of positives.
 
     A sample counts as positive if its score is at least the threshold; of all thresholds with a
     true-positive rate of at least ``tpr`` the one with the lowest false-positive rate is taken. No
@@ -75,7 +75,7 @@ def fpr_at_tpr(*, scores: ArrayLike, labels: ArrayLike, tpr: float = 0.95) -> fl
     Args:
       scores: [N], higher means more positive; any finite numbers.
       labels: [N], 0 or 1, both present.
-      tpr: Share of positives that must be found, in (0, 1].
+      tpr: Fraction of positives that must be found, in (0, 1].
 
     Returns:
       A number in [0, 1].
@@ -89,7 +89,7 @@ def fpr_at_tpr(*, scores: ArrayLike, labels: ArrayLike, tpr: float = 0.95) -> fl
       0.5
     """
     if not 0.0 < tpr <= 1.0:
-        raise ValueError(f"tpr is {tpr}, expected a share in (0, 1].")
+        raise ValueError(f"tpr is {tpr}, expected a fraction in (0, 1].")
     true_positives, false_positives = _cumulative_counts(*_check_ranking(scores, labels))
     # A tolerance far below one sample: 0.95 * 20 is not 19 in floating point.
     enough = true_positives >= tpr * true_positives[-1] - 1e-9 * true_positives[-1]

@@ -1,10 +1,10 @@
-"""Is a response a refusal? Two verdicts that rest on different evidence.
+"""Detection of refusals: two classifiers of a response, by its wording and by its meaning.
 
 * `refused_by_pattern` looks for the words of a refusal at the start of the response;
 * `make_refused_by_meaning` compares the first sentences with typical refusals in a space of sentence embeddings.
 
 Both see the response alone and judge how it starts. A refusal is a response that says that it will not do what was
-asked. An answer to another question, nonsense or silence may be useless, but refuses nothing; in particular the empty
+asked. An answer to another question, nonsense or silence may be useless, but is no refusal; in particular the empty
 response is not a refusal. A response that refuses and then complies in part counts as a refusal: whether its content is
 harmful is for a guard to say.
 """

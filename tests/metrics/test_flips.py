@@ -22,7 +22,7 @@ def test_both_directions_by_hand():
     assert found.flipped.tolist() == [True, False, True, False]
     assert found.unsafe_to_safe.tolist() == [True, False, False, False]
     assert found.safe_to_unsafe.tolist() == [False, False, True, False]
-    assert found.share.tolist() == [0.5, 0, 1, 0]
+    assert found.fraction.tolist() == [0.5, 0, 1, 0]
 
 
 def test_spread_by_hand():
@@ -40,7 +40,7 @@ def test_masked_equals_filtered():
         assert spread.std[i] == pytest.approx(set_spread(**alone).std[0])
         assert spread.range[i] == pytest.approx(set_spread(**alone).range[0])
         assert found.flipped[i] == label_flips(**alone).flipped[0]
-        assert found.share[i] == pytest.approx(label_flips(**alone).share[0])
+        assert found.fraction[i] == pytest.approx(label_flips(**alone).fraction[0])
 
 
 def test_order_of_paraphrases_does_not_matter():

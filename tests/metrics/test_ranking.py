@@ -141,5 +141,5 @@ def test_bad_input(metric, scores, labels, message):
 
 @pytest.mark.parametrize("tpr", [0.0, 1.1, math.nan])
 def test_bad_tpr(tpr):
-    with pytest.raises(ValueError, match=r"tpr is .*, expected a share in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"tpr is .*, expected a fraction in \(0, 1\]"):
         fpr_at_tpr(scores=[0.1, 0.2], labels=[0, 1], tpr=tpr)
