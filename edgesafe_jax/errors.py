@@ -46,7 +46,7 @@ _STORAGE_PROBLEMS: dict[int, str] = {
     errno.EIO: "the disk reports an error. Check it, or use another one",
     errno.ESTALE: "the network file system lost the file. Start the same command again",
 }
-"""What is wrong, and the way out, by the error number of an operating-system error."""
+"""Cause and remedy by the error number of an operating-system error."""
 
 
 def describe_storage_problem(error: BaseException, path: str | os.PathLike[str] | None = None) -> str | None:

@@ -37,7 +37,7 @@ LowRank: TypeAlias = Mapping[str, Mapping[str, tuple[Array, Array]]]
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What a frozen decoder accepts as trained parameters beside its own.
+    """Trained parameters that a frozen decoder accepts beside its own.
 
     An adapter is a pytree (so that `jax.grad`, `optax` and `jit` take it as it is) whose leaves are the trained
     numbers. The decoder puts its virtual embeddings in front of the sequence, where every later position sees them, and

@@ -1,4 +1,4 @@
-"""What is attached to a frozen language model: one protocol (`edgesafe_jax.typing.Adapter`), one table of kinds."""
+"""Adapters of a frozen language model: one protocol (`edgesafe_jax.typing.Adapter`), one table of kinds."""
 
 from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Option
 from edgesafe_jax.adapters.lora import LoRA, init_lora, merge_lora

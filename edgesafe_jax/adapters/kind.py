@@ -1,4 +1,4 @@
-"""What an adapter kind declares, so that one set of functions makes, stores and reads adapters of every kind."""
+"""The declaration of an adapter kind, from which the registry makes, stores and reads adapters of every kind."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

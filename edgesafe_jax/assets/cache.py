@@ -113,7 +113,7 @@ def is_complete(folder: pathlib.Path, asset: Asset) -> bool:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, asset: Asset) -> Iterator[None]:
-    """Holds the lock of an asset; says so when another process holds it for long."""
+    """Holds the lock of an asset; logs a message when another process holds it for long."""
     lock = filelock.FileLock(str(path))
     try:
         lock.acquire(timeout=_LOCK_NOTICE_SECONDS)

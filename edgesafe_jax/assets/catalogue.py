@@ -1,4 +1,4 @@
-"""Which packages carry weights and data: their versions, hashes and the files that are used of them."""
+"""The packages that carry weights and data: version, hash and the files that are used."""
 
 import dataclasses
 

@@ -1,7 +1,6 @@
 """Typed readers of the prompt, guard and usefulness data that `assets` provides.
 
-Every reader returns a list in a fixed order. What is meant for training and what for evaluation
-only:
+Every reader returns a list in a fixed order. Some sets are for training, others for evaluation only:
 
 =====================  ======  ==============================================================
 reader                 rows    use

@@ -1,4 +1,4 @@
-"""Usefulness sets: questions with options of which one is right."""
+"""Multiple-choice sets that measure usefulness."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

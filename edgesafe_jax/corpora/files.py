@@ -1,4 +1,4 @@
-"""Reading the files that data sets come in."""
+"""Readers of JSON-lines and CSV files."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Keeping training and evaluation apart: prompts that two sets share."""
+"""Removal of evaluation prompts from training data."""
 
 import math
 import re
@@ -35,7 +35,7 @@ def remove_overlap(
     *,
     similarity: float = 0.7,
 ) -> tuple[list[_Item], list[_Item]]:
-    r"""Takes out of the training items those that also occur, or nearly, among held-out ones.
+    r"""Removes training items that also occur, exactly or nearly, among held-out ones.
 
     Two texts overlap if they are equal after `normalise`, or if their sets of words A and B have
 
@@ -43,7 +43,7 @@ def remove_overlap(
 
     Args:
         train: items to filter; of a `ScoredPair` the prompt counts.
-        held_out: items to keep apart from.
+        held_out: items that must not occur in the result.
         similarity: in (0, 1]; 1 removes texts with the same words only.
 
     Returns:

@@ -9,7 +9,7 @@ Label = Literal["harmful", "benign", "unlabelled"]
 
 
 class CorpusError(EdgesafeError, ValueError):
-    """A data file or a selection of data that means nothing; the message names the file and the line."""
+    """A data file that cannot be read or an invalid selection; the message names the file and the line."""
 
 
 class MissingCorpusError(EdgesafeError, FileNotFoundError):

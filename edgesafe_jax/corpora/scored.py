@@ -1,4 +1,4 @@
-"""Responses that people scored."""
+"""Responses with human scores."""
 
 import math
 import pathlib

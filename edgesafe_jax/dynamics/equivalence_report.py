@@ -116,7 +116,7 @@ def episode_interval(hits: np.ndarray, episodes: np.ndarray, *, confidence: floa
 def verdict_map(
     result: Equivalence, *, dims: tuple[int, int], low: Sequence[float], high: Sequence[float], num_cells: int = 20
 ) -> dict[str, np.ndarray]:
-    """Where the symmetry breaks: fractions of verdicts by the place that the transformed states reach.
+    """Maps the verdicts: their fractions by the place that the transformed states reach.
 
     Args:
       result: from `equivalence_test`.

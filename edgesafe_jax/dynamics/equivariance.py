@@ -1,4 +1,4 @@
-r"""Is a transformation a symmetry of the world? An equivalence test on a learned model, sample by sample.
+r"""Equivalence test of a transformation on a learned model, sample by sample: is it a symmetry of the world?
 
 **What is asked.** For an observed transition (s, a, s') and an element g: does the transformed transition
 (g.s, g.a, g.s') differ from what the world would have done at (g.s, g.a) by less than a tolerance that the user sets,
@@ -67,7 +67,7 @@ from edgesafe_jax.typing import Array
 
 
 class Verdict(enum.IntEnum):
-    """What the test says of one sample."""
+    """The verdict of the test on one sample."""
 
     VERIFIED = 0
     """The model is trusted there, and the difference is below half of the tolerance in every dimension."""
@@ -112,7 +112,7 @@ def _moved(group: GroupAction, element: Element, states: Array, actions: Array) 
 
 
 class Calibration(struct.PyTreeNode):
-    """Where the model is trusted to be right within half of the tolerance.
+    """Calibration of the model: when it is trusted to err by less than half of the tolerance.
 
     Attributes:
       tolerance: `[S]` differences that do not matter, in the units of the state.

@@ -52,7 +52,7 @@ def is_wrong(
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a test said of one transformation, and what it should have said.
+    """The result of a test of one transformation beside the truth of the simulator.
 
     Attributes:
       curve: one row a tolerance: fractions of the samples that are verified and wrong, power (of the right samples,
@@ -125,7 +125,7 @@ def study_transformation(
                 "false acceptance": mean_or_none(verified[wrong]),
                 "wrong among verified": mean_or_none(wrong[verified]),
                 "wrong": float(wrong.mean()),
-                # What a model without an error could say of the tested samples.
+                # The verdicts that a model without error could give on the tested samples.
                 "could be verified": mean_or_none(np.all(gaps < 0.5 * limits, axis=1)[tested]),
                 "could be rejected": mean_or_none(np.any(gaps > 1.5 * limits, axis=1)[tested]),
             }

@@ -48,7 +48,7 @@ def fewest_episodes(alpha: float) -> int:
 
 
 class Support(struct.PyTreeNode):
-    """Where the model has seen data: the distance to the nearest training input, in one or several views of the input.
+    """The support of the data: distance to the nearest training input, in one or several views of the input.
 
     Attributes:
       references: `[R, M]` normalised training inputs.
@@ -141,7 +141,7 @@ def _nearest(inputs: Array, references: Array, view: tuple[int, ...]) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class BoxDomain:
-    """Where the user declares the dynamics to be the same as in the data: a box over some dimensions of the state.
+    """The region where the user declares the dynamics to equal those of the data: a box over state dimensions.
 
     A declaration, not a finding: a break outside the support of the data cannot be found by any test of them.
 

@@ -1,4 +1,4 @@
-r"""How far a symmetry reaches: a distribution over translations, as wide as the test allows, for every state its own.
+r"""Learned translations: for every state a distribution over translations, as wide as the test allows.
 
 Around a state s the translation is uniform between two ends that a network gives, one downward and one upward for each
 axis, so that the reach is asymmetric and depends on the place. Its entropy is maximised under a bound on the violation,

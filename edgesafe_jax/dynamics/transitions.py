@@ -17,7 +17,7 @@ class DynamicsError(EdgesafeError, ValueError):
 
 
 class Transitions(struct.PyTreeNode):
-    """What a model of the world is fitted on and tested with.
+    """Transitions on which a world model is fitted and tested.
 
     Attributes:
       states: `[N, S]` float32.

@@ -42,7 +42,7 @@ class WorldModelSettings:
 
 @dataclasses.dataclass(frozen=True)
 class WorldModel:
-    """What the test of a symmetry needs.
+    """A fitted model with the calibration and support that the test of a symmetry needs.
 
     Attributes:
       parts: the transitions by part, no episode in two of them.

@@ -51,7 +51,7 @@ class KeyValues:
 
 @flax.struct.dataclass
 class DecoderOutput:
-    """What a forward pass returns.
+    """The output of a forward pass.
 
     Attributes:
       hidden: `[B, T, D]` final hidden states after the last norm, aligned with the tokens that went in (the virtual
@@ -264,7 +264,7 @@ class Block(nn.Module):
         return x, (key_values, x)
 
     def _added(self, y: Array, post_norm: str) -> Array:
-        """What a sublayer adds to the residual stream."""
+        """The addition of a sublayer to the residual stream."""
         if self.config.post_norms:
             y = RMSNorm(self.config.rms_eps, name=post_norm)(y)
         return y if self.config.residual_scale == 1 else y * self.config.residual_scale
@@ -423,7 +423,7 @@ class Decoder(nn.Module):
 
 
 def low_rank_of(adapter: Adapter | None) -> LowRank | None:
-    """What an adapter adds to the matrices, for the passes that continue behind its virtual positions; or None."""
+    """The low-rank factors of an adapter for passes that continue behind its virtual positions; or None."""
     return None if adapter is None else adapter.low_rank()
 
 
@@ -478,7 +478,7 @@ def remainder(config: DecoderConfig, params: Params, num_layers: int) -> tuple[D
     if not 0 <= num_layers < config.num_layers:
         raise ConfigError(f"num_layers={num_layers}: expected 0 to {config.num_layers - 1}.")
     layers = jax.tree.map(lambda leaf: leaf[num_layers:], params["layers"])
-    # What comes in has been scaled where the embeddings were looked up.
+    # Inputs have been scaled where the embeddings were looked up.
     scale = config.embedding_scale if num_layers == 0 else 1.0
     kept = dataclasses.replace(config, num_layers=config.num_layers - num_layers, embedding_scale=scale)
     return kept, {**params, "layers": layers}

@@ -1,4 +1,4 @@
-"""What a learned symmetry is compared with: untested elements, and rollouts of the model."""
+"""Baselines of a learned symmetry: untested elements, and rollouts of the model."""
 
 import jax
 import jax.numpy as jnp

@@ -13,8 +13,8 @@ array            shape       meaning
 ``provenance``   [N]         where the row comes from, int8: 0 real, 1 symmetry, 2 noise, 3 model
 ===============  ==========  ==============================================================================
 
-A terminal is always an end; an end is a terminal only where the world says so. A time limit taken for a terminal
-teaches that standing still at the limit is worth nothing.
+A terminal is always an end; an end is a terminal only where the world says so. A time limit that is
+marked as terminal teaches that the state at the limit has value zero.
 """
 
 import enum

@@ -1,4 +1,4 @@
-"""What a learner is, and the whole of its training in one scan.
+"""The learner protocol, and its whole training in one scan.
 
 An *update* is one gradient step of the critic (of the policy for a learner without a critic) on one batch; a learner
 that moves its policy every second critic step takes two batches a call, so that nothing is computed and thrown away.

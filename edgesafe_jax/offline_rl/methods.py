@@ -1,4 +1,4 @@
-"""What policies are trained on, by name: the data as they are, hindsight goals, and symmetries of several origins."""
+"""The table of methods, what a policy is trained on: raw data, hindsight goals, symmetries of several origins."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def draw_key(seed: int, number: int) -> PRNGKey:
 
 @dataclasses.dataclass(frozen=True)
 class MethodInputs:
-    """What the methods of one run draw on.
+    """Inputs that the methods of one run share.
 
     Attributes:
       seed: of the run.
@@ -48,7 +48,7 @@ class MethodInputs:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What a policy is trained on.
+    """A way to make the training data of a policy.
 
     Attributes:
       data: from the inputs of a run to what batches are drawn from.

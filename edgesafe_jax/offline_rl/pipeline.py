@@ -148,7 +148,7 @@ class PipelineSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineResults:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
       task: the task.

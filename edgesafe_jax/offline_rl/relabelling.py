@@ -67,7 +67,7 @@ def reward_checked(reward_fn: RewardFn, *, tolerance: float = 1e-3) -> RewardPol
 
 
 class SamplerData(struct.PyTreeNode):
-    """What batches are drawn from; an argument of the compiled training, never closed over.
+    """The data that batches are drawn from; an argument of the compiled training, never closed over.
 
     Attributes:
       rows: the transitions, leaves `[N, ...]`.
@@ -87,7 +87,7 @@ class SamplerData(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """What a learner is given.
+    """A batch of transitions for a learner.
 
     Attributes:
       observations: `[B, S+G]`, state and goal side by side.
@@ -160,7 +160,7 @@ class Sampling:
     Attributes:
       achieved: from a state `[S]` to the goal `[G]` that it reaches.
       reward_fn: the reward of a relabelled row.
-      reward_policy: what becomes of the reward under the group.
+      reward_policy: the reward of a row after the group acts on it.
       group: what the elements of the bank act by; None: no symmetry.
       domain: where transformed goals have to lie, as a box over goal dimensions; None: anywhere.
       her_fraction: fraction of rows with a hindsight goal.

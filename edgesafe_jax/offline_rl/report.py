@@ -1,4 +1,4 @@
-"""What runs leave for people: numbers, tables and figures of policies, of learned translations and of whole runs."""
+"""Reports of runs: numbers, tables and figures of policies, of learned translations and of whole runs."""
 
 import dataclasses
 import functools
@@ -142,7 +142,7 @@ def _moved(task: Task) -> list[int]:
 
 
 def _places(task: Task, bank: TransformBank, data: Transitions) -> np.ndarray:
-    """Where the elements of a bank lead, `[N, M, 2]`."""
+    """Positions after the elements of a bank act, `[N, M, 2]`."""
     return np.asarray(data.states)[:, None, _moved(task)] + np.asarray(bank.elements)
 
 

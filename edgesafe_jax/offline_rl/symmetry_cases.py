@@ -108,7 +108,7 @@ CASES: dict[str, Case] = {
 
 @dataclasses.dataclass(frozen=True)
 class CaseResult:
-    """What the study of a case found.
+    """The results of one case.
 
     Attributes:
       case: the case.

@@ -9,4 +9,4 @@ WORLDS: Mapping[str, Callable[[], tasks.Task]] = {
     "point_maze": maze.make_point_maze,
     "ant": ant.make_ant,
 }
-"""What configs may name."""
+"""The tasks by the name that configs use."""

@@ -153,7 +153,7 @@ def _check_poses(poses: Sequence[Pose], captions: Sequence[str]) -> None:
 
 
 def _frame(poses: Sequence[Pose]) -> tuple[float, float, float]:
-    """What holds every pose: how far it reaches from its mean x to either side, and its lowest and highest z."""
+    """The frame that holds every pose: largest distance from its mean x, lowest and highest z."""
     sides = max(float(np.abs(ends[..., 0] - np.mean(ends[..., 0])).max()) for ends, _ in poses)
     heights = np.concatenate([ends[..., 2].ravel() for ends, _ in poses])
     return 1.1 * max(sides, 0.1), min(float(heights.min()), 0.0) - 0.1, float(heights.max()) + 0.2

@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
 
 
 Cell = str | int | float | Estimate | None
-"""What a table holds: text, a whole number, a number, a number with its interval, or nothing."""
+"""A cell of a table: text, a whole number, a number, a number with its interval, or nothing."""
 
 
 @dataclass(frozen=True)

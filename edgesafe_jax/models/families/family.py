@@ -1,4 +1,4 @@
-"""What a decoder family says about itself, and the readings that most families share."""
+"""The declaration of a decoder family, and the readers that most families share."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

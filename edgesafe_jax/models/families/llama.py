@@ -1,4 +1,4 @@
-"""Llama: the family that the others are told apart from; SmolLM2 and TinyLlama are of it."""
+"""Llama, the base of the other families; SmolLM2 and TinyLlama belong to it."""
 
 from collections.abc import Mapping
 from typing import Any
