@@ -34,10 +34,10 @@ import numpy as np
 
 from edgesafe_jax import parallel, planning
 from edgesafe_jax.planning import JaxTask, MujocoTask
+from edgesafe_jax.planning.paper_tasks import half_cheetah
 from edgesafe_jax.planning.physics import available_threads
-from edgesafe_jax.planning.tasks import half_cheetah
+from edgesafe_jax.planning.search import Population
 from edgesafe_jax.reporting import curves
-from launch.planning import make_planner
 
 NUM_RUNS = 7
 PROBLEMS = (1, 4, 16, 64, 256)
@@ -74,7 +74,7 @@ def _median_ratio(times: list[float], others: list[float]) -> float:
 
 def _against_bare_rollout() -> tuple[list[Row], dict[str, float]]:
     task = half_cheetah()
-    planner = make_planner("icem", task.simulator(), task, budget=100)
+    planner = planning.make_planner("icem", task.simulator(), task, budget=100)
     state, start = planner.init(), task.reset(jax.random.key(0))
     plan = jax.jit(planner.plan)
     first = _timed(lambda: plan(jax.random.key(0), state, start))
@@ -172,7 +172,7 @@ class _Batch:
     """What is measured in one go: how many problems, how the population is compiled, precision of products, devices."""
 
     problems: int
-    population: str = "unrolled"
+    population: Population = "unrolled"
     precision: str = "default"
     devices: int = 1
     singles: bool = True
@@ -195,8 +195,10 @@ def _batches(
     points: dict[str, list[tuple[float, float]]] = {}
     prefix = task.name.replace(" ", "_")
     planners = {
-        population: make_planner("icem", simulate, task, budget=budget, options={"population": population})
-        for population in dict.fromkeys(each.population for each in wanted)
+        each.population: planning.make_planner(
+            "icem", simulate, task, budget=budget, settings=planning.IcemSettings(population=each.population)
+        )
+        for each in wanted
     }
     singles = {name: jax.jit(planner.plan) for name, planner in planners.items()}
     simulations = jax.jit(jax.vmap(simulate))
@@ -295,7 +297,7 @@ def _real_time(task: MujocoTask) -> tuple[list[Row], dict[str, float]]:
     task.world.rollout = timed  # type: ignore[method-assign]
     for name in PLANNERS:
         for budget in TASK_BUDGETS:
-            planner = make_planner(name, task.simulator(), task, budget=budget)
+            planner = planning.make_planner(name, task.simulator(), task, budget=budget)
             state, start = planner.init(), task.reset(jax.random.key(0))
             plan = jax.jit(planner.plan)
             first = _timed(lambda p=plan, m=state, s=start: p(jax.random.key(0), m, s))

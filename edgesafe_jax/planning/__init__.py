@@ -8,13 +8,20 @@ Beside the letters of `edgesafe_jax.typing`, shapes here use T for the horizon o
 K for the knots of a plan (K = T where the search is over actions) and M for the models of an ensemble.
 """
 
+from edgesafe_jax.planning.budgets import BUDGETS
 from edgesafe_jax.planning.cem import make_cem, make_pets_cem, make_planet_cem
-from edgesafe_jax.planning.icem import BUDGETS, ElitesState, make_icem, population_sizes
+from edgesafe_jax.planning.environments import ENVIRONMENTS, TASKS, make_task
+from edgesafe_jax.planning.icem import ElitesState, IcemSettings, make_icem, population_sizes
+from edgesafe_jax.planning.jax_tasks import BRAX_TASKS, brax_task, double_integrator, double_integrator_cost
+from edgesafe_jax.planning.knots import Knots, make_knots
 from edgesafe_jax.planning.mpc import DivergedError, Episode, loop_episode, run_episode, scan_episode
-from edgesafe_jax.planning.mppi import make_dial, make_mppi, path_integral_weights
+from edgesafe_jax.planning.mppi import MppiSettings, make_dial, make_mppi, path_integral_weights
 from edgesafe_jax.planning.noise import colored_noise, colored_noise_std
-from edgesafe_jax.planning.physics import MujocoState, MujocoWorld, figure_segments, load_model
-from edgesafe_jax.planning.planner import Knots, Outcomes, Plan, Planner, PlanningError, Simulator, make_knots, rank
+from edgesafe_jax.planning.paper_tasks import door
+from edgesafe_jax.planning.physics import MujocoState, MujocoWorld, load_model
+from edgesafe_jax.planning.planner import Outcomes, Plan, Planner, PlanningError, Simulator, rank
+from edgesafe_jax.planning.poses import figure_segments
+from edgesafe_jax.planning.registry import PLANNERS, make_planner
 from edgesafe_jax.planning.risk import make_cvar, make_exponential, mean_cost, worst_cost
 from edgesafe_jax.planning.shooting import make_predictive_sampling, make_random_shooting
 from edgesafe_jax.planning.simulators import (
@@ -25,26 +32,21 @@ from edgesafe_jax.planning.simulators import (
     repeat_actions,
     step_result,
 )
-from edgesafe_jax.planning.tasks import (
-    BRAX_TASKS,
-    TASKS,
-    JaxTask,
-    MujocoTask,
-    brax_task,
-    door,
-    double_integrator,
-    double_integrator_cost,
-)
+from edgesafe_jax.planning.tasks import JaxTask, MujocoTask
 
 __all__ = [
     "BRAX_TASKS",
     "BUDGETS",
+    "ENVIRONMENTS",
+    "PLANNERS",
     "TASKS",
     "DivergedError",
     "ElitesState",
     "Episode",
+    "IcemSettings",
     "JaxTask",
     "Knots",
+    "MppiSettings",
     "MujocoState",
     "MujocoTask",
     "MujocoWorld",
@@ -74,9 +76,11 @@ __all__ = [
     "make_mppi",
     "make_pets_cem",
     "make_planet_cem",
+    "make_planner",
     "make_predictive_sampling",
     "make_random_shooting",
     "make_simulator",
+    "make_task",
     "mean_cost",
     "path_integral_weights",
     "population_sizes",

@@ -1,9 +1,29 @@
 """The cross-entropy planners that iCEM is compared with: CEM as in model-predictive control, PETS and PlaNet."""
 
-from edgesafe_jax.planning.icem import make_elite_search
-from edgesafe_jax.planning.noise import Sampler, clipped_noise, half_distance_normal, truncated_normal
-from edgesafe_jax.planning.planner import Knots, Planner, Simulator
+from typing import Any
+
+from edgesafe_jax.planning.budgets import divide_budget
+from edgesafe_jax.planning.icem import IcemSettings, make_elite_search
+from edgesafe_jax.planning.knots import Knots
+from edgesafe_jax.planning.noise import clipped_noise, half_distance_normal, truncated_normal
+from edgesafe_jax.planning.planner import Planner, Simulator
+from edgesafe_jax.planning.search import make_space
 from edgesafe_jax.typing import ArrayLike
+
+
+def _settings(num_elites: int, init_std: float, momentum: float) -> IcemSettings:
+    """CEM as iCEM without its additions."""
+    return IcemSettings(
+        num_elites=num_elites,
+        init_std=init_std,
+        momentum=momentum,
+        decay=1.0,
+        elite_fraction=0.0,
+        keep_elites=False,
+        shift_elites=False,
+        mean_in_last_iteration=False,
+        execute="mean",
+    )
 
 
 def make_cem(
@@ -17,7 +37,6 @@ def make_cem(
     num_elites: int = 10,
     init_std: float = 0.5,
     momentum: float = 0.1,
-    sampler: Sampler | None = None,
     knots: Knots | None = None,
 ) -> Planner:
     """Makes CEM for model-predictive control: white noise from a normal truncated at the bounds.
@@ -34,8 +53,7 @@ def make_cem(
       num_samples: sequences of each iteration.
       num_elites: elites at most; fewer where that is more than half of `num_samples`.
       init_std: std at the start of each step, in units of half the range.
-      momentum: the share of mean and std that stays in an iteration.
-      sampler: draws the candidates; None for `truncated_normal`.
+      momentum: the fraction of mean and std that stays in an iteration.
       knots: searches a spline instead of single actions.
 
     Returns:
@@ -48,25 +66,11 @@ def make_cem(
     """
     return make_elite_search(
         simulator,
-        sampler or truncated_normal(),
-        low=low,
-        high=high,
-        horizon=horizon,
+        make_space(low, high, horizon, knots),
+        truncated_normal(),
+        _settings(num_elites, init_std, momentum),
         num_iterations=num_iterations,
         num_samples=num_samples,
-        num_elites=num_elites,
-        init_std=init_std,
-        momentum=momentum,
-        decay=1.0,
-        elite_share=0.0,
-        keep_elites=False,
-        shift_elites=False,
-        mean_in_last_iteration=False,
-        warm_start=True,
-        execute="mean",
-        population="unrolled",
-        knots=knots,
-        proposal=None,
     )
 
 
@@ -93,7 +97,7 @@ def make_pets_cem(
       num_samples: sequences of each iteration.
       num_elites: elites at most; fewer where that is more than half of `num_samples`.
       init_std: std at the start of each step, in units of half the range.
-      momentum: the share of mean and std that stays in an iteration.
+      momentum: the fraction of mean and std that stays in an iteration.
 
     Returns:
       The planner.
@@ -103,17 +107,13 @@ def make_pets_cem(
 
     Reference: Chua et al., arXiv 1805.12114.
     """
-    return make_cem(
+    return make_elite_search(
         simulator,
-        low=low,
-        high=high,
-        horizon=horizon,
+        make_space(low, high, horizon),
+        half_distance_normal(),
+        _settings(num_elites, init_std, momentum),
         num_iterations=num_iterations,
         num_samples=num_samples,
-        num_elites=num_elites,
-        init_std=init_std,
-        momentum=momentum,
-        sampler=half_distance_normal(),
     )
 
 
@@ -150,23 +150,31 @@ def make_planet_cem(
     """
     return make_elite_search(
         simulator,
+        make_space(low, high, horizon),
         clipped_noise(0.0, convention="corrected"),
-        low=low,
-        high=high,
-        horizon=horizon,
+        _settings(num_elites, init_std, momentum=0.0),
         num_iterations=num_iterations,
         num_samples=num_samples,
-        num_elites=num_elites,
-        init_std=init_std,
-        momentum=0.0,
-        decay=1.0,
-        elite_share=0.0,
-        keep_elites=False,
-        shift_elites=False,
-        mean_in_last_iteration=False,
         warm_start=False,
-        execute="mean",
-        population="unrolled",
-        knots=None,
-        proposal=None,
     )
+
+
+def cem_at_budget(simulator: Simulator, *, budget: int, noise_beta: ArrayLike, **common: Any) -> Planner:
+    """Makes CEM at a budget, see `edgesafe_jax.planning.budgets.Builder`."""
+    del noise_beta
+    sizes = divide_budget(budget)
+    return make_cem(simulator, **common, **sizes, num_elites=min(10, sizes["num_samples"]))
+
+
+def pets_at_budget(simulator: Simulator, *, budget: int, noise_beta: ArrayLike, **common: Any) -> Planner:
+    """Makes CEM as in PETS at a budget, see `edgesafe_jax.planning.budgets.Builder`."""
+    del noise_beta
+    sizes = divide_budget(budget)
+    return make_pets_cem(simulator, **common, **sizes, num_elites=min(10, sizes["num_samples"]))
+
+
+def planet_at_budget(simulator: Simulator, *, budget: int, noise_beta: ArrayLike, **common: Any) -> Planner:
+    """Makes CEM as in PlaNet at a budget, see `edgesafe_jax.planning.budgets.Builder`."""
+    del noise_beta
+    sizes = divide_budget(budget)
+    return make_planet_cem(simulator, **common, **sizes, num_elites=max(2, sizes["num_samples"] // 10))

@@ -1,55 +1,93 @@
 """iCEM: the cross-entropy method with coloured noise, memory and a shrinking population."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 
-from edgesafe_jax.planning.noise import Convention, Sampler, clipped_noise
+from edgesafe_jax.errors import POSITIVE, Range
+from edgesafe_jax.planning.budgets import Builder, divide_budget
+from edgesafe_jax.planning.knots import Knots
+from edgesafe_jax.planning.noise import ActionSampler, Convention, clipped_noise
 from edgesafe_jax.planning.planner import (
-    Knots,
     Outcomes,
-    Plan,
     Planner,
     PlanningError,
     Simulator,
-    checked_bounds,
+    check_numbers,
     checked_count,
-    checked_outcomes,
     clipped,
-    counts,
     is_finite,
-    make_knots,
     rank,
+)
+from edgesafe_jax.planning.search import (
+    Candidates,
+    Iteration,
+    Population,
+    SearchSpace,
+    Selection,
+    make_search,
+    make_space,
 )
 from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
 
 Execute: TypeAlias = Literal["best", "mean"]
-"""Which sequence is executed: the best of the last pool, or the mean of its elites."""
-
-Population: TypeAlias = Literal["unrolled", "padded"]
-"""How a shrinking population is compiled: each iteration at its size, or one loop body at the largest."""
+"""Which sequence is executed: the best of the last iteration, or the mean of its elites."""
 
 Proposal: TypeAlias = Callable[[PRNGKey, PyTree], Array]
-"""Candidates `[P, K, A]` (actions, or knots where the search is over knots) from the state of the environment."""
+"""From a key and the state of the environment to candidates `[N, K, A]`: actions, or knots where those are searched."""
 
-BUDGETS = {
-    50: (2, 25),
-    70: (2, 40),
-    100: (3, 40),
-    150: (3, 60),
-    200: (4, 65),
-    250: (4, 85),
-    300: (4, 100),
-    400: (5, 120),
-    500: (5, 150),
-    1000: (6, 270),
-    2000: (8, 480),
-    4000: (10, 900),
+_RANGES = {
+    "init_std": POSITIVE,
+    "momentum": Range(0, 1, below=True),
+    "decay": Range(1),
+    "elite_fraction": Range(0, 1),
 }
-"""The paper's table: iterations and sequences of the first one, by the budget of trajectories at each step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IcemSettings:
+    """The settings of iCEM; those of the paper by default.
+
+    Attributes:
+      num_elites: E at most; fewer where that is more than half of the first population.
+      noise_convention: normalisation of the noise, see `colored_noise`.
+      init_std: sigma at the start of each step, in units of half the range.
+      momentum: alpha, the fraction of mean and std that stays.
+      decay: gamma, by which the population shrinks from one iteration to the next; 1 for not.
+      elite_fraction: xi, the fraction of the elites that is carried over.
+      keep_elites: whether elites are carried over from one iteration to the next.
+      shift_elites: whether they are carried over from one step to the next.
+      mean_in_last_iteration: whether mu is among the candidates of the last iteration.
+      execute: ``"best"`` or ``"mean"``, which with a learned simulator exploits its errors less.
+      population: ``"unrolled"`` simulates no more than needed and compiles every size; ``"padded"`` compiles one
+        iteration at the largest size and leaves the surplus out of the ranking. The plans are the same.
+    """
+
+    num_elites: int = 10
+    noise_convention: Convention = "classic"
+    init_std: float = 0.5
+    momentum: float = 0.1
+    decay: float = 1.25
+    elite_fraction: float = 0.3
+    keep_elites: bool = True
+    shift_elites: bool = True
+    mean_in_last_iteration: bool = True
+    execute: Execute = "best"
+    population: Population = "unrolled"
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "icem_white": {"noise_beta": 0.0},
+    "icem_no_shift": {"shift_elites": False},
+    "icem_no_keep": {"keep_elites": False},
+    "icem_no_decay": {"decay": 1.0},
+    "icem_no_mean": {"mean_in_last_iteration": False},
+    "icem_execute_mean": {"execute": "mean"},
+}
+"""iCEM without one of its components: what is set otherwise, by name."""
 
 
 @jax.tree_util.register_dataclass
@@ -59,26 +97,13 @@ class ElitesState:
 
     Attributes:
       mean: centre of the search at the coming step `[K, A]`.
-      elites: best sequences of the last step, best first, not yet shifted `[E, K, A]`.
+      elites: best sequences of the last step, best first, not yet shifted `[N, K, A]`.
       has_elites: whether there are any: not before the first step of an episode `[]`.
     """
 
     mean: Array
     elites: Array
     has_elites: Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Search:
-    """The distribution and the elites between two iterations."""
-
-    mean: Array
-    std: Array
-    elites: Array
-    outcomes: Outcomes
-    num_nonfinite: Array
-    num_infeasible: Array
 
 
 def population_sizes(num_samples: int, num_iterations: int, *, decay: float = 1.25, least: int = 1) -> list[int]:
@@ -88,7 +113,7 @@ def population_sizes(num_samples: int, num_iterations: int, *, decay: float = 1.
       num_samples: sequences of the first iteration.
       num_iterations: iterations.
       decay: gamma; 1 keeps the size.
-      least: smallest size, 2 K in iCEM.
+      least: smallest size, twice the elites in iCEM.
 
     Returns:
       The sizes.
@@ -111,18 +136,8 @@ def make_icem(
     horizon: int = 30,
     num_iterations: int = 3,
     num_samples: int = 40,
-    num_elites: int = 10,
     noise_beta: ArrayLike = 2.0,
-    noise_convention: Convention = "classic",
-    init_std: float = 0.5,
-    momentum: float = 0.1,
-    decay: float = 1.25,
-    elite_share: float = 0.3,
-    keep_elites: bool = True,
-    shift_elites: bool = True,
-    mean_in_last_iteration: bool = True,
-    execute: Execute = "best",
-    population: Population = "unrolled",
+    settings: IcemSettings = IcemSettings(),
     knots: Knots | None = None,
     proposal: Proposal | None = None,
 ) -> Planner:
@@ -130,15 +145,16 @@ def make_icem(
 
     At each step of the environment, from mean mu and std sigma = init_std (high - low) / 2, iteration i
 
-    1. draws N_i = max(2 K, int(N_{i-1} / decay)) sequences clip(mu + sigma noise_beta, low, high), of which the last
+    1. draws N_i = max(2 E, int(N_{i-1} / decay)) sequences clip(mu + sigma noise_beta, low, high), of which the last
        iteration replaces the first by mu;
-    2. at i = 0 adds the best int(elite_share K) elites of the last step, one step later, each with a fresh last action;
-    3. simulates them; at i > 0 adds the best int(elite_share K) elites of iteration i - 1, which are not simulated
+    2. at i = 0 adds the best int(elite_fraction E) elites of the last step, one step later, each with a fresh last
+       action;
+    3. simulates them; at i > 0 adds the best int(elite_fraction E) elites of iteration i - 1, which are not simulated
        again;
-    4. takes the best K = max(2, min(num_elites, N_0 / 2)) as elites and moves
+    4. takes the best E = max(2, min(num_elites, N_0 / 2)) as elites and moves
        mu <- (1 - momentum) mean(elites) + momentum mu, and sigma likewise with their population std.
 
-    The first action of the best sequence of the last pool is executed and mu moves one step on, its last entry
+    The first action of the best sequence of the last iteration is executed and mu moves one step on, its last entry
     repeated. Trajectories with a cost that is not finite never count among the elites; without a finite one mu and
     sigma stay.
 
@@ -149,24 +165,13 @@ def make_icem(
       horizon: T, actions of a plan.
       num_iterations: iterations at each step of the environment.
       num_samples: N_0, sequences of the first iteration.
-      num_elites: K at most; fewer where that is more than half of `num_samples`.
       noise_beta: exponent of the coloured noise, a number or one per action dimension `[A]`.
-      noise_convention: its normalisation, see `colored_noise`.
-      init_std: sigma at the start of each step, in units of half the range.
-      momentum: alpha, the share of mean and std that stays.
-      decay: gamma, by which the population shrinks from one iteration to the next; 1 for not.
-      elite_share: xi, the share of the elites that is carried over.
-      keep_elites: whether elites are carried over from one iteration to the next.
-      shift_elites: whether they are carried over from one step to the next.
-      mean_in_last_iteration: whether mu is among the candidates of the last iteration.
-      execute: ``"best"`` or ``"mean"``, which with a learned simulator exploits its errors less.
-      population: ``"unrolled"`` simulates no more than needed and compiles every size; ``"padded"`` compiles one
-        iteration at the largest size and leaves the surplus out of the ranking. The plans are the same.
+      settings: everything else of the search; the names above are its fields.
       knots: searches a spline instead of single actions, see `make_knots`.
       proposal: adds candidates to the first iteration, such as the actions of a policy, clipped to the bounds.
 
     Returns:
-      The planner.
+      The planner; its state is an `ElitesState`.
 
     Raises:
       PlanningError: if a number is out of its range, the bounds are reversed or not finite, there are more elites
@@ -184,76 +189,41 @@ def make_icem(
     Reference: Pinneri et al., Sample-efficient cross-entropy method for real-time planning, arXiv 2008.06389,
       algorithm 1; the details are those of the authors' code.
     """
+    space = make_space(low, high, horizon, knots)
+    sampler = clipped_noise(noise_beta, convention=settings.noise_convention)
     return make_elite_search(
         simulator,
-        clipped_noise(noise_beta, convention=noise_convention),
-        low=low,
-        high=high,
-        horizon=horizon,
+        space,
+        sampler,
+        settings,
         num_iterations=num_iterations,
         num_samples=num_samples,
-        num_elites=num_elites,
-        init_std=init_std,
-        momentum=momentum,
-        decay=decay,
-        elite_share=elite_share,
-        keep_elites=keep_elites,
-        shift_elites=shift_elites,
-        mean_in_last_iteration=mean_in_last_iteration,
-        warm_start=True,
-        execute=execute,
-        population=population,
-        knots=knots,
         proposal=proposal,
     )
 
 
 def make_elite_search(
     simulator: Simulator,
-    sampler: Sampler,
+    space: SearchSpace,
+    sampler: ActionSampler,
+    settings: IcemSettings,
     *,
-    low: ArrayLike,
-    high: ArrayLike,
-    horizon: int,
     num_iterations: int,
     num_samples: int,
-    num_elites: int,
-    init_std: float,
-    momentum: float,
-    decay: float,
-    elite_share: float,
-    keep_elites: bool,
-    shift_elites: bool,
-    mean_in_last_iteration: bool,
-    warm_start: bool,
-    execute: Execute,
-    population: Population,
-    knots: Knots | None,
-    proposal: Proposal | None,
+    warm_start: bool = True,
+    proposal: Proposal | None = None,
 ) -> Planner:
     """Makes a planner of the CEM family; `make_icem` and `edgesafe_jax.planning.cem` choose its parts.
 
     Args:
-      simulator: see `make_icem`, as all arguments that are not named here.
+      simulator: from the state of the environment and sequences `[N, T, A]` to `Outcomes` `[N]`.
+      space: what is searched.
       sampler: draws the candidates.
-      low: lower bounds `[A]`.
-      high: upper bounds `[A]`.
-      horizon: T.
-      num_iterations: iterations.
-      num_samples: N_0.
-      num_elites: K at most.
-      init_std: sigma at the start of each step, in units of half the range.
-      momentum: alpha.
-      decay: gamma.
-      elite_share: xi.
-      keep_elites: over iterations.
-      shift_elites: over steps.
-      mean_in_last_iteration: whether mu is a candidate.
+      settings: of the search; the noise convention is that of the sampler.
+      num_iterations: iterations at each step of the environment.
+      num_samples: N_0, sequences of the first iteration.
       warm_start: whether mu moves on to the next step; else each step starts from the middle.
-      execute: ``"best"`` or ``"mean"``.
-      population: ``"unrolled"`` or ``"padded"``.
-      knots: what is searched.
-      proposal: more candidates.
+      proposal: more candidates of the first iteration.
 
     Returns:
       The planner.
@@ -261,154 +231,175 @@ def make_elite_search(
     Raises:
       PlanningError: as `make_icem`.
     """
-    lower, upper = checked_bounds(low, high)
-    horizon = checked_count(horizon, "horizon")
     num_iterations = checked_count(num_iterations, "num_iterations")
     num_samples = checked_count(num_samples, "num_samples", least=2)
-    num_elites = checked_count(num_elites, "num_elites", least=2)
+    num_elites = checked_count(settings.num_elites, "num_elites", least=2)
     if num_elites > num_samples:
         raise PlanningError(f"num_elites={num_elites}: expected at most num_samples={num_samples}")
-    if not init_std > 0:
-        raise PlanningError(f"init_std={init_std}: expected above 0")
-    if not 0 <= momentum < 1:
-        raise PlanningError(f"momentum={momentum}: expected 0 or more and below 1")
-    if not decay >= 1:
-        raise PlanningError(f"decay={decay}: expected 1 or more")
-    if not 0 <= elite_share <= 1:
-        raise PlanningError(f"elite_share={elite_share}: expected 0 to 1")
-    for name, value, choices in (("execute", execute, Execute), ("population", population, Population)):
+    check_numbers(_RANGES, vars(settings))
+    for name, choices in (("execute", Execute), ("population", Population)):
+        value = getattr(settings, name)
         if value not in get_args(choices):
             raise PlanningError(f"{name}={value!r}: expected one of {', '.join(get_args(choices))}")
-    if knots is not None and knots.expand.shape[0] != horizon:
-        raise PlanningError(f"knots for a horizon of {knots.expand.shape[0]}: expected {horizon}")
+    num_elites = max(2, min(num_elites, num_samples // 2))
+    sizes = population_sizes(num_samples, num_iterations, decay=settings.decay, least=2 * num_elites)
+    method = _EliteSearch(
+        space=space,
+        sampler=sampler,
+        settings=settings,
+        num_elites=num_elites,
+        num_carried=int(settings.elite_fraction * num_elites),
+        warm_start=warm_start,
+        proposal=proposal,
+    )
+    return make_search(simulator, method, space, sampler, sizes=sizes, population=settings.population)
 
-    num_kept = max(2, min(num_elites, num_samples // 2))
-    num_carried = int(elite_share * num_kept)
-    shift_elites, keep_elites = shift_elites and num_carried > 0, keep_elites and num_carried > 0
-    sizes = population_sizes(num_samples, num_iterations, decay=decay, least=2 * num_kept)
-    dim = len(lower)
-    num_knots = knots.num_knots if knots else horizon
-    start_std = jnp.broadcast_to(jnp.asarray(init_std * (upper - lower) / 2, jnp.float32), (num_knots, dim))
-    shifted = make_knots(horizon, horizon).shifted if knots is None else knots.shifted
 
-    def middle() -> Array:
-        return jnp.broadcast_to(jnp.asarray((lower + upper) / 2, jnp.float32), (num_knots, dim))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The distribution and the elites between two iterations, and the candidates that only the first one has."""
 
-    def place(noise: Array, mean: Array, std: Array) -> Array:
-        return sampler.place(noise, mean, std, lower, upper)
+    mean: Array
+    std: Array
+    elites: Array
+    outcomes: Outcomes
+    extra: Candidates
 
-    def to_actions(candidates: Array) -> Array:
-        if knots is None:
-            return candidates
-        return clipped(knots.actions(candidates), lower, upper)
 
-    def extra_candidates(key: PRNGKey, noise: Array, state: ElitesState, env_state: PyTree) -> tuple[Array, Array]:
-        """Candidates that only the first iteration has `[C, K, A]`, and which of them there are `[C]`."""
-        found, present = [jnp.zeros((0, num_knots, dim))], [jnp.zeros((0,), bool)]
-        if shift_elites:
-            fresh = place(noise, state.mean, start_std)
-            found.append(shifted(state.elites).at[:, -1].set(fresh[:, -1]))
-            present.append(jnp.broadcast_to(state.has_elites, (num_carried,)))
-        if proposal is not None:
-            proposed = proposal(key, env_state)
-            if proposed.ndim != 3 or proposed.shape[1:] != (num_knots, dim):
-                raise PlanningError(f"the proposal has shape {list(proposed.shape)}: expected [P, {num_knots}, {dim}]")
-            found.append(clipped(proposed, lower, upper))
+@dataclasses.dataclass(frozen=True)
+class _EliteSearch:
+    """The method of CEM and iCEM: the distribution moves to its elites."""
+
+    space: SearchSpace
+    sampler: ActionSampler
+    settings: IcemSettings
+    num_elites: int
+    num_carried: int
+    warm_start: bool
+    proposal: Proposal | None
+
+    @property
+    def num_extra(self) -> int:
+        return self.num_carried if self.settings.shift_elites else 0
+
+    @property
+    def num_keys(self) -> int:
+        return self.num_carried + 1
+
+    def init(self) -> ElitesState:
+        elites = jnp.broadcast_to(self.space.middle(), (self.num_carried, *self.space.shape))
+        return ElitesState(self.space.middle(), elites, jnp.zeros((), bool))
+
+    def begin(self, keys: PRNGKey, memory: ElitesState, env_state: PyTree) -> _Search:
+        return _Search(
+            mean=memory.mean,
+            std=self.space.std(self.settings.init_std),
+            elites=jnp.broadcast_to(self.space.middle(), (self.num_elites, *self.space.shape)),
+            outcomes=Outcomes(jnp.full((self.num_elites,), jnp.inf), jnp.zeros((self.num_elites,))),
+            extra=self._extra(keys, memory, env_state),
+        )
+
+    def _extra(self, keys: PRNGKey, memory: ElitesState, env_state: PyTree) -> Candidates:
+        """The elites of the last step, one step later, and what is proposed."""
+        space = self.space
+        found, present = [jnp.zeros((0, *space.shape))], [jnp.zeros((0,), bool)]
+        if self.num_extra:
+            noise = jax.vmap(lambda each: self.sampler.draw(each, space.shape))(keys[:-1])
+            fresh = self._placed(noise, memory.mean, space.std(self.settings.init_std))
+            found.append(space.shifted(memory.elites).at[:, -1].set(fresh[:, -1]))
+            present.append(jnp.broadcast_to(memory.has_elites, (self.num_carried,)))
+        if self.proposal is not None:
+            proposed = self.proposal(keys[-1], env_state)
+            if proposed.ndim != 3 or proposed.shape[1:] != space.shape:
+                expected = ", ".join(map(str, space.shape))
+                raise PlanningError(f"the proposal has shape {list(proposed.shape)}: expected [N, {expected}]")
+            found.append(clipped(proposed, space.low, space.high))
             present.append(jnp.ones((proposed.shape[0],), bool))
-        return jnp.concatenate(found), jnp.concatenate(present)
+        return Candidates(jnp.concatenate(found), jnp.concatenate(present))
 
-    def improve(search: _Search, env_state: PyTree, candidates: Array, present: Array, kept: Array | bool) -> _Search:
-        """Simulates candidates, ranks those that are present with the kept elites, moves the distribution."""
-        outcomes = checked_outcomes(simulator(env_state, to_actions(candidates)), candidates.shape[0])
-        nonfinite, infeasible = counts(outcomes, present)
-        pool, pooled = candidates, _without(outcomes, present)
-        if kept is not False:
-            last = jax.tree.map(lambda leaf: leaf[:num_carried], (search.elites, search.outcomes))
-            pool = jnp.concatenate([pool, last[0]])
-            remembered = _without(last[1], jnp.broadcast_to(kept, (num_carried,)))
-            pooled = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), pooled, remembered)
-        best = rank(pooled)[:num_kept]
+    def _placed(self, noise: Array, mean: Array, std: Array) -> Array:
+        return self.sampler.place(noise, mean, std, self.space.low, self.space.high)
+
+    def sample(self, search: _Search, noise: Array, iteration: Iteration) -> Candidates:
+        candidates = self._placed(noise, search.mean, search.std)
+        if self.settings.mean_in_last_iteration and iteration.is_last is not False:
+            candidates = candidates.at[0].set(jnp.where(iteration.is_last, search.mean, candidates[0]))
+        present = jnp.ones((len(candidates),), bool)
+        if not isinstance(iteration.size, int):
+            present = jnp.arange(len(candidates)) < iteration.size
+        is_first = iteration.number == 0
+        if is_first is False:
+            return Candidates(candidates, present)
+        sequences = jnp.concatenate([candidates, search.extra.sequences])
+        return Candidates(sequences, jnp.concatenate([present, search.extra.present & is_first]))
+
+    def update(self, search: _Search, candidates: Candidates, outcomes: Outcomes, iteration: Iteration) -> _Search:
+        pool, pooled = candidates.sequences, outcomes
+        keeps = (iteration.number > 0) if self.settings.keep_elites and self.num_carried else False
+        if keeps is not False:
+            kept = jax.tree.map(lambda leaf: leaf[: self.num_carried], search.outcomes)
+            kept = Outcomes(jnp.where(keeps, kept.cost, jnp.inf), kept.violation)
+            pool = jnp.concatenate([pool, search.elites[: self.num_carried]])
+            pooled = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), pooled, kept)
+        best = rank(pooled)[: self.num_elites]
         elites, elite_outcomes = pool[best], jax.tree.map(lambda leaf: leaf[best], pooled)
         weight = is_finite(elite_outcomes).astype(jnp.float32)[:, None, None]
         number = jnp.maximum(jnp.sum(weight), 1.0)
         elite_mean = jnp.sum(weight * elites, axis=0) / number
         elite_std = jnp.sqrt(jnp.sum(weight * (elites - elite_mean[None]) ** 2, axis=0) / number)
-        stay = jnp.where(jnp.any(weight > 0), momentum, 1.0)
-        return _Search(
+        stay = jnp.where(jnp.any(weight > 0), self.settings.momentum, 1.0)
+        return dataclasses.replace(
+            search,
             mean=(1 - stay) * elite_mean + stay * search.mean,
             std=(1 - stay) * elite_std + stay * search.std,
             elites=elites,
             outcomes=elite_outcomes,
-            num_nonfinite=search.num_nonfinite + nonfinite,
-            num_infeasible=search.num_infeasible + infeasible,
         )
 
-    def with_mean(candidates: Array, mean: Array, last: Array | bool) -> Array:
-        if not mean_in_last_iteration or last is False:
-            return candidates
-        return candidates.at[0].set(jnp.where(last, mean, candidates[0]))
-
-    def unrolled(search: _Search, noise: Array, env_state: PyTree, extra: Array, extra_present: Array) -> _Search:
-        for index, size in enumerate(sizes):
-            candidates = place(noise[index, :size], search.mean, search.std)
-            candidates = with_mean(candidates, search.mean, index == num_iterations - 1)
-            present = jnp.ones((size,), bool)
-            if index == 0:
-                candidates = jnp.concatenate([candidates, extra])
-                present = jnp.concatenate([present, extra_present])
-            search = improve(search, env_state, candidates, present, keep_elites and index > 0)
-        return search
-
-    def padded(search: _Search, noise: Array, env_state: PyTree, extra: Array, extra_present: Array) -> _Search:
-        def body(search: _Search, inputs: tuple[Array, Array, Array]) -> tuple[_Search, None]:
-            drawn, index, size = inputs
-            candidates = place(drawn, search.mean, search.std)
-            candidates = with_mean(candidates, search.mean, index == num_iterations - 1)
-            candidates = jnp.concatenate([candidates, extra])
-            present = jnp.concatenate([jnp.arange(num_samples) < size, extra_present & (index == 0)])
-            return improve(search, env_state, candidates, present, (index > 0) if keep_elites else False), None
-
-        return jax.lax.scan(body, search, (noise, jnp.arange(num_iterations), jnp.asarray(sizes)))[0]
-
-    def init() -> ElitesState:
-        return ElitesState(middle(), jnp.broadcast_to(middle(), (num_carried, num_knots, dim)), jnp.zeros((), bool))
-
-    def plan(key: PRNGKey, state: ElitesState, env_state: PyTree) -> tuple[Array, ElitesState, Plan]:
-        # One key a candidate, so that the first n candidates do not depend on how many are drawn.
-        total = num_iterations * num_samples
-        keys = jax.random.split(key, total + num_carried + 1)
-        noise = jax.vmap(lambda each: sampler.draw(each, (num_knots, dim)))(keys[:-1])
-        extra, extra_present = extra_candidates(keys[-1], noise[total:], state, env_state)
-        search = _Search(
-            mean=state.mean,
-            std=start_std,
-            elites=jnp.broadcast_to(middle(), (num_kept, num_knots, dim)),
-            outcomes=Outcomes(jnp.full((num_kept,), jnp.inf), jnp.zeros((num_kept,))),
-            num_nonfinite=jnp.zeros((), jnp.int32),
-            num_infeasible=jnp.zeros((), jnp.int32),
-        )
-        iterate = unrolled if population == "unrolled" else padded
-        drawn = jnp.reshape(noise[:total], (num_iterations, num_samples, num_knots, dim))
-        search = iterate(search, drawn, env_state, extra, extra_present)
+    def select(self, search: _Search) -> Selection:
+        space = self.space
         found = is_finite(search.outcomes)[0]
-        chosen = jnp.where(found, search.elites[0], search.mean) if execute == "best" else search.mean
-        actions = to_actions(chosen)
-        spread = jnp.mean(jnp.std(search.elites, axis=0) / jnp.asarray((upper - lower) / 2)[None])
-        next_state = ElitesState(
-            mean=shifted(search.mean) if warm_start else middle(),
-            elites=search.elites[:num_carried],
+        best = jnp.where(found, search.elites[0], search.mean)
+        memory = ElitesState(
+            mean=space.shifted(search.mean) if self.warm_start else space.middle(),
+            elites=search.elites[: self.num_carried],
             has_elites=found,
         )
-        best_cost = jnp.where(found, search.outcomes.cost[0], jnp.inf)
-        described = Plan(actions, best_cost, spread, search.num_nonfinite, search.num_infeasible)
-        return actions[0], next_state, described
-
-    num_extra = num_carried if shift_elites else 0
-    num_trajectories = sum(sizes) if population == "unrolled" else num_samples * num_iterations
-    num_trajectories += num_extra * (1 if population == "unrolled" else num_iterations)
-    return Planner(init, plan, num_trajectories)
+        return Selection(
+            sequence=best if self.settings.execute == "best" else search.mean,
+            memory=memory,
+            best_cost=jnp.where(found, search.outcomes.cost[0], jnp.inf),
+            spread=space.spread(jnp.std(search.elites, axis=0)),
+        )
 
 
-def _without(outcomes: Outcomes, present: Array) -> Outcomes:
-    """Outcomes that rank last where a trajectory is not present."""
-    return Outcomes(jnp.where(present, outcomes.cost, jnp.inf), outcomes.violation)
+def icem_at_budget(
+    simulator: Simulator, *, budget: int, settings: IcemSettings = IcemSettings(), **common: Any
+) -> Planner:
+    """Makes iCEM at a budget, see `edgesafe_jax.planning.budgets.Builder`.
+
+    Where its population shrinks, iterations and samples are those of the paper's table; else the budget is divided
+    over the same number of iterations.
+    """
+    sizes = divide_budget(budget, shrinking=settings.decay != 1.0)
+    return make_icem(simulator, **common, **sizes, settings=settings)
+
+
+def make_ablation(changes: Mapping[str, Any]) -> Builder:
+    """Makes the builder of iCEM with some of its settings, or its noise_beta, changed."""
+    changed = {name: value for name, value in changes.items() if name != "noise_beta"}
+
+    def build(
+        simulator: Simulator,
+        *,
+        noise_beta: ArrayLike,
+        budget: int,
+        settings: IcemSettings = IcemSettings(),
+        **common: Any,
+    ) -> Planner:
+        settings = dataclasses.replace(settings, **changed)
+        noise_beta = changes.get("noise_beta", noise_beta)
+        return icem_at_budget(simulator, noise_beta=noise_beta, budget=budget, settings=settings, **common)
+
+    return build

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 from edgesafe_jax.planning.planner import Planner, PlanningError, checked_count
 from edgesafe_jax.planning.simulators import Step, StepResult
 from edgesafe_jax.planning.tasks import JaxTask, MujocoTask
-from edgesafe_jax.typing import Array, PRNGKey, PyTree
+from edgesafe_jax.typing import Array, PRNGKey, ProgressFn, PyTree
 
 
 class DivergedError(PlanningError):
@@ -41,14 +40,14 @@ class Episode:
 
 
 def scan_episode(
-    planner: Planner, step: Step, key: PRNGKey, env_state: PyTree, *, num_steps: int, action_repeat: int = 1
+    key: PRNGKey, planner: Planner, step: Step, env_state: PyTree, *, num_steps: int, action_repeat: int = 1
 ) -> Episode:
     """Runs an episode as one `jax.lax.scan`, where the environment is JAX; jit and vmap it as a whole.
 
     Args:
+      key: random key of the planner.
       planner: the planner.
       step: the true environment.
-      key: random key of the planner.
       env_state: where the episode starts.
       num_steps: plans.
       action_repeat: steps of the environment for one action, see `repeat_actions`.
@@ -73,21 +72,21 @@ def scan_episode(
 
 
 def loop_episode(
+    key: PRNGKey,
     planner: Planner,
     task: MujocoTask,
-    key: PRNGKey,
     env_state: PyTree,
     *,
     num_steps: int,
     action_repeat: int = 1,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: ProgressFn | None = None,
 ) -> Episode:
     """Runs an episode step by step, where the true environment is C MuJoCo.
 
     Args:
+      key: random key of the planner.
       planner: the planner; its `plan` may be jitted already.
       task: the true environment.
-      key: random key of the planner.
       env_state: where the episode starts, from `task.reset`.
       num_steps: plans.
       action_repeat: steps of the environment for one action, see `repeat_actions`.
@@ -130,7 +129,7 @@ def run_episode(
     seed: int,
     num_steps: int | None = None,
     action_repeat: int = 1,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: ProgressFn | None = None,
 ) -> Episode:
     """Runs an episode of a task from a seed, which gives the start and the planner's random numbers.
 
@@ -162,16 +161,16 @@ def run_episode(
     num_steps = task.episode_length // action_repeat if num_steps is None else num_steps
     if isinstance(task, MujocoTask):
         return loop_episode(
+            plan_key,
             planner,
             task,
-            plan_key,
             task.reset(start_key),
             num_steps=num_steps,
             action_repeat=action_repeat,
             on_step=on_step,
         )
     start = jax.jit(task.reset)(start_key)
-    episode = _compiled_episode(planner, task.step, plan_key, start, num_steps=num_steps, action_repeat=action_repeat)
+    episode = _compiled_episode(plan_key, planner, task.step, start, num_steps=num_steps, action_repeat=action_repeat)
     episode = jax.tree.map(np.asarray, episode)
     bad = np.flatnonzero(~np.isfinite(episode.results.cost))
     if len(bad):

@@ -1,27 +1,49 @@
 """Planners that average all candidates, by cost: MPPI with white or coloured noise, and its annealed form."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.planning.noise import Convention, clipped_noise
+from edgesafe_jax.errors import POSITIVE, Range
+from edgesafe_jax.planning.budgets import divide_budget
+from edgesafe_jax.planning.knots import Knots, make_knots
+from edgesafe_jax.planning.noise import ActionSampler, Convention, clipped_noise
 from edgesafe_jax.planning.planner import (
-    Knots,
     Outcomes,
-    Plan,
     Planner,
-    PlanningError,
     Simulator,
-    checked_bounds,
+    check_numbers,
     checked_count,
-    checked_outcomes,
-    clipped,
-    counts,
     is_finite,
-    make_knots,
     rank,
 )
+from edgesafe_jax.planning.search import Candidates, Iteration, SearchSpace, Selection, make_search, make_space
 from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
+
+_DECAY = Range(0, 1, above=True)
+_RANGES = {"temperature": POSITIVE, "std": POSITIVE, "iteration_decay": _DECAY, "horizon_decay": _DECAY}
+
+
+@dataclasses.dataclass(frozen=True)
+class MppiSettings:
+    """The settings of MPPI.
+
+    Attributes:
+      temperature: of the weights, in units of the costs' std.
+      noise_convention: normalisation of the noise, see `colored_noise`.
+      std: of the noise, in units of half the range.
+      iteration_decay: by which the noise shrinks from one iteration to the next.
+      horizon_decay: by which it is smaller one step nearer to the present.
+    """
+
+    temperature: float = 0.1
+    noise_convention: Convention = "classic"
+    std: float = 0.5
+    iteration_decay: float = 1.0
+    horizon_decay: float = 1.0
 
 
 def path_integral_weights(outcomes: Outcomes, temperature: float) -> Array:
@@ -63,12 +85,8 @@ def make_mppi(
     horizon: int = 30,
     num_iterations: int = 1,
     num_samples: int = 100,
-    temperature: float = 0.1,
     noise_beta: ArrayLike = 0.0,
-    noise_convention: Convention = "classic",
-    std: float = 0.5,
-    iteration_decay: float = 1.0,
-    horizon_decay: float = 1.0,
+    settings: MppiSettings = MppiSettings(),
     knots: Knots | None = None,
 ) -> Planner:
     r"""Makes MPPI: the plan moves to the mean of its noisy copies, weighted by softmax(-cost / temperature).
@@ -87,12 +105,8 @@ def make_mppi(
       horizon: T, actions of a plan.
       num_iterations: updates at each step of the environment.
       num_samples: N, sequences of each.
-      temperature: of the weights, in units of the costs' std.
       noise_beta: exponent of the noise, 0 for white; a number or one per action dimension `[A]`.
-      noise_convention: its normalisation, see `colored_noise`.
-      std: of the noise, in units of half the range.
-      iteration_decay: by which the noise shrinks from one iteration to the next.
-      horizon_decay: by which it is smaller one step nearer to the present.
+      settings: everything else; the names above are its fields.
       knots: searches a spline instead of single actions.
 
     Returns:
@@ -104,52 +118,63 @@ def make_mppi(
     Reference: Williams et al., Information theoretic MPC, ICRA 2017; coloured noise as in Vlahov et al.,
       arXiv 2404.03094.
     """
-    lower, upper = checked_bounds(low, high)
-    horizon = checked_count(horizon, "horizon")
+    space = make_space(low, high, horizon, knots)
     num_iterations = checked_count(num_iterations, "num_iterations")
     num_samples = checked_count(num_samples, "num_samples", least=2)
-    for name, value in (("temperature", temperature), ("std", std)):
-        if not value > 0:
-            raise PlanningError(f"{name}={value}: expected above 0")
-    for name, value in (("iteration_decay", iteration_decay), ("horizon_decay", horizon_decay)):
-        if not 0 < value <= 1:
-            raise PlanningError(f"{name}={value}: expected above 0 and at most 1")
-    if knots is not None and knots.expand.shape[0] != horizon:
-        raise PlanningError(f"knots for a horizon of {knots.expand.shape[0]}: expected {horizon}")
-    maps = make_knots(horizon, horizon) if knots is None else knots
-    size = maps.num_knots
-    sampler = clipped_noise(noise_beta, convention=noise_convention)
-    over_time = horizon_decay ** np.arange(size - 1, -1, -1.0)
-    start_std = jnp.asarray(std * over_time[:, None] * (upper - lower)[None] / 2, jnp.float32)
+    check_numbers(_RANGES, vars(settings))
+    sampler = clipped_noise(noise_beta, convention=settings.noise_convention)
+    method = _PathIntegral(space, sampler, settings, num_iterations)
+    return make_search(simulator, method, space, sampler, sizes=[num_samples] * num_iterations, population="padded")
 
-    def to_actions(candidates: Array) -> Array:
-        return candidates if knots is None else clipped(maps.actions(candidates), lower, upper)
 
-    def init() -> Array:
-        return jnp.broadcast_to(jnp.asarray((lower + upper) / 2, jnp.float32), (size, len(lower)))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """mu between two iterations, and what the last one says of its candidates."""
 
-    def plan(key: PRNGKey, state: Array, env_state: PyTree) -> tuple[Array, Array, Plan]:
-        def update(mean: Array, inputs: tuple[PRNGKey, Array]) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-            keys, scale = inputs
-            noise = jax.vmap(lambda each: sampler.draw(each, mean.shape))(keys)  # type: ignore[arg-type]
-            candidates = sampler.place(noise, mean, scale * start_std, lower, upper).at[0].set(mean)
-            outcomes = checked_outcomes(simulator(env_state, to_actions(candidates)), num_samples)
-            weight = path_integral_weights(outcomes, temperature)[:, None, None]
-            moved = jnp.sum(weight * candidates, axis=0) + (1 - jnp.sum(weight)) * mean
-            spread = jnp.sqrt(jnp.sum(weight * (candidates - moved[None]) ** 2, axis=0))
-            best = outcomes.cost[rank(outcomes)[0]]
-            best = jnp.where(jnp.isfinite(best), best, jnp.inf)
-            told = counts(outcomes, jnp.ones((num_samples,), bool))
-            return moved, (best, jnp.mean(spread / jnp.asarray((upper - lower) / 2)[None]), *told)
+    mean: Array
+    best_cost: Array
+    spread: Array
 
-        scales = jnp.asarray(iteration_decay ** np.arange(float(num_iterations)), jnp.float32)
-        mean, (best, spread, nonfinite, infeasible) = jax.lax.scan(
-            update, state, (jax.random.split(key, (num_iterations, num_samples)), scales)
-        )
-        actions = to_actions(mean)
-        return actions[0], maps.shifted(mean), Plan(actions, best[-1], spread[-1], nonfinite.sum(), infeasible.sum())
 
-    return Planner(init, plan, num_samples * num_iterations)
+@dataclasses.dataclass(frozen=True)
+class _PathIntegral:
+    """The method of MPPI: the plan moves to the weighted mean of its noisy copies."""
+
+    space: SearchSpace
+    sampler: ActionSampler
+    settings: MppiSettings
+    num_iterations: int
+
+    num_extra = 0
+    num_keys = 0
+
+    def init(self) -> Array:
+        return self.space.middle()
+
+    def begin(self, keys: PRNGKey, memory: Array, env_state: PyTree) -> _Search:
+        del keys, env_state
+        return _Search(memory, jnp.full((), jnp.inf), jnp.zeros(()))
+
+    def sample(self, search: _Search, noise: Array, iteration: Iteration) -> Candidates:
+        space, settings = self.space, self.settings
+        over_time = settings.horizon_decay ** np.arange(space.shape[0] - 1, -1, -1.0)
+        over_iterations = settings.iteration_decay ** np.arange(float(self.num_iterations))
+        scale = jnp.asarray(over_iterations, jnp.float32)[iteration.number]
+        std = scale * space.std(settings.std * over_time[:, None])
+        candidates = self.sampler.place(noise, search.mean, std, space.low, space.high).at[0].set(search.mean)
+        return Candidates(candidates, jnp.ones((len(candidates),), bool))
+
+    def update(self, search: _Search, candidates: Candidates, outcomes: Outcomes, iteration: Iteration) -> _Search:
+        del iteration
+        weight = path_integral_weights(outcomes, self.settings.temperature)[:, None, None]
+        moved = jnp.sum(weight * candidates.sequences, axis=0) + (1 - jnp.sum(weight)) * search.mean
+        std = jnp.sqrt(jnp.sum(weight * (candidates.sequences - moved[None]) ** 2, axis=0))
+        best = outcomes.cost[rank(outcomes)[0]]
+        return _Search(moved, jnp.where(jnp.isfinite(best), best, jnp.inf), self.space.spread(std))
+
+    def select(self, search: _Search) -> Selection:
+        return Selection(search.mean, self.space.shifted(search.mean), search.best_cost, search.spread)
 
 
 def make_dial(
@@ -161,10 +186,7 @@ def make_dial(
     num_iterations: int = 3,
     num_samples: int = 33,
     num_knots: int = 6,
-    temperature: float = 0.1,
-    std: float = 0.5,
-    iteration_decay: float = 0.5,
-    horizon_decay: float = 0.9,
+    settings: MppiSettings = MppiSettings(iteration_decay=0.5, horizon_decay=0.9),
 ) -> Planner:
     """Makes annealed MPPI over spline knots, after DIAL-MPC: less noise in later iterations and nearer actions.
 
@@ -176,10 +198,7 @@ def make_dial(
       num_iterations: annealing stages at each step of the environment.
       num_samples: sequences of each.
       num_knots: knots of the cubic spline that is searched.
-      temperature: of the weights, in units of the costs' std.
-      std: of the noise of the first stage at the last knot, in units of half the range.
-      iteration_decay: by which it shrinks from stage to stage.
-      horizon_decay: by which it is smaller one knot nearer to the present.
+      settings: of MPPI; its decays are those of the annealing, per stage and per knot.
 
     Returns:
       The planner.
@@ -196,9 +215,23 @@ def make_dial(
         horizon=horizon,
         num_iterations=num_iterations,
         num_samples=num_samples,
-        temperature=temperature,
-        std=std,
-        iteration_decay=iteration_decay,
-        horizon_decay=horizon_decay,
+        settings=settings,
         knots=make_knots(horizon, min(num_knots, horizon)),
     )
+
+
+def mppi_at_budget(simulator: Simulator, *, budget: int, noise_beta: ArrayLike, **common: Any) -> Planner:
+    """Makes MPPI with white noise at a budget, see `edgesafe_jax.planning.budgets.Builder`."""
+    del noise_beta
+    return make_mppi(simulator, **common, **divide_budget(budget))
+
+
+def colored_mppi_at_budget(simulator: Simulator, *, budget: int, **common: Any) -> Planner:
+    """Makes MPPI with coloured noise at a budget, see `edgesafe_jax.planning.budgets.Builder`."""
+    return make_mppi(simulator, **common, **divide_budget(budget))
+
+
+def dial_at_budget(simulator: Simulator, *, budget: int, noise_beta: ArrayLike, **common: Any) -> Planner:
+    """Makes annealed MPPI at a budget, see `edgesafe_jax.planning.budgets.Builder`."""
+    del noise_beta
+    return make_dial(simulator, **common, **divide_budget(budget))

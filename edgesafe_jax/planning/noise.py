@@ -14,7 +14,7 @@ Convention: TypeAlias = Literal["classic", "corrected"]
 """Normalisations of coloured noise, see `colored_noise`."""
 
 
-class Sampler(NamedTuple):
+class ActionSampler(NamedTuple):
     """How candidates are drawn, in two parts, so that the random numbers of all iterations come from one call.
 
     Attributes:
@@ -130,7 +130,7 @@ def _coefficients(length: int, convention: Convention) -> tuple[np.ndarray, np.n
     return real, imag
 
 
-def clipped_noise(beta: ArrayLike, *, convention: Convention = "classic") -> Sampler:
+def clipped_noise(beta: ArrayLike, *, convention: Convention = "classic") -> ActionSampler:
     """Makes the sampler of iCEM: clip(mean + std * coloured noise, low, high).
 
     Args:
@@ -147,10 +147,10 @@ def clipped_noise(beta: ArrayLike, *, convention: Convention = "classic") -> Sam
     def place(noise: Array, mean: Array, std: Array, low: np.ndarray, high: np.ndarray) -> Array:
         return clipped(mean[None] + std[None] * noise, low, high)
 
-    return Sampler(draw, place)
+    return ActionSampler(draw, place)
 
 
-def truncated_normal() -> Sampler:
+def truncated_normal() -> ActionSampler:
     """Makes the sampler of the CEM baseline: white noise from the normal that is truncated at the bounds.
 
     Returns:
@@ -167,10 +167,10 @@ def truncated_normal() -> Sampler:
         noise = jax.scipy.special.ndtri(jnp.clip(start + uniform * (end - start), 1e-7, 1 - 1e-7))
         return clipped(mean[None] + std[None] * noise, low, high)
 
-    return Sampler(draw, place)
+    return ActionSampler(draw, place)
 
 
-def half_distance_normal() -> Sampler:
+def half_distance_normal() -> ActionSampler:
     """Makes the sampler of PETS: std at most half the distance to the nearer bound, noise truncated at 2 std.
 
     Returns:
@@ -186,10 +186,10 @@ def half_distance_normal() -> Sampler:
         std = jnp.minimum(std, jnp.minimum(mean - low[None], high[None] - mean) / 2)
         return clipped(mean[None] + std[None] * noise, low, high)
 
-    return Sampler(draw, place)
+    return ActionSampler(draw, place)
 
 
-def uniform() -> Sampler:
+def uniform() -> ActionSampler:
     """Makes the sampler of random shooting: independent uniform actions, whatever the mean.
 
     Returns:
@@ -199,8 +199,8 @@ def uniform() -> Sampler:
     def draw(key: PRNGKey, shape: tuple[int, int]) -> Array:
         return jax.random.uniform(key, shape, jnp.float32)
 
-    def place(share: Array, mean: Array, std: Array, low: np.ndarray, high: np.ndarray) -> Array:
+    def place(fraction: Array, mean: Array, std: Array, low: np.ndarray, high: np.ndarray) -> Array:
         del mean, std
-        return share * jnp.asarray((high - low)[None, None]) + jnp.asarray(low[None, None])
+        return fraction * jnp.asarray((high - low)[None, None]) + jnp.asarray(low[None, None])
 
-    return Sampler(draw, place)
+    return ActionSampler(draw, place)

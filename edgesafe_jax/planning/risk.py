@@ -40,21 +40,21 @@ def worst_cost(costs: Array) -> Array:
     return jnp.max(costs, axis=0)
 
 
-def make_cvar(share: float) -> Risk:
-    r"""Makes the conditional value at risk: the mean over the worst share of the models.
+def make_cvar(fraction: float) -> Risk:
+    r"""Makes the conditional value at risk: the mean over the worst fraction of the models.
 
-        CVaR = (1 / share) int_0^share q(1 - u) du ,    q the quantile function of the M costs,
+        CVaR = (1 / fraction) int_0^fraction q(1 - u) du ,    q the quantile function of the M costs,
 
-    so that a model at the edge of the share counts in part. share = 1 is the mean, share <= 1 / M the worst.
+    so that a model at the edge of the fraction counts in part. fraction = 1 is the mean, fraction <= 1 / M the worst.
 
     Args:
-      share: above 0, at most 1.
+      fraction: above 0, at most 1.
 
     Returns:
       The measure.
 
     Raises:
-      PlanningError: if the share is out of its range.
+      PlanningError: if the fraction is out of its range.
 
     Example:
       >>> make_cvar(0.5)(jnp.array([[1.0], [2.0], [3.0], [4.0]])).tolist()
@@ -62,14 +62,14 @@ def make_cvar(share: float) -> Risk:
 
     Reference: Rockafellar and Uryasev, Optimization of conditional value-at-risk, 2000.
     """
-    if not 0 < share <= 1:
-        raise PlanningError(f"share={share}: expected above 0 and at most 1")
+    if not 0 < fraction <= 1:
+        raise PlanningError(f"fraction={fraction}: expected above 0 and at most 1")
 
     def cvar(costs: Array) -> Array:
         num = costs.shape[0]
-        weight = jnp.clip(share * num - jnp.arange(num, dtype=costs.dtype), 0.0, 1.0)
+        weight = jnp.clip(fraction * num - jnp.arange(num, dtype=costs.dtype), 0.0, 1.0)
         worst_first = -jnp.sort(-costs, axis=0)
-        return jnp.sum(jnp.where(weight[:, None] > 0, weight[:, None] * worst_first, 0.0), axis=0) / (share * num)
+        return jnp.sum(jnp.where(weight[:, None] > 0, weight[:, None] * worst_first, 0.0), axis=0) / (fraction * num)
 
     return cvar
 

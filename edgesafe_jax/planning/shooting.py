@@ -1,24 +1,25 @@
 """The simplest planners: take the best of some random sequences, afresh or around the last plan."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from edgesafe_jax.planning.noise import Sampler, clipped_noise, uniform
+from edgesafe_jax.errors import POSITIVE
+from edgesafe_jax.planning.budgets import divide_budget
+from edgesafe_jax.planning.knots import Knots
+from edgesafe_jax.planning.noise import ActionSampler, clipped_noise, uniform
 from edgesafe_jax.planning.planner import (
-    Knots,
-    Plan,
+    Outcomes,
     Planner,
-    PlanningError,
     Simulator,
-    checked_bounds,
+    check_numbers,
     checked_count,
-    checked_outcomes,
-    clipped,
-    counts,
     is_finite,
-    make_knots,
     rank,
 )
+from edgesafe_jax.planning.search import Candidates, Iteration, SearchSpace, Selection, make_search, make_space
 from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
 
 
@@ -40,7 +41,8 @@ def make_random_shooting(
     Raises:
       PlanningError: as `edgesafe_jax.planning.make_icem`.
     """
-    return _best_of(uniform(), simulator, low, high, horizon, num_samples, std=1.0, warm_start=False, knots=None)
+    space = make_space(low, high, horizon)
+    return _make_shooting(simulator, space, uniform(), num_samples=num_samples, std=1.0, warm_start=False)
 
 
 def make_predictive_sampling(
@@ -72,53 +74,88 @@ def make_predictive_sampling(
 
     Reference: Howell et al., arXiv 2212.00541, section 3.
     """
-    sampler = clipped_noise(0.0, convention="corrected")
-    return _best_of(sampler, simulator, low, high, horizon, num_samples, std=std, warm_start=True, knots=knots)
+    space, sampler = make_space(low, high, horizon, knots), clipped_noise(0.0, convention="corrected")
+    return _make_shooting(simulator, space, sampler, num_samples=num_samples, std=std, warm_start=True)
 
 
-def _best_of(
-    sampler: Sampler,
+def _make_shooting(
     simulator: Simulator,
-    low: ArrayLike,
-    high: ArrayLike,
-    horizon: int,
-    num_samples: int,
+    space: SearchSpace,
+    sampler: ActionSampler,
     *,
+    num_samples: int,
     std: float,
     warm_start: bool,
-    knots: Knots | None,
 ) -> Planner:
-    """The best of N candidates; with `warm_start` they lie around the last plan, which is one of them."""
-    lower, upper = checked_bounds(low, high)
-    horizon = checked_count(horizon, "horizon")
     num_samples = checked_count(num_samples, "num_samples", least=2)
-    if not std > 0:
-        raise PlanningError(f"std={std}: expected above 0")
-    if knots is not None and knots.expand.shape[0] != horizon:
-        raise PlanningError(f"knots for a horizon of {knots.expand.shape[0]}: expected {horizon}")
-    maps = make_knots(horizon, horizon) if knots is None else knots
-    half_range = jnp.asarray((upper - lower) / 2, jnp.float32)
+    check_numbers({"std": POSITIVE}, {"std": std})
+    return make_search(simulator, _BestOf(space, sampler, std, warm_start), space, sampler, sizes=[num_samples])
 
-    def init() -> Array:
-        return jnp.broadcast_to(jnp.asarray((lower + upper) / 2, jnp.float32), (maps.num_knots, len(lower)))
 
-    def plan(key: PRNGKey, state: Array, env_state: PyTree) -> tuple[Array, Array, Plan]:
-        scale = jnp.broadcast_to(std * half_range, state.shape)
-        keys = jax.random.split(key, num_samples)
-        noise = jax.vmap(lambda each: sampler.draw(each, (maps.num_knots, len(lower))))(keys)
-        candidates = sampler.place(noise, state, scale, lower, upper)
-        if warm_start:
-            candidates = candidates.at[0].set(state)
-        sequences = candidates if knots is None else clipped(maps.actions(candidates), lower, upper)
-        outcomes = checked_outcomes(simulator(env_state, sequences), num_samples)
-        order = rank(outcomes)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The plan, its cost and the spread of the best tenth of the candidates."""
+
+    plan: Array
+    best_cost: Array
+    spread: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _BestOf:
+    """The method of shooting: the best candidate; with `warm_start` they lie around the last plan, which is one."""
+
+    space: SearchSpace
+    sampler: ActionSampler
+    std: float
+    warm_start: bool
+
+    num_extra = 0
+    num_keys = 0
+
+    def init(self) -> Array:
+        return self.space.middle()
+
+    def begin(self, keys: PRNGKey, memory: Array, env_state: PyTree) -> _Search:
+        del keys, env_state
+        return _Search(memory, jnp.full((), jnp.inf), jnp.zeros(()))
+
+    def sample(self, search: _Search, noise: Array, iteration: Iteration) -> Candidates:
+        del iteration
+        space = self.space
+        candidates = self.sampler.place(noise, search.plan, space.std(self.std), space.low, space.high)
+        if self.warm_start:
+            candidates = candidates.at[0].set(search.plan)
+        return Candidates(candidates, jnp.ones((len(candidates),), bool))
+
+    def update(self, search: _Search, candidates: Candidates, outcomes: Outcomes, iteration: Iteration) -> _Search:
+        del iteration
+        order, sequences = rank(outcomes), candidates.sequences
         found = is_finite(outcomes)[order[0]]
-        best = jnp.where(found, candidates[order[0]], state)
-        actions = jnp.where(found, sequences[order[0]], clipped(maps.actions(state), lower, upper))
-        elites = candidates[order[: max(2, num_samples // 10)]]
-        told = counts(outcomes, jnp.ones((num_samples,), bool))
-        cost = jnp.where(found, outcomes.cost[order[0]], jnp.inf)
-        spread = jnp.mean(jnp.std(elites, axis=0) / half_range[None])
-        return actions[0], maps.shifted(best) if warm_start else init(), Plan(actions, cost, spread, *told)
+        best_tenth = sequences[order[: max(2, len(sequences) // 10)]]
+        return _Search(
+            plan=jnp.where(found, sequences[order[0]], search.plan),
+            best_cost=jnp.where(found, outcomes.cost[order[0]], jnp.inf),
+            spread=self.space.spread(jnp.std(best_tenth, axis=0)),
+        )
 
-    return Planner(init, plan, num_samples)
+    def select(self, search: _Search) -> Selection:
+        memory = self.space.shifted(search.plan) if self.warm_start else self.init()
+        return Selection(search.plan, memory, search.best_cost, search.spread)
+
+
+def predictive_sampling_at_budget(
+    simulator: Simulator, *, budget: int, noise_beta: ArrayLike, **common: Any
+) -> Planner:
+    """Makes predictive sampling at a budget, see `edgesafe_jax.planning.budgets.Builder`."""
+    del noise_beta
+    divide_budget(budget)
+    return make_predictive_sampling(simulator, **common, num_samples=budget)
+
+
+def random_shooting_at_budget(simulator: Simulator, *, budget: int, noise_beta: ArrayLike, **common: Any) -> Planner:
+    """Makes random shooting at a budget, see `edgesafe_jax.planning.budgets.Builder`."""
+    del noise_beta
+    divide_budget(budget)
+    return make_random_shooting(simulator, **common, num_samples=budget)

@@ -159,7 +159,7 @@ def combine_simulators(simulators: Sequence[Simulator], *, risk: Risk) -> Simula
 
 def _at_risk(outcomes: Outcomes, risk: Risk) -> Outcomes:
     """From outcomes `[M, N]` to `[N]`."""
-    # Not left to the risk: a share of the worst models may leave out one that is not finite.
+    # Not left to the risk: a fraction of the worst models may leave out one that is not finite.
     finite = jnp.all(jnp.isfinite(outcomes.cost), axis=0)
     return Outcomes(jnp.where(finite, risk(outcomes.cost), jnp.nan), jnp.max(outcomes.violation, axis=0))
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from edgesafe_jax import planning as library
-from launch import plan, planning, planning_study
+from edgesafe_jax.planning import mpc, study
+from launch import plan, planning
 from tests.launch import cli
 
 CONFIG = "configs/plan_icem.py:runlocal"
@@ -59,7 +60,7 @@ def test_the_episode_is_that_of_the_library(finished):
 
 
 def test_a_finished_run_is_reported_again_without_planning(finished, monkeypatch):
-    monkeypatch.setattr(library, "run_episode", None)
+    monkeypatch.setattr(mpc, "run_episode", None)
     before = (finished / "returns.json").read_text()
     cli.run(monkeypatch, plan, f"--config={CONFIG}", f"--workdir={finished}", "--config.num_episodes=2")
     assert (finished / "returns.json").read_text() == before
@@ -93,9 +94,9 @@ def test_another_config_in_the_same_directory_is_refused(finished, monkeypatch, 
 
 def test_every_planner_can_be_made_with_every_budget():
     task = library.double_integrator()
-    for name in planning.PLANNERS:
+    for name in library.PLANNERS:
         for budget in library.BUDGETS:
-            made = planning.make_planner(name, task.simulator(), task, budget=budget)
+            made = library.make_planner(name, task.simulator(), task, budget=budget)
             assert 0.5 * budget <= made.num_trajectories <= 1.15 * budget + 3
 
 
@@ -108,7 +109,7 @@ def test_a_study_is_resumed_cell_by_cell(monkeypatch, tmp_path, capsys):
             raise KeyboardInterrupt
         return run(*arguments, **options)
 
-    monkeypatch.setattr(library, "run_episode", counted)
+    monkeypatch.setattr(mpc, "run_episode", counted)
     with pytest.raises(KeyboardInterrupt):
         cli.run(monkeypatch, plan, f"--config={STUDY}", f"--workdir={tmp_path}/s")
     cli.run(monkeypatch, plan, f"--config={STUDY}", f"--workdir={tmp_path}/s")
@@ -137,8 +138,8 @@ def test_a_study_in_two_processes_is_that_of_one(monkeypatch, tmp_path, capsys):
 
 
 def test_the_order_of_a_study_is_by_seed_and_the_longest_first():
-    cells = [planning_study.Cell("run", "cem", budget, seed, 10) for budget in (50, 500) for seed in (0, 1)]
-    ordered = [(cell.seed, cell.budget) for cell in planning_study.in_order(cells)]
+    cells = [study.Cell("run", "cem", budget, seed, 10) for budget in (50, 500) for seed in (0, 1)]
+    ordered = [(cell.seed, cell.budget) for cell in study.in_order(cells)]
     assert ordered == [(0, 500), (0, 50), (1, 500), (1, 50)]
 
 
@@ -150,7 +151,7 @@ def test_an_episode_that_diverges_is_counted_and_leaves_no_return(monkeypatch, t
             raise library.DivergedError("the cost is not finite")
         return run(*arguments, **options)
 
-    monkeypatch.setattr(library, "run_episode", sometimes)
+    monkeypatch.setattr(mpc, "run_episode", sometimes)
     cli.run(monkeypatch, plan, f"--config={STUDY}", f"--workdir={tmp_path}/s")
     cells = tmp_path / "s" / "cells"
     kept = [json.loads((cells / f"double_integrator-icem-50-{seed}.json").read_text()) for seed in (0, 1)]
@@ -158,7 +159,7 @@ def test_an_episode_that_diverges_is_counted_and_leaves_no_return(monkeypatch, t
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
     assert summary["planning_study/double_integrator/icem/50/return"] == pytest.approx(kept[0]["return"])
     assert "diverged" in capsys.readouterr().out
-    rows, values = planning_study.study_results({("run", "icem", 50): [{"seed": 0, "return": None, "success": False}]})
+    rows, values = study.study_results({("run", "icem", 50): [{"seed": 0, "return": None, "success": False}]})
     assert (rows[0]["diverged"], values) == (1, {})
 
 
@@ -193,7 +194,7 @@ def test_planners_are_compared_with_icem_seed_by_seed_at_the_same_budget():
         ("jump", "icem", 50): cell(1.0),
         ("jump", "cem", 50): cell(2.0),
     }
-    rows, values = planning_study.study_results(cells)
+    rows, values = study.study_results(cells)
     difference = rows[1]["minus icem"]
     # Seeds differ by 50, the planners by 3 on each of them.
     assert (difference.estimate, difference.low, difference.high) == (-3.0, -3.0, -3.0)
@@ -224,7 +225,7 @@ def test_samples_to_reach_the_best_rival():
         ("apart", "icem", 50): cell(9.0),
         ("apart", "cem", 300): [{"seed": 1, "return": 1.0, "success": False}],
     }
-    run, easy, hard, partly = planning_study.samples_to_reach(cells)
+    run, easy, hard, partly = study.samples_to_reach(cells)
     # Half of the way from 1 at 50 to 11 at 200, in the logarithm: 100 samples for what CEM reaches with 2000.
     assert (run["best rival"], run["its budget"], run["its return"]) == ("cem", 2000, 6.0)
     assert (run["iCEM needs"], run["factor"]) == ("100", "20.0")

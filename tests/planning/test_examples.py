@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["noise", "planner", "icem", "mppi", "risk", "simulators", "mpc"])
+@pytest.mark.parametrize("name", ["noise", "planner", "knots", "icem", "mppi", "risk", "simulators", "mpc"])
 def test_the_examples_run(name):
     module = importlib.import_module(f"edgesafe_jax.planning.{name}")
     result = doctest.testmod(module)

@@ -1,15 +1,23 @@
 """iCEM against an oracle in NumPy, its bookkeeping, its population modes, and what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from edgesafe_jax import planning
-from edgesafe_jax.planning import Outcomes, PlanningError, make_icem, make_knots, population_sizes
+from edgesafe_jax.planning import IcemSettings, Outcomes, PlanningError, make_knots, population_sizes
 from tests.planning.oracle import Oracle
 
 LOW, HIGH = np.float32([-1.0, -0.5]), np.float32([1.0, 2.0])
+
+
+def make_icem(simulator, **options):
+    """`planning.make_icem`, where fields of its settings may be given by name."""
+    own = {field.name: options.pop(field.name) for field in dataclasses.fields(IcemSettings) if field.name in options}
+    return planning.make_icem(simulator, **options, settings=IcemSettings(**own))
 
 
 def path_cost(start, actions):
@@ -79,7 +87,7 @@ def build(simulator, case, **more):
         init_std=o["std"],
         momentum=o["alpha"],
         decay=o["gamma"],
-        elite_share=o["xi"],
+        elite_fraction=o["xi"],
         keep_elites=choices["keep"],
         shift_elites=choices["shift"],
         mean_in_last_iteration=choices["mean"],
@@ -301,7 +309,7 @@ def test_a_proposal_is_taken_where_it_is_best():
     assert made.best_cost < 1e-9
     np.testing.assert_allclose(action, [0.5, -0.5], atol=1e-6)
     wrong = make_icem(simulator, low=LOW, high=HIGH, horizon=6, proposal=lambda key, start: perfect[:, :3])
-    with pytest.raises(PlanningError, match=r"\[1, 3, 2\]: expected \[P, 6, 2\]"):
+    with pytest.raises(PlanningError, match=r"\[1, 3, 2\]: expected \[N, 6, 2\]"):
         jax.jit(wrong.plan)(jax.random.key(0), wrong.init(), jnp.zeros((1, 1, 2)))
 
 
@@ -323,7 +331,7 @@ def test_a_proposal_is_taken_where_it_is_best():
         ({"init_std": 0.0}, "init_std=0"),
         ({"momentum": 1.0}, "momentum=1"),
         ({"decay": 0.9}, r"decay=0\.9"),
-        ({"elite_share": 1.5}, r"elite_share=1\.5"),
+        ({"elite_fraction": 1.5}, r"elite_fraction=1\.5"),
         ({"execute": "worst"}, "'worst': expected one of best, mean"),
         ({"population": "lazy"}, "'lazy': expected one of unrolled, padded"),
         ({"knots": make_knots(9, 3)}, "horizon of 9: expected 6"),

@@ -11,6 +11,8 @@ import pytest
 from edgesafe_jax import parallel, planning
 from edgesafe_jax.planning import MujocoWorld, PlanningError, load_model, physics, step_result
 
+SETTINGS = planning.IcemSettings(num_elites=4)
+
 XML = """
 <mujoco>
   <option timestep="0.01"/>
@@ -192,7 +194,7 @@ def test_what_explodes_costs_nan_and_the_others_go_on():
     actions[1] = actions[3] = 1.0
     outcomes = simulate(wild.state_of(data), actions)
     np.testing.assert_array_equal(np.isnan(outcomes.cost), [False, True, False, True])
-    planner = planning.make_icem(simulate, low=[-1.0], high=[1.0], horizon=40, num_samples=8, num_elites=4)
+    planner = planning.make_icem(simulate, low=[-1.0], high=[1.0], horizon=40, num_samples=8, settings=SETTINGS)
     _, _, made = jax.jit(planner.plan)(jax.random.key(0), planner.init(), wild.state_of(data))
     assert int(made.num_nonfinite) > 0
     state, finite = wild.state_of(data), True
@@ -205,7 +207,7 @@ def test_what_explodes_costs_nan_and_the_others_go_on():
 
 def test_problems_over_eight_devices_share_one_simulator(world):
     simulate = world.make_simulator(cost)
-    planner = planning.make_icem(simulate, low=[-1.0], high=[1.0], horizon=5, num_samples=8, num_elites=4)
+    planner = planning.make_icem(simulate, low=[-1.0], high=[1.0], horizon=5, num_samples=8, settings=SETTINGS)
     states = jax.tree.map(lambda *x: np.stack(x), *[start_of(world, seed)[0] for seed in range(8)])
     keys = jax.random.split(jax.random.key(0), 8)
     memory = jax.vmap(lambda _: planner.init())(jnp.arange(8))
@@ -230,7 +232,9 @@ def test_an_environment_that_explodes_ends_the_episode():
 
     bound = np.ones(1, np.float32)
     task = planning.MujocoTask("wild", -bound, bound, 100, 5, 1.0, 0.03, wild, cost, start)
-    planner = planning.make_icem(task.simulator(), low=task.low, high=task.high, horizon=5, num_samples=8, num_elites=4)
+    planner = planning.make_icem(
+        task.simulator(), low=task.low, high=task.high, horizon=5, num_samples=8, settings=SETTINGS
+    )
     with pytest.raises(planning.DivergedError, match=r"wild: the cost of step \d+ of 100 in the true environment"):
         planning.run_episode(planner, task, seed=0)
     with pytest.raises(PlanningError, match="action_repeat=0"):
@@ -291,7 +295,7 @@ def test_numbers_out_of_range(world):
 
 def test_a_pose_is_drawn_from_the_bodies_that_move(world):
     state, data = start_of(world, 0)
-    ends, radii = physics.figure_segments(world.model, state.physics)
+    ends, radii = planning.figure_segments(world.model, state.physics)
     assert ends.shape == (2, 2, 3)  # the pole's capsule and the cart
     np.testing.assert_allclose(np.linalg.norm(ends[0, 1] - ends[0, 0]), 0.5, rtol=1e-6)
     np.testing.assert_allclose(radii[0], 0.02)

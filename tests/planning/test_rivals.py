@@ -108,10 +108,10 @@ def test_path_integral_weights():
 @pytest.mark.parametrize(
     ("make", "options", "match"),
     [
-        (planning.make_mppi, {"temperature": 0.0}, "temperature=0"),
-        (planning.make_mppi, {"std": -1.0}, "std=-1"),
-        (planning.make_mppi, {"iteration_decay": 0.0}, "iteration_decay=0"),
-        (planning.make_mppi, {"horizon_decay": 1.5}, r"horizon_decay=1\.5"),
+        (planning.make_mppi, {"settings": planning.MppiSettings(temperature=0.0)}, "temperature=0"),
+        (planning.make_mppi, {"settings": planning.MppiSettings(std=-1.0)}, "std=-1"),
+        (planning.make_mppi, {"settings": planning.MppiSettings(iteration_decay=0.0)}, "iteration_decay=0"),
+        (planning.make_mppi, {"settings": planning.MppiSettings(horizon_decay=1.5)}, r"horizon_decay=1\.5"),
         (planning.make_mppi, {"num_samples": 1}, "num_samples=1"),
         (planning.make_mppi, {"knots": planning.make_knots(9, 3)}, "horizon of 9"),
         (planning.make_mppi, {"low": HIGH, "high": LOW}, "reversed"),
@@ -153,10 +153,10 @@ def test_risks_meet_at_their_ends():
         assert np.all(risk(costs) <= planning.worst_cost(costs) + 1e-5)
 
 
-@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, np.nan])
-def test_a_share_out_of_range(share):
-    with pytest.raises(PlanningError, match="share="):
-        planning.make_cvar(share)
+@pytest.mark.parametrize("fraction", [0.0, -1.0, 1.5, np.nan])
+def test_a_fraction_out_of_range(fraction):
+    with pytest.raises(PlanningError, match="fraction="):
+        planning.make_cvar(fraction)
 
 
 def test_an_aversion_of_zero():
@@ -254,7 +254,7 @@ def test_icem_comes_near_the_riccati_optimum_in_the_closed_loop():
         noise_beta=2.0,
         num_iterations=6,
         num_samples=200,
-        execute="mean",
+        settings=planning.IcemSettings(execute="mean"),
     )
     episode = planning.run_episode(planner, task, seed=3, num_steps=40)
     start = np.asarray(task.reset(jax.random.split(jax.random.key(3))[0]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgesafe_jax import planning
-from edgesafe_jax.planning import PlanningError, tasks
+from edgesafe_jax.planning import PlanningError
 
 LENGTHS = {"halfcheetah": 1000, "humanoidstandup": 1000, "fetch_pick_and_place": 50, "door": 200, "relocate": 200}
 BETAS = {"halfcheetah": 0.25, "humanoidstandup": 2.0, "fetch_pick_and_place": 3.0, "door": 2.5, "relocate": 3.5}
@@ -233,4 +233,4 @@ def test_a_brax_task_that_there_is_not(name, backend, match):
 
 def test_the_table_of_tasks():
     assert set(planning.TASKS) == set(LENGTHS) == set(BY_HAND)
-    assert set(tasks.BRAX_TASKS) == {"halfcheetah", "humanoidstandup", "pusher", "reacher", "ant"}
+    assert set(planning.BRAX_TASKS) == {"halfcheetah", "humanoidstandup", "pusher", "reacher", "ant"}

@@ -1,0 +1,43 @@
+"""The tasks by name, by the simulator that runs them."""
+
+import functools
+from collections.abc import Callable
+
+from edgesafe_jax.errors import lookup
+from edgesafe_jax.planning.jax_tasks import BRAX_TASKS, brax_task, double_integrator
+from edgesafe_jax.planning.paper_tasks import door, fetch_pick_and_place, half_cheetah, humanoid_standup, relocate
+from edgesafe_jax.planning.tasks import JaxTask, MujocoTask
+
+TASKS: dict[str, Callable[..., MujocoTask]] = {
+    "halfcheetah": half_cheetah,
+    "humanoidstandup": humanoid_standup,
+    "fetch_pick_and_place": fetch_pick_and_place,
+    "door": door,
+    "relocate": relocate,
+}
+"""The five tasks of the iCEM paper, by name."""
+
+ENVIRONMENTS: dict[str, dict[str, Callable[..., JaxTask | MujocoTask]]] = {
+    "mujoco": {**TASKS, "door_no_velocity": functools.partial(door, velocity_weight=0.0)},
+    "brax": {name: functools.partial(brax_task, name) for name in BRAX_TASKS},
+    "closed_form": {"double_integrator": double_integrator},
+}
+"""From the name of a simulator to its tasks by name."""
+
+
+def make_task(simulator: str, name: str, *, num_threads: int | None = None) -> JaxTask | MujocoTask:
+    """Makes a task.
+
+    Args:
+      simulator: a key of `ENVIRONMENTS`: ``"mujoco"``, ``"brax"`` or ``"closed_form"``.
+      name: one of its tasks.
+      num_threads: of C MuJoCo; None takes one per processor.
+
+    Returns:
+      The task.
+
+    Raises:
+      ConfigError: there is no such simulator, or it has no such task.
+    """
+    make = lookup(lookup(ENVIRONMENTS, simulator, "simulator"), name, f"task of the simulator {simulator}")
+    return make() if simulator != "mujoco" or num_threads is None else make(num_threads=num_threads)
