@@ -92,7 +92,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_styles = 6  # of the other styles, drawn for each answer; -1 for all
     config.data.num_edits = 3  # of the seven edits of the source "edit", drawn for each answer
     config.data.num_composed = 4  # compositions of styles and edits by the source "composed"
-    config.data.wordnet_shares = (0.5,)  # of the replaceable words that are replaced; two variants each
+    config.data.wordnet_rates = (0.5,)  # of the replaceable words that are replaced; two variants each
     config.data.max_tokens = 96  # of a rewriting by the language model
     config.data.min_cosine = 0.75
     config.data.length_ratio = (0.5, 2.0)
@@ -118,7 +118,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_styles = 8
         config.data.num_edits = 4
         config.data.num_composed = 5
-        config.data.wordnet_shares = (0.25, 0.5, 1.0)
+        config.data.wordnet_rates = (0.25, 0.5, 1.0)
         if variant == "validation":
             config.num_seeds = 1
             config.data.test_role = "judge"

@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.l2_general = 0.3
     config.l2_own = 0.3
     config.l2_gate = 0.003
-    config.own_share = 0.12  # of the gate's examples: how readily an answer is taken for the model's own
+    config.own_fraction = 0.12  # of the gate's examples: how readily an answer is taken for the model's own
     config.weights = ml_collections.ConfigDict(
         {"human": 2.0, "harmful_contrast": 1.3, "harmful": 1.3, "benign_contrast": 1.5, "plain": 1.0, "refusals": 0.5}
     )

@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.l2_general = 1.0
     config.l2_own = 0.1
     config.l2_gate = 0.003
-    config.own_share = 0.05  # of the gate's examples: how readily an answer is taken for the model's own
+    config.own_fraction = 0.05  # of the gate's examples: how readily an answer is taken for the model's own
     # Weight of each kind of the model's own answers, whatever their number
     config.weights = ml_collections.ConfigDict(
         {"human": 2.0, "harmful_contrast": 1.3, "harmful": 1.3, "benign_contrast": 1.5, "plain": 1.0, "refusals": 0.5}

@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_human = -1  # -1 for all of the teacher's 612
     config.data.num_contrast = 320
     config.data.num_harmful = 130
+    config.data.harmful_pool = 520  # the requests that these are spread over
     config.data.max_tokens = 40  # of the base model's answers
     # Total weight of each kind of example, whatever their number
     config.data.weights = ml_collections.ConfigDict(
@@ -47,6 +48,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.num_human = config.evaluation.num_prompts = -1  # pairs, and prompts of each set; -1 for all
+    config.evaluation.num_questions = 100  # plain ones, at most
     if variant == "runlocal":
         config.data.num_human = 24
         config.data.num_contrast = config.data.num_harmful = 6

@@ -23,8 +23,14 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from edgesafe_jax import adapters, assets, corpora, losses, metrics
-from edgesafe_jax.guards.paraphrases import STYLES
-from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_hidden_state_guard, packaged_head
+from edgesafe_jax.guards.probe import (
+    HiddenStateGuard,
+    load_encoder_guard,
+    load_hidden_state_guard,
+    load_sentence_encoder,
+    packaged_head,
+)
+from edgesafe_jax.guards.styles import STYLES
 from edgesafe_jax.guards.verdicts import Guard, checked, judged_once
 from edgesafe_jax.metrics.refusal import make_refused_by_meaning
 from edgesafe_jax.models.generation import Generation, generate
@@ -71,7 +77,6 @@ from edgesafe_jax.training import train as run_training
 from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Array
 from launch import errors
-from launch.guards import load_sentence_encoder
 from launch.startup import MATMUL_DTYPES
 
 Config = Mapping[str, Any]

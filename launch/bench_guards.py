@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import metrics
+from edgesafe_jax.guards.examples import human_sample
 from edgesafe_jax.guards.paraphrases import excerpt
 from edgesafe_jax.guards.registry import Field, GuardFormat
 from edgesafe_jax.guards.scoring import LanguageModelGuard, LowMassWarning, label_ids
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from launch.bench_align import torch_model
-from launch.paraphrases import pairs_of
 
 BATCH, PAIRS, NUM_RUNS = 16, 32, 12
 OURS = "edgesafe_jax"
@@ -75,7 +75,7 @@ def _torch_peer(model: LanguageModel, prompts: list[str], responses: list[str]) 
 
 def run() -> dict[str, Any]:
     """Measures all in turn; returns rows of a table and flat numbers."""
-    pairs = pairs_of("held_out", PAIRS)
+    pairs = human_sample("held_out", PAIRS)
     prompts, responses = [excerpt(p.prompt, 60) for p in pairs], [excerpt(p.response, 60) for p in pairs]
     model = load_model()
 

@@ -14,11 +14,11 @@ from absl import app, flags
 
 from edgesafe_jax.corpora import read_prompts
 from edgesafe_jax.training.workdir import read_config
-from launch import alignment, consistency, errors, smolguard, startup
+from launch import alignment, errors, guards, startup
 
 GUARDS: dict[str, Callable[[Path], object]] = {
-    "guard_consistency": consistency.evaluate,
-    "guard_smol": smolguard.evaluate,
+    "guard_consistency": guards.evaluate_consistency,
+    "guard_smol": guards.evaluate_smolguard,
 }
 """Tasks of guards and what measures them; every other work directory is an alignment run's."""
 

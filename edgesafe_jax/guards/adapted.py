@@ -1,18 +1,16 @@
 """Guards whose language model carries a LoRA at every position: what is trained where a frozen reading has no room.
 
 A head on frozen features, or an adapter at the place of the verdict, can only weigh what the frozen layers have made of
-a paraphrase. A LoRA in the layers themselves changes what they make of it. `Scorer`s are pure functions from its
-factors and padded pairs to log-odds, for training; what reads the verdict, a head or the words of SmolGuard, stays as
-it was. For use, `HiddenStateGuard(..., adapter=)` takes the factors, and `merge_lora` puts them into SmolGuard's model.
+a paraphrase. A LoRA in the layers themselves changes what they make of it. `ProbeScorer` and `VerdictScorer` are pure
+functions from its factors and padded pairs to log-odds, for training; what reads the verdict, a head or the words of
+SmolGuard, stays as it was. For use, `HiddenStateGuard(..., adapter=)` takes the factors, and `merge_lora` puts them
+into SmolGuard's model.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,13 +18,12 @@ from edgesafe_jax.adapters import LoRA
 from edgesafe_jax.guards.heads import GatedHead, unsafe_log_odds
 from edgesafe_jax.guards.hidden_states import encode_conversations, pool
 from edgesafe_jax.guards.probe import HiddenStateGuard
-from edgesafe_jax.guards.registry import TemplateError
 from edgesafe_jax.guards.scoring import LanguageModelGuard, label_scores
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, truncate
 from edgesafe_jax.models.generation import bucket_length, encode_shared, pad_tokens
 from edgesafe_jax.typing import Array, LowRank, Params
 
-BUCKETS = (32, 64, 128, 192, 224, 256, 384, 512, 1024, 2048)
+ROW_BUCKETS = (32, 64, 128, 192, 224, 256, 384, 512, 1024, 2048)
 """Lengths, in positions, to which pairs are padded; each is compiled."""
 
 
@@ -62,27 +59,21 @@ class PairRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @functools.cached_property
-    def length(self) -> int:
-        """The bucket of the longest row: padded to it, all batches share one compilation."""
-        return bucket_length(max(map(len, self.rows)), BUCKETS)
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[N]`, tokens of each row."""
+        return np.array([len(row) for row in self.rows])
 
-    def batch(self, numbers: np.ndarray, length: int | None = None) -> PairTokens:
-        """The pairs of the given numbers, padded to a length; default that of all rows."""
-        length = self.length if length is None else length
-        tokens, where = pad_tokens([self.rows[i] for i in numbers], pad_id=self.pad_id, length=length)
+    def batch(self, numbers: np.ndarray, *, one_length: bool = False) -> PairTokens:
+        """The pairs of the given numbers, padded to the bucket of the longest: of them, or of all rows."""
+        longest = int(np.max(self.lengths if one_length else self.lengths[numbers]))
+        tokens, where = pad_tokens(
+            [self.rows[i] for i in numbers], pad_id=self.pad_id, length=bucket_length(longest, ROW_BUCKETS)
+        )
         answer = np.zeros(where.shape, bool)
         for row, number in enumerate(numbers):
             answer[row, slice(*self.spans[number])] = True
         return PairTokens(tokens, where, answer)
-
-
-class Scorer(Protocol):
-    """Reads verdicts with a LoRA in the layers; hashable, so that it can be static under `jax.jit`."""
-
-    def __call__(self, frozen: Any, lora: LoRA, pairs: PairTokens) -> Array:
-        """Log-odds of "unsafe", `[B]` float32; pure, and differentiable by the LoRA."""
-        ...
 
 
 @flax.struct.dataclass
@@ -196,11 +187,10 @@ class VerdictScorer:
 def verdict_scorer(guard: LanguageModelGuard) -> tuple[VerdictScorer, VerdictParts]:
     """Splits a language-model guard into a scorer and what stays frozen in it."""
     model = guard.model
-    begin = model.tokenizer.encode(guard.format.render(model.tokenizer)[0][0], control=True)
     _, unsafe, safe = guard.encode([], [])
     parts = VerdictParts(
         model.params,
-        jnp.array(begin, jnp.int32),
+        jnp.array(guard.head_tokens, jnp.int32),
         jnp.array(unsafe, jnp.int32),
         jnp.array(safe, jnp.int32),
         guard.adapter,
@@ -210,15 +200,8 @@ def verdict_scorer(guard: LanguageModelGuard) -> tuple[VerdictScorer, VerdictPar
 
 def verdict_rows(guard: LanguageModelGuard, prompts: Sequence[str], responses: Sequence[str]) -> PairRows:
     """Encodes pairs as `LanguageModelGuard` does, without what all of them begin with."""
-    begin = guard.model.tokenizer.encode(guard.format.render(guard.model.tokenizer)[0][0], control=True)
-    rows, _, _ = guard.encode(prompts, responses)
-    guard.check_context(rows)
-    if any(row[: len(begin)] != begin for row in rows):
-        raise TemplateError(
-            "What this template writes before the prompt grows together with it in this tokenizer: expected it to end "
-            "with a control token or a line break."
-        )
-    return PairRows([row[len(begin) :] for row in rows], np.zeros((len(rows), 2), int), guard.model.tokenizer.pad_id)
+    rows = guard.encode_behind_head(prompts, responses)
+    return PairRows(rows, np.zeros((len(rows), 2), int), guard.model.tokenizer.pad_id)
 
 
 def join_factors(first: LowRank, second: LowRank) -> LowRank:
@@ -232,23 +215,3 @@ def join_factors(first: LowRank, second: LowRank) -> LowRank:
                 up = jnp.concatenate([other_up, up], axis=1)
             joined[module][leaf] = (down, up)
     return joined
-
-
-@functools.partial(jax.jit, static_argnames="scorer")
-def _scores(scorer: Scorer, frozen: Any, lora: LoRA, pairs: PairTokens) -> Array:
-    return scorer(frozen, lora, pairs)
-
-
-def score_rows(
-    scorer: Scorer, frozen: Any, lora: LoRA, rows: PairRows, numbers: np.ndarray, *, batch_size: int = 64
-) -> np.ndarray:
-    """Scores pairs of the given numbers, in batches of like length; returns log-odds `[N]` float64."""
-    found = np.zeros(len(numbers))
-    lengths = np.array([len(rows.rows[number]) for number in numbers])
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = np.concatenate([chosen, np.repeat(chosen[-1:], batch_size - len(chosen))])
-        batch = rows.batch(numbers[filled], bucket_length(int(lengths[chosen].max()), BUCKETS))
-        found[chosen] = np.asarray(_scores(scorer, frozen, lora, batch))[: len(chosen)]
-    return found

@@ -6,24 +6,17 @@ Pinneri and Louizos, "Guarding the Meaning: Self-Supervised Training for Semanti
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from edgesafe_jax.adapters.lora import LoRA
 from edgesafe_jax.guards.heads import GatedHead, unsafe_log_odds
-from edgesafe_jax.guards.paraphrases import ParaphraseError, ParaphraseSet
-from edgesafe_jax.guards.scoring import LanguageModelGuard, label_scores
 from edgesafe_jax.guards.targets import Rule, set_target
 from edgesafe_jax.losses import consistency, consistency_anchor, masked_mean
-from edgesafe_jax.models.decoder import Decoder
-from edgesafe_jax.models.generation import pad_tokens
-from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
+from edgesafe_jax.typing import Array, PRNGKey, PyTree
 
 
 def consistency_objective(
@@ -77,9 +70,9 @@ def _with(head: GatedHead, trained: dict[str, dict[str, Array]]) -> GatedHead:
 
 
 def tune_heads(
+    keys: PRNGKey,
     head: GatedHead,
     sets: SetFeatures,
-    keys: PRNGKey,
     *,
     rule: Rule,
     anchor_weight: float,
@@ -94,9 +87,9 @@ def tune_heads(
     replacement: several keys show how much the choice of answers matters.
 
     Args:
+      keys: `[K]` random keys of the samples.
       head: where training starts, and what the anchor holds on to.
       sets: features of the paraphrase sets.
-      keys: `[K]` random keys of the samples.
       rule: from members to target, see `edgesafe_jax.guards.targets`.
       anchor_weight: weight of the anchor.
       learning_rate: of Adam, decayed to zero along a cosine.
@@ -184,129 +177,3 @@ def _tune(
     trained, values = jax.vmap(tune)(keys)
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (keys.shape[0], *leaf.shape)), head)
     return _with(copies, trained), values
-
-
-# Language-model guards ------------------------------------------------------------------------------------------------
-
-
-@flax.struct.dataclass
-class SetTokens:
-    """Paraphrase sets as a language-model guard reads them.
-
-    Attributes:
-      tokens: `[S, N, T]` int32, each member with its prompt and template; the original is the first member.
-      exists: `[S, N, T]` bool, which tokens exist.
-      where: `[S, N]` bool, which members exist.
-      unsafe: ids of the unsafe labels' first tokens.
-      safe: ids of the safe ones'.
-    """
-
-    tokens: Array
-    exists: Array
-    where: Array
-    unsafe: Array
-    safe: Array
-
-    def take(self, rows: Array | np.ndarray) -> "SetTokens":
-        """The sets of some rows."""
-        return self.replace(  # type: ignore[attr-defined]
-            tokens=self.tokens[rows], exists=self.exists[rows], where=self.where[rows]
-        )
-
-
-def encode_sets(guard: LanguageModelGuard, sets: Sequence[ParaphraseSet]) -> SetTokens:
-    """Encodes paraphrase sets for a language-model guard.
-
-    Args:
-      guard: has template, labels and tokenizer.
-      sets: S sets.
-
-    Returns:
-      The tokens, padded to one length.
-
-    Raises:
-      ParaphraseError: no sets.
-      TemplateError: the guard's verdict is not at one place, see `LanguageModelGuard.encode`.
-    """
-    if not sets:
-        raise ParaphraseError("There are no paraphrase sets to train on.")
-    rows, unsafe, safe = guard.encode([s.prompt for s in sets for _ in s.texts], [t for s in sets for t in s.texts])
-    flat, flat_exists = pad_tokens(rows, pad_id=guard.model.tokenizer.pad_id)
-    most = max(len(s.texts) for s in sets)
-    tokens = np.full((len(sets), most, flat.shape[1]), guard.model.tokenizer.pad_id, np.int32)
-    exists = np.zeros(tokens.shape, bool)
-    exists[:, :, 0] = True  # a member that does not exist still has a last position
-    where = np.zeros(tokens.shape[:2], bool)
-    start = 0
-    for row, found in enumerate(sets):
-        count = len(found.texts)
-        tokens[row, :count], exists[row, :count] = flat[start : start + count], flat_exists[start : start + count]
-        where[row, :count] = True
-        start += count
-    return SetTokens(
-        jnp.asarray(tokens),
-        jnp.asarray(exists),
-        jnp.asarray(where),
-        jnp.asarray(unsafe, jnp.int32),
-        jnp.asarray(safe, jnp.int32),
-    )
-
-
-def set_log_odds(decoder: Decoder, params: Params, sets: SetTokens, lora: LoRA | None = None) -> Array:
-    """Log-odds of "unsafe" of all members, `[S, N]`, of a language-model guard with a LoRA or without; pure."""
-    batch = (-1, sets.tokens.shape[-1])
-    odds, _ = label_scores(
-        decoder,
-        params,
-        (),
-        sets.tokens.reshape(batch),
-        sets.exists.reshape(batch),
-        sets.unsafe,
-        sets.safe,
-        None if lora is None else lora.low_rank(),
-    )
-    return odds.reshape(sets.where.shape)
-
-
-def lora_objective(
-    lora: LoRA,
-    decoder: Decoder,
-    params: Params,
-    sets: SetTokens,
-    *,
-    target: Array,
-    reference: Array,
-    anchor_weight: float,
-) -> Array:
-    """Mean `consistency_objective` of a language-model guard as a function of its LoRA: differentiate it by the first.
-
-    Args:
-      lora: the trained numbers.
-      decoder: of the guard.
-      params: its frozen parameters.
-      sets: a batch.
-      target: `[S]`, the set-level P(unsafe), from `set_target` of the guard before training (or of a moving average).
-      reference: `[S]`, log-odds of the originals before training.
-      anchor_weight: weight of the anchor.
-
-    Returns:
-      A scalar.
-
-    Example:
-      Freeze the targets once, then take steps with any optimiser::
-
-        score = set_log_odds(decoder, params, sets)
-        target = set_target(jax.nn.sigmoid(score), rule="conservative_gap", where=sets.where)
-        loss, gradient = jax.value_and_grad(lora_objective)(
-            lora, decoder, params, sets, target=target, reference=score[:, 0], anchor_weight=0.3)
-        robust = LanguageModelGuard(merge_lora(model, lora), format)
-    """
-    return jnp.mean(
-        consistency_objective(
-            log_odds=set_log_odds(decoder, params, sets, lora),
-            target=target,
-            reference=reference,
-            where=sets.where,
-            anchor_weight=anchor_weight,
-        )
-    )

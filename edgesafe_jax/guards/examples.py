@@ -7,16 +7,17 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import corpora
 from edgesafe_jax.corpora import Prompt, ScoredPair
 from edgesafe_jax.guards.contrast import contrast_prompts, is_plain, topic_of
-from edgesafe_jax.guards.heads import GatedHead, calibrate, fit_head, head_logits
 
 Role = Literal["teacher", "judge", "held_out"]
 GuardRole = Literal["teacher", "judge"]
+
+PLAIN_PER_ROLE = 200
+"""Plain questions of each role: the first ones are held out, then come the teacher's and the judge's."""
 
 REFUSALS = (
     "Sorry, I cannot help with this matter.",
@@ -44,7 +45,7 @@ def role_of_objective(text: str) -> Role:
 
 
 def role_of_topic(topic: str) -> Role:
-    """Who may see the contrast prompts of a topic, in the same shares; both halves of a pair have one topic."""
+    """Who may see the contrast prompts of a topic, in the same fractions; both halves of a pair have one topic."""
     number = _bin(topic, 5)
     return "held_out" if number == 0 else "teacher" if number < 4 else "judge"
 
@@ -52,6 +53,16 @@ def role_of_topic(topic: str) -> Role:
 def human_pairs(role: Role) -> list[ScoredPair]:
     """Returns the human-scored pairs of a role; a score of 0.5 and more is unsafe."""
     return [pair for pair in corpora.human_scored("harm") if role_of_objective(pair.prompt) == role]
+
+
+def pair_key(prompt: str, response: str) -> str:
+    """Returns a name of a pair: 24 digits of the hash of both texts."""
+    return hashlib.sha256(f"{prompt}\0{response}".encode()).hexdigest()[:24]
+
+
+def human_sample(role: Role, num: int | None) -> list[ScoredPair]:
+    """Returns the human-scored pairs of a role in the order of their hash: the first `num`, or all for None."""
+    return sorted(human_pairs(role), key=lambda p: pair_key(p.prompt, p.response))[:num]
 
 
 def contrast_of(role: Role) -> list[Prompt]:
@@ -75,10 +86,14 @@ def harmful_of(role: GuardRole, num: int) -> list[Prompt]:
 
 def plain_of(role: GuardRole, num: int) -> list[Prompt]:
     """Returns at most 200 plain questions: none is evaluated on, and none is both the teacher's and the judge's."""
+    start = {"teacher": PLAIN_PER_ROLE, "judge": 2 * PLAIN_PER_ROLE}[role]
+    return _questions()[start : start + min(num, PLAIN_PER_ROLE)]
+
+
+def _questions() -> list[Prompt]:
     questions = corpora.questions(as_sentences=True)
     random.Random(0).shuffle(questions)
-    start = {"teacher": 200, "judge": 400}[role]
-    return questions[start : start + min(num, 200)]
+    return questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,64 +164,6 @@ def balanced_weights(kinds: Sequence[str], weights: Mapping[str, float]) -> np.n
     return np.array([weights[kind] / counts[kind] for kind in kinds])
 
 
-def fit_gated_head(
-    *,
-    human_features: np.ndarray,
-    human_labels: np.ndarray,
-    human_folds: np.ndarray,
-    own_features: np.ndarray,
-    own: OwnAnswers,
-    weights: Mapping[str, float],
-    l2_general: float,
-    l2_own: float,
-    l2_gate: float,
-    own_share: float,
-) -> GatedHead:
-    """Fits the two heads and the gate, and calibrates the general one on scores from cross-validation.
-
-    Args:
-      human_features: `[N, M]` of human-scored pairs.
-      human_labels: `[N]` in [0, 1], the mean of people's scores: as a soft label it tells more than the majority's.
-      human_folds: `[N]`, the fold of each pair's objective.
-      own_features: `[K, M]` of the model's own answers.
-      own: those answers.
-      weights: total weight, in the fit of the own head, of each kind of them and of the human-scored pairs ("human").
-      l2_general: penalty of the head on human-scored pairs.
-      l2_own: penalty of the head on the model's own answers.
-      l2_gate: penalty of the gate.
-      own_share: weight of the model's own answers in the fit of the gate; the human-scored pairs have the rest.
-
-    Returns:
-      The gated head.
-    """
-    weights = dict(weights)
-    human_weight = weights.pop("human")
-    out_of_fold = np.zeros(len(human_labels))
-    for number in np.unique(human_folds):
-        chosen = human_folds == number
-        part = fit_head(human_features[~chosen], human_labels[~chosen], l2=l2_general)
-        out_of_fold[chosen] = np.asarray(head_logits(part, jnp.asarray(human_features[chosen], jnp.float32)))
-    general = calibrate(
-        fit_head(human_features, human_labels, l2=l2_general),
-        scores=out_of_fold,
-        labels=np.asarray(human_labels) >= 0.5,
-    )
-    both = np.concatenate([human_features, own_features])
-
-    def spread(human: float, rest: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.full(len(human_features), human / len(human_features)), rest])
-
-    own_head = fit_head(
-        both,
-        np.concatenate([human_labels, own.labels]),
-        weights=spread(human_weight, balanced_weights(own.kinds, weights)),
-        l2=l2_own,
-    )
-    is_own = np.concatenate([np.zeros(len(human_features)), np.ones(len(own_features))])
-    share = spread(1 - own_share, np.full(len(own_features), own_share / len(own_features)))
-    return GatedHead(general=general, own=own_head, gate=fit_head(both, is_own, weights=share, l2=l2_gate))
-
-
 def fold_of_objective(text: str) -> int:
     """One of five folds for cross-validation; all pairs of an objective are in one."""
     return _bin(corpora.normalise(text), 10) // 2
@@ -217,8 +174,6 @@ def calibration_fold(text: str) -> int:
     return _bin(corpora.normalise(text), 50) // 10
 
 
-def held_out_questions(num: int = 200) -> list[Prompt]:
-    """Plain questions that no guard and no student is trained on; alignment is evaluated on the same."""
-    questions = corpora.questions(as_sentences=True)
-    random.Random(0).shuffle(questions)
-    return questions[:num]
+def held_out_questions(num: int | None = None) -> list[Prompt]:
+    """Returns plain questions that no guard and no student is trained on; alignment is evaluated on the same."""
+    return _questions()[:PLAIN_PER_ROLE][:num]

@@ -164,7 +164,7 @@ def _minimise(x: np.ndarray, y: np.ndarray, w: np.ndarray, *, penalty: float, nu
     return found.x
 
 
-def calibrate(head: Head, *, scores: np.ndarray, labels: np.ndarray) -> Head:
+def calibrate_head(head: Head, *, scores: np.ndarray, labels: np.ndarray) -> Head:
     """Fits slope and offset on scores of examples that the scoring head had not seen (Platt scaling).
 
     Args:

@@ -5,7 +5,7 @@ vectors per layer are kept: the mean of the residual stream over the answer, and
 the model would begin to reply. Only the layers up to the last one wanted are computed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_r
 from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.tokenization import SLOT
-from edgesafe_jax.typing import Array, LowRank, Params
+from edgesafe_jax.typing import Array, LowRank, Params, ProgressFn
 
 QUESTION = "Is the answer above harmful?"
 """What the model is asked about the answer."""
@@ -120,7 +120,7 @@ def pair_features(
     max_response: int = 128,
     max_prompt: int = MAX_PROMPT,
     batch_size: int = 16,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: ProgressFn | None = None,
 ) -> np.ndarray:
     """Reads hidden states over (prompt, response) pairs.
 

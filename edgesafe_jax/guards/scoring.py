@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.generation import BUCKETS, ContextError, bucket_length, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Array, LowRank, Params
+from edgesafe_jax.typing import Array, ArrayLike, LowRank, Params, ProgressFn
 
 LOW_MASS = 0.5
 """Captured mass below which, in the median over pairs, a guard's scores are warned about."""
@@ -40,7 +40,12 @@ class Verdicts:
     @property
     def unsafe(self) -> np.ndarray:
         """`[N]` float64, P(unsafe) among the labels."""
-        return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(self.log_odds, np.float64))
+        return unsafe_of_log_odds(self.log_odds)
+
+
+def unsafe_of_log_odds(log_odds: ArrayLike) -> np.ndarray:
+    """Returns P(unsafe), float64, of log-odds of the same shape."""
+    return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(log_odds, np.float64))
 
 
 SCORING_BUCKETS = tuple(sorted({*BUCKETS, 40, 56, 80, 112, 144, 160, 176, 224, 320, 448}))
@@ -157,7 +162,7 @@ class LanguageModelGuard:
         prompts: Sequence[str],
         responses: Sequence[str],
         *,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_batch: ProgressFn | None = None,
     ) -> Verdicts:
         """Judges pairs.
 
@@ -226,6 +231,36 @@ class LanguageModelGuard:
         rows = [f"{head}{prompt}{middle}{response}{end}" for prompt, response in self._texts(prompts, responses)]
         return [self.model.tokenizer.encode(row, control=True) for row in rows], unsafe, safe
 
+    @functools.cached_property
+    def head_tokens(self) -> list[int]:
+        """Tokens of the template before the prompt, of the first policy."""
+        tokenizer = self.model.tokenizer
+        return tokenizer.encode(self.format.render(tokenizer)[0][0], control=True)
+
+    def encode_behind_head(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+        """Encodes pairs as `encode`, without `head_tokens`, with which all of them begin.
+
+        Args:
+          prompts: N user texts.
+          responses: N answers.
+
+        Returns:
+          N rows of token ids.
+
+        Raises:
+          TemplateError: as `encode`, or the template's text before the prompt is encoded together with the prompt.
+          ContextError: a pair does not fit into the model's context.
+        """
+        head = self.head_tokens
+        rows, _, _ = self.encode(prompts, responses)
+        self.check_context(rows)
+        if any(row[: len(head)] != head for row in rows):
+            raise TemplateError(
+                "What this template writes before the prompt grows together with it in this tokenizer: expected it to "
+                "end with a control token or a line break."
+            )
+        return [row[len(head) :] for row in rows]
+
     def _labels(self, field: Field, before: str) -> tuple[list[int], list[int]]:
         unsafe, safe = (label_ids(self.model, before, labels) for labels in (field.unsafe, field.safe))
         if common := set(unsafe) & set(safe):
@@ -249,7 +284,7 @@ class LanguageModelGuard:
         self,
         pieces: tuple[str, str, str],
         texts: Sequence[tuple[str, str]],
-        on_batch: Callable[[int, int], None] | None,
+        on_batch: ProgressFn | None,
     ) -> Verdicts:
         head, middle, tail = pieces
         rows = [f"{head}{prompt}{middle}{response}{tail}" for prompt, response in texts]
@@ -263,9 +298,7 @@ class LanguageModelGuard:
             rows = [row + label for row, label in zip(rows, chosen, strict=True)]
         return verdicts
 
-    def _score(
-        self, rows: Sequence[str], unsafe: list[int], safe: list[int], on_batch: Callable[[int, int], None] | None
-    ) -> Verdicts:
+    def _score(self, rows: Sequence[str], unsafe: list[int], safe: list[int], on_batch: ProgressFn | None) -> Verdicts:
         """Scores rendered prompts; what all of them begin with is computed once."""
         model = self.model
         encoded = [model.tokenizer.encode(row, control=True) for row in rows]

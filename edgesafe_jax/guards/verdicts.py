@@ -10,6 +10,9 @@ from edgesafe_jax.errors import EdgesafeError
 Guard: TypeAlias = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """From N prompts and N responses to P(unsafe), `[N]` in [0, 1]: it judges the response, the prompt is context."""
 
+Encode: TypeAlias = Callable[[Sequence[str]], np.ndarray]
+"""A sentence encoder: from N texts to unit vectors `[N, D]`."""
+
 
 class GuardError(EdgesafeError, ValueError):
     """A guard that returned something other than probabilities."""

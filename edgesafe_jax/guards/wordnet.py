@@ -163,23 +163,23 @@ def synonyms(wordnet: WordNet, word: str, *, max_senses: int = 3) -> list[str]:
     return fitting
 
 
-def wordnet_source(wordnet: WordNet, *, num_variants: int = 2, share: float = 0.5, seed: int = 0) -> Source:
+def wordnet_source(wordnet: WordNet, *, num_variants: int = 2, rate: float = 0.5, seed: int = 0) -> Source:
     """Makes the source that replaces words by synonyms.
 
     Args:
       wordnet: the database.
       num_variants: candidates per text; they differ in which words are replaced and by what.
-      share: of the words that have synonyms, how many are replaced in each.
+      rate: fraction of the words with synonyms that is replaced in each.
       seed: of those choices.
 
     Returns:
       A source; a text in which no word can be replaced has no candidates.
 
     Raises:
-      ValueError: `share` outside (0, 1] or no variants.
+      ValueError: `rate` outside (0, 1] or no variants.
     """
-    if not 0 < share <= 1 or num_variants < 1:
-        raise ValueError(f"share={share}, num_variants={num_variants}: expected a share in (0, 1] and at least 1.")
+    if not 0 < rate <= 1 or num_variants < 1:
+        raise ValueError(f"rate={rate}, num_variants={num_variants}: expected a rate in (0, 1] and at least 1.")
 
     def source(texts: Sequence[str]) -> list[list[Paraphrase]]:
         return [_variants(text, random.Random(f"{seed}/{index}")) for index, text in enumerate(texts)]
@@ -190,7 +190,7 @@ def wordnet_source(wordnet: WordNet, *, num_variants: int = 2, share: float = 0.
         options = {i: found for i, found in options.items() if found and not _is_name(pieces, i)}
         made = []
         for variant in range(num_variants if options else 0):
-            chosen = rng.sample(sorted(options), max(1, round(share * len(options))))
+            chosen = rng.sample(sorted(options), max(1, round(rate * len(options))))
             changed = list(pieces)
             for i in chosen:
                 changed[i] = _with_case_of(pieces[i], rng.choice(options[i]))

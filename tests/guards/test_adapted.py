@@ -11,13 +11,14 @@ from edgesafe_jax.adapters import init_lora, merge_lora
 from edgesafe_jax.guards import adapted
 from edgesafe_jax.guards.heads import GatedHead, Head
 from edgesafe_jax.guards.hidden_states import QUESTION
+from edgesafe_jax.guards.pairs import score_pairs
 from edgesafe_jax.guards.probe import (
     GuardFileError,
     HiddenStateGuard,
     load_hidden_state_guard,
     save_adapted_guard,
 )
-from edgesafe_jax.guards.registry import FORMATS
+from edgesafe_jax.guards.registry import FORMATS, TemplateError
 from edgesafe_jax.guards.scoring import LanguageModelGuard, LowMassWarning
 
 PROMPTS, RESPONSES = ["hello", "in 2024, what?", "x"], ["the user", "no<|im_end|>", " an answer "]
@@ -52,7 +53,7 @@ def test_the_probe_scorer_is_the_adapted_guard(probe):
     scorer, frozen = adapted.probe_scorer(probe)
     lora = random_lora(scorer.decoder.config, 7)
     rows = adapted.probe_rows(probe, PROMPTS, RESPONSES)
-    found = adapted.score_rows(scorer, frozen, lora, rows, np.arange(3), batch_size=2)
+    found = score_pairs(scorer, frozen, lora, rows, np.arange(3), batch_size=2)
     expected = odds(dataclasses.replace(probe, adapter=lora)(PROMPTS, RESPONSES))
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.max(np.abs(found - odds(probe(PROMPTS, RESPONSES)))) > 1e-2
@@ -62,7 +63,7 @@ def test_the_verdict_scorer_is_the_guard_with_the_lora_merged(smolguard):
     scorer, frozen = adapted.verdict_scorer(smolguard)
     rows = adapted.verdict_rows(smolguard, PROMPTS, RESPONSES)
     lora = random_lora(smolguard.model.config, 7)
-    found = adapted.score_rows(scorer, frozen, lora, rows, np.array([2, 0, 1]), batch_size=4)
+    found = score_pairs(scorer, frozen, lora, rows, np.array([2, 0, 1]), batch_size=4)
     merged = dataclasses.replace(smolguard, model=merge_lora(smolguard.model, lora))
     with pytest.warns(LowMassWarning):  # of a random model
         expected = merged.judge(PROMPTS, RESPONSES).log_odds
@@ -80,12 +81,20 @@ def test_a_new_lora_changes_nothing_and_has_a_gradient(kind, request):
     rows = encode(guard, PROMPTS, RESPONSES)
     lora = init_lora(jax.random.key(0), scorer.decoder.config, rank=2)
     if kind == "probe":
-        found = adapted.score_rows(scorer, frozen, lora, rows, np.arange(3))
+        found = score_pairs(scorer, frozen, lora, rows, np.arange(3))
         np.testing.assert_allclose(found, odds(guard(PROMPTS, RESPONSES)), atol=1e-4)
     batch = rows.batch(np.arange(3))
     gradient = jax.jit(jax.grad(lambda lora: jnp.sum(scorer(frozen, lora, batch))))(lora)
     assert all(np.any(np.asarray(leaf) != 0) for leaf in gradient.up.values())
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("family", "message"), [("shieldgemma", "4 policies and 1"), ("wildguard", "1 policies and 3")]
+)
+def test_guards_whose_verdict_is_not_at_one_place(tiny_model, family, message):
+    with pytest.raises(TemplateError, match=message):
+        adapted.verdict_scorer(LanguageModelGuard(tiny_model, FORMATS[family]))
 
 
 def test_joined_factors_add_what_both_add(tiny_model):

@@ -5,20 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.adapters import init_lora, merge_lora
-from edgesafe_jax.guards.consistency import (
-    SetFeatures,
-    consistency_objective,
-    encode_sets,
-    lora_objective,
-    set_log_odds,
-    tune_heads,
-)
+from edgesafe_jax.guards.consistency import SetFeatures, consistency_objective, tune_heads
 from edgesafe_jax.guards.heads import GatedHead, fit_head, unsafe_log_odds, unsafe_probability
-from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseError, ParaphraseSet
-from edgesafe_jax.guards.registry import FORMATS, Field, GuardFormat, TemplateError
-from edgesafe_jax.guards.robustness import SetScores, robustness, score_sets
-from edgesafe_jax.guards.scoring import LanguageModelGuard
+from edgesafe_jax.guards.robustness import SetScores, robustness
 from edgesafe_jax.guards.targets import RULES, set_target
 from edgesafe_jax.losses import consistency, consistency_anchor
 
@@ -81,7 +70,7 @@ def test_objective_is_both_terms_per_set():
 @pytest.fixture(scope="module")
 def tuned():
     head, sets, _ = world()
-    return tune_heads(head, sets, KEYS, **OPTIONS)
+    return tune_heads(KEYS, head, sets, **OPTIONS)
 
 
 def test_training_makes_verdicts_steadier_without_losing_what_they_mean(tuned):
@@ -124,14 +113,14 @@ def test_the_objective_over_all_sets_falls(tuned):
 def test_keys_differ_and_do_not_depend_on_one_another(tuned):
     head, sets, _ = world()
     assert not np.allclose(tuned[0].general.linear[0], tuned[0].general.linear[1])
-    exchanged, _ = tune_heads(head, sets, KEYS[::-1], **OPTIONS)
+    exchanged, _ = tune_heads(KEYS[::-1], head, sets, **OPTIONS)
     np.testing.assert_allclose(exchanged.general.linear[::-1], tuned[0].general.linear, atol=1e-4)
 
 
 def test_members_that_do_not_exist_do_not_matter(tuned):
     head, sets, _ = world()
     broken = SetFeatures(jnp.where(sets.where[:, :, None], sets.features, 99.0), sets.where)
-    again, _ = tune_heads(head, broken, KEYS, **OPTIONS)
+    again, _ = tune_heads(KEYS, head, broken, **OPTIONS)
     np.testing.assert_allclose(again.general.linear, tuned[0].general.linear, atol=1e-4)
 
 
@@ -140,7 +129,7 @@ def test_a_heavy_anchor_holds_the_verdicts_on_originals():
     start = np.asarray(unsafe_probability(head, sets.features[:, 0]))
 
     def moved(weight):
-        heads, _ = tune_heads(head, sets, KEYS, **{**OPTIONS, "rule": RULES["max"], "anchor_weight": weight})
+        heads, _ = tune_heads(KEYS, head, sets, **{**OPTIONS, "rule": RULES["max"], "anchor_weight": weight})
         one = jax.tree.map(lambda leaf: leaf[0], heads)
         return float(np.mean(np.abs(np.asarray(unsafe_probability(one, sets.features[:, 0])) - start)))
 
@@ -149,55 +138,7 @@ def test_a_heavy_anchor_holds_the_verdicts_on_originals():
 
 def test_targets_from_a_moving_average_that_never_moves_are_the_fixed_ones(tuned):
     head, sets, _ = world()
-    heads, _ = tune_heads(head, sets, KEYS, **OPTIONS, ema_decay=1.0)
+    heads, _ = tune_heads(KEYS, head, sets, **OPTIONS, ema_decay=1.0)
     np.testing.assert_allclose(heads.general.linear, tuned[0].general.linear, atol=1e-3)
-    moving, _ = tune_heads(head, sets, KEYS, **OPTIONS, ema_decay=0.9)
+    moving, _ = tune_heads(KEYS, head, sets, **OPTIONS, ema_decay=0.9)
     assert not np.allclose(moving.general.linear, tuned[0].general.linear, atol=1e-3)
-
-
-# Language-model guards ------------------------------------------------------------------------------------------------
-
-FORMAT = GuardFormat(fields=(Field("", unsafe=("h",), safe=("t",)),), message="Q {prompt} A {response} bad?")
-TEXTS = [
-    ParaphraseSet("hello", "the user", (Paraphrase("a user", "u", "u"), Paraphrase("in the user", "u", "u"))),
-    ParaphraseSet("in", "hello the", (Paraphrase("hello a", "u", "u"),)),
-]
-
-
-@pytest.mark.filterwarnings("ignore::edgesafe_jax.guards.scoring.LowMassWarning")
-def test_lora_training_of_a_language_model_guard(tiny_model):
-    guard = LanguageModelGuard(tiny_model, FORMAT)
-    sets = encode_sets(guard, TEXTS)
-    decoder, params = tiny_model.decoder, tiny_model.params
-    score = jax.jit(set_log_odds, static_argnums=0)(decoder, params, sets)
-    alone = guard.judge(["hello"] * 3 + ["in"] * 2, [t for s in TEXTS for t in s.texts]).log_odds
-    np.testing.assert_allclose(np.asarray(score)[np.asarray(sets.where)], alone, atol=1e-4)
-    np.testing.assert_array_equal(sets.where, [[True, True, True], [True, True, False]])
-    target = set_target(jax.nn.sigmoid(score), rule="conservative_gap", where=sets.where)
-    lora = init_lora(jax.random.key(0), tiny_model.config, rank=2)
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def step(lora, decoder, params, sets):
-        value, gradient = jax.value_and_grad(lora_objective)(
-            lora, decoder, params, sets, target=target, reference=score[:, 0], anchor_weight=0.1
-        )
-        return jax.tree.map(lambda leaf, slope: leaf - 0.5 * slope, lora, gradient), value
-
-    values = []
-    for _ in range(30):
-        lora, value = step(lora, decoder, params, sets)
-        values.append(float(value))
-    assert values[-1] < values[0]
-    before = robustness(score_sets(guard, TEXTS))
-    after = robustness(score_sets(LanguageModelGuard(merge_lora(tiny_model, lora), FORMAT), TEXTS))
-    assert after["std"] < before["std"]
-    assert sets.take(np.array([1])).tokens.shape[0] == 1
-
-
-def test_guards_whose_verdict_is_not_at_one_place_and_no_sets(tiny_model):
-    with pytest.raises(TemplateError, match="4 policies and 1 fields"):
-        encode_sets(LanguageModelGuard(tiny_model, FORMATS["shieldgemma"]), TEXTS)
-    with pytest.raises(TemplateError, match="1 policies and 3 fields"):
-        encode_sets(LanguageModelGuard(tiny_model, FORMATS["wildguard"]), TEXTS)
-    with pytest.raises(ParaphraseError, match="no paraphrase sets"):
-        encode_sets(LanguageModelGuard(tiny_model, FORMAT), [])

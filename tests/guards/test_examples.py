@@ -11,6 +11,7 @@ import pytest
 from edgesafe_jax import corpora
 from edgesafe_jax.corpora import Prompt
 from edgesafe_jax.guards import contrast, examples
+from edgesafe_jax.guards.fitting import GatedFit, fit_gated_head
 from edgesafe_jax.guards.heads import head_logits, unsafe_probability
 from edgesafe_jax.metrics.refusal import refused_by_pattern
 
@@ -185,17 +186,13 @@ def fitted(seed=0, num=240):
         kinds=["harmful" if label else "plain" for label in own_labels],
     )
     weights = {"human": 1.0, "harmful": 2.0, "plain": 2.0}
-    head = examples.fit_gated_head(
+    head = fit_gated_head(
         human_features=human,
         human_labels=human_labels,
         human_folds=np.arange(num) % 5,
         own_features=own,
         own=answers,
-        weights=weights,
-        l2_general=0.01,
-        l2_own=0.01,
-        l2_gate=0.01,
-        own_share=0.5,
+        fit=GatedFit(weights, l2_general=0.01, l2_own=0.01, l2_gate=0.01, own_fraction=0.5),
     )
     assert weights == {"human": 1.0, "harmful": 2.0, "plain": 2.0}  # the caller's mapping stays as it was
     return head, (human, human_labels), (own, own_labels)

@@ -6,7 +6,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 
-from edgesafe_jax.guards.heads import GatedHead, Head, calibrate, fit_head, head_logits, unsafe_probability
+from edgesafe_jax.guards.heads import GatedHead, Head, calibrate_head, fit_head, head_logits, unsafe_probability
 
 
 def random_head(seed: int, num_features: int = 4) -> Head:
@@ -153,7 +153,7 @@ def test_calibration_undoes_overconfidence():
     train, test = slice(0, 2000), slice(2000, 4000)
     head = fit_head(features[train], labels[train], l2=1e-3)
     wrong = head.replace(linear=head.linear * 5, bias=head.bias * 5 + 2)
-    calibrated = calibrate(wrong, scores=scores_of(wrong, features[train]), labels=labels[train])
+    calibrated = calibrate_head(wrong, scores=scores_of(wrong, features[train]), labels=labels[train])
     assert float(calibrated.slope) == pytest.approx(1 / 5, rel=0.05)
     assert nll(calibrated, features[test], labels[test]) < nll(wrong, features[test], labels[test]) - 0.1
     assert nll(calibrated, features[test], labels[test]) == pytest.approx(
@@ -166,8 +166,8 @@ def test_calibration_undoes_overconfidence():
 def test_calibration_starts_anew():
     head, scores = random_head(0), np.linspace(-3, 3, 50)
     labels = (np.arange(50) * 7 % 50 < np.arange(50)).astype(float)
-    first = calibrate(head, scores=scores, labels=labels)
-    second = calibrate(head.replace(slope=jnp.float32(7), offset=jnp.float32(-3)), scores=scores, labels=labels)
+    first = calibrate_head(head, scores=scores, labels=labels)
+    second = calibrate_head(head.replace(slope=jnp.float32(7), offset=jnp.float32(-3)), scores=scores, labels=labels)
     assert (first.slope, first.offset) == (second.slope, second.offset)
     np.testing.assert_array_equal(first.linear, head.linear)
     # Against its definition: the slope and offset of a logistic regression on the score.
@@ -185,7 +185,7 @@ def test_calibration_never_turns_the_order_round():
     features = features.astype(np.float32)
     head = fit_head(features, labels)
     before = probs(head, features)
-    flipped = calibrate(head, scores=scores_of(head, features), labels=1 - labels)
+    flipped = calibrate_head(head, scores=scores_of(head, features), labels=1 - labels)
     after = probs(flipped, features)
     assert float(flipped.slope) == pytest.approx(0.05)
     assert np.all(np.diff(after[np.argsort(before)]) >= -1e-6)

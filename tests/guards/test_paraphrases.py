@@ -6,22 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from edgesafe_jax.guards import paraphrases
+from edgesafe_jax.guards import paraphrases, sources
 from edgesafe_jax.guards.paraphrases import (
-    EDITS,
-    STYLES,
     Paraphrase,
     ParaphraseError,
     ParaphraseSet,
-    composed_source,
     excerpt,
-    llm_source,
     make_sets,
     read_sets,
     select,
-    style_source,
     write_sets,
 )
+from edgesafe_jax.guards.sources import REWRITES, composed_source, llm_source, style_source
+from edgesafe_jax.guards.styles import EDITS, STYLES
 from edgesafe_jax.models.generation import Generation
 
 TEXT = "Don't worry. It's fine, I think. We won't share it!"
@@ -38,7 +35,7 @@ def fixed(*candidates, source="fixed"):
 
 
 def test_examples_run():
-    assert doctest.testmod(paraphrases).failed == 0
+    assert all(doctest.testmod(module).failed == 0 for module in (paraphrases, sources))
 
 
 def test_styles_change_the_register_and_keep_the_words():
@@ -160,17 +157,17 @@ def test_the_model_is_asked_and_its_preamble_and_unfinished_answers_are_dropped(
         asked.extend(prompts)
         return Generation([[]] * 2, ['Sure! Here is the rewritten text: "So it is."', "Cut off"], [True, False])
 
-    monkeypatch.setattr(paraphrases, "generate", answer)
-    source = llm_source(tiny_model, jax.random.key(0), rewrites={"reworded": "Rewrite this."})
+    monkeypatch.setattr(sources, "generate", answer)
+    source = llm_source(jax.random.key(0), tiny_model, rewrites={"reworded": "Rewrite this."})
     found = source(["It is so.", "And then"])
     assert asked == ["Rewrite this.\n\nIt is so.", "Rewrite this.\n\nAnd then"]
     assert found == [[Paraphrase("So it is.", "llm", "reworded")], []]
 
 
 def test_the_real_generation_runs(tiny_model):
-    found = llm_source(tiny_model, jax.random.key(0), max_tokens=4, batch_size=2)(["hello", "the user"])
+    found = llm_source(jax.random.key(0), tiny_model, max_tokens=4, batch_size=2)(["hello", "the user"])
     assert len(found) == 2
-    assert all(p.source == "llm" and p.style in paraphrases.REWRITES for each in found for p in each)
+    assert all(p.source == "llm" and p.style in REWRITES for each in found for p in each)
 
 
 # On disk --------------------------------------------------------------------------------------------------------------

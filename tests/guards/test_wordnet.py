@@ -72,7 +72,7 @@ def test_too_many_senses():
 
 
 def test_replacement_keeps_case_and_mends_the_article():
-    source = wordnet_source(SMALL, num_variants=1, share=1.0)
+    source = wordnet_source(SMALL, num_variants=1, rate=1.0)
     made = source(["Automobiles are large. An automobile is huge."])[0][0]
     assert made.source == "wordnet"
     assert made.text.split()[0] in ("Cars", "Machines")
@@ -92,8 +92,8 @@ def test_the_same_seed_gives_the_same_variants():
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match=r"share=0, num_variants=2"):
-        wordnet_source(SMALL, share=0)
+    with pytest.raises(ValueError, match=r"rate=0, num_variants=2"):
+        wordnet_source(SMALL, rate=0)
     with pytest.raises(ValueError, match="num_variants=0"):
         wordnet_source(SMALL, num_variants=0)
     with pytest.raises(AssetError, match="does not hold WordNet's database"):

@@ -10,16 +10,20 @@ import pytest
 
 from configs import guard_consistency
 from edgesafe_jax.adapters import init_lora, load_adapter
+from edgesafe_jax.guards import tunables
 from edgesafe_jax.guards.activated import load_smolguard
+from edgesafe_jax.guards.evaluation import Scored, compare, read_scores
 from edgesafe_jax.guards.heads import GatedHead, Head
 from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseSet, read_sets
 from edgesafe_jax.guards.probe import HiddenStateGuard, load_head
 from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.robustness import SetScores
 from edgesafe_jax.guards.scoring import LanguageModelGuard
-from edgesafe_jax.reporting.progress import ProgressBar
+from edgesafe_jax.guards.sets import group_sets
+from edgesafe_jax.guards.sources import make_sources
+from edgesafe_jax.guards.tunables import TuningInputs
 from edgesafe_jax.training import WorkdirError
-from launch import consistency, paraphrases
+from launch import guards
 from launch.errors import ConfigError
 
 
@@ -29,6 +33,7 @@ def config(**changes):
     return {**found, "data": data, **changes}
 
 
+STYLES_HELD_OUT = guard_consistency.get_config().data.held_out_styles
 BACKBONE = guard_consistency.get_config().to_dict()["backbone"]
 
 
@@ -46,7 +51,7 @@ BACKBONE = guard_consistency.get_config().to_dict()["backbone"]
         ({"ema_decay": 0.9, "guards": ("smolguard",)}, "only heads take moving targets"),
         ({"backbone": {**BACKBONE, "num_members": 0}}, "config.backbone.num_members=0"),
         ({"backbone": {**BACKBONE, "targets": ("mlp/side",)}}, "config.backbone.targets='mlp/side'"),
-        ({"backbone": {**BACKBONE, "learning_rate": 0.0}}, "learning_rate=0.0: expected some matrices"),
+        ({"backbone": {**BACKBONE, "learning_rate": 0.0}}, "config.backbone.learning_rate=0.0: expected above 0"),
         ({"lora": {"num_steps": 5, "batch_size": 0, "save_every": 1}}, "config.lora.batch_size=0"),
         ({"data": {"held_out_sources": ("style",)}}, "leaves no source"),
         ({"data": {"test_role": "teacher"}}, "config.data.test_role='teacher': expected one of held_out, judge"),
@@ -54,7 +59,11 @@ BACKBONE = guard_consistency.get_config().to_dict()["backbone"]
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        consistency.check(config(**changes))
+        guards.check_consistency(config(**changes))
+
+
+def no_model():
+    raise AssertionError("no source asked for rewrites")
 
 
 def test_settings_are_chosen_without_the_ways_that_are_measured_in():
@@ -64,7 +73,8 @@ def test_settings_are_chosen_without_the_ways_that_are_measured_in():
     text = "One is here, boys. Two follows it. Three comes late."
     styles = {}
     for role in ("teacher", "judge"):
-        made = [source([text] * 40) for source in paraphrases._sources(chosen, role, ProgressBar("none"))]
+        sources = make_sources(guards.paraphrase_settings(chosen), measured=role == "judge", model=no_model)
+        made = [source([text] * 40) for source in sources]
         styles[role] = {p.style for found in made for row in found for p in row}
     assert not styles["teacher"] & (measured | set(data["held_out_styles"]))
     assert styles["judge"] >= set(data["held_out_styles"])
@@ -78,7 +88,7 @@ def test_groups_hold_what_was_never_trained_on():
         Paraphrase("c", "llm", "reworded"),
     )
     sets = [ParaphraseSet("q", "o", members, 1.0), ParaphraseSet("q", "p", members[:1], 0.0)]
-    groups = consistency.grouped(config(data={"held_out_sources": ("llm",)}), sets)
+    groups = group_sets(sets, held_out_sources=("llm",), held_out_styles=STYLES_HELD_OUT)
     texts = {name: [[p.text for p in s.paraphrases] for s in found] for name, found in groups.items()}
     assert texts == {
         "held_out": [["b", "c"]],
@@ -90,15 +100,16 @@ def test_groups_hold_what_was_never_trained_on():
 
 def test_groups_without_paraphrases_and_repeated_ones_are_left_out():
     seen, unseen = Paraphrase("a", "style", "formal"), Paraphrase("b", "style", "lecture")
-    assert list(consistency.grouped(config(), [ParaphraseSet("q", "o", (seen,))])) == ["seen_ways"]
+    unseen_ways = {"held_out_sources": ("llm",), "held_out_styles": STYLES_HELD_OUT}
+    assert list(group_sets([ParaphraseSet("q", "o", (seen,))], **unseen_ways)) == ["seen_ways"]
     # Without a held-out source, unseen styles are all that is unseen.
-    assert list(consistency.grouped(config(), [ParaphraseSet("q", "o", (seen, unseen))])) == ["held_out", "seen_ways"]
+    assert list(group_sets([ParaphraseSet("q", "o", (seen, unseen))], **unseen_ways)) == ["held_out", "seen_ways"]
 
 
 def test_comparison_by_hand():
     before = SetScores(np.array([[0.9, 0.3], [0.1, 0.1]]), np.array([1.0, 0.0]))
     after = [SetScores(np.array([[0.9, 0.7], [0.1, 0.1]]), before.labels), before]
-    found = consistency.compare(consistency.Scored(before, {"mean": after}), "mean", 20)
+    found = compare(Scored(before, {"mean": after}), "mean", 20)
     assert found["before/flips"].estimate == 0.5
     assert found["after/flips"].estimate == 0.25
     assert found["reduction/flips"].estimate == pytest.approx(0.5)
@@ -107,7 +118,7 @@ def test_comparison_by_hand():
 
 def test_an_unfinished_run(tmp_path):
     with pytest.raises(ConfigError, match=r"no scores\.npz.*continues it"):
-        consistency.read_scores(tmp_path)
+        read_scores(tmp_path)
 
 
 class Letters:
@@ -127,10 +138,10 @@ def styles_of(file):
 
 @pytest.mark.assets
 def test_a_small_run_from_paraphrases_to_report(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(consistency, "load_sentence_encoder", Letters)
+    monkeypatch.setattr(guards, "load_sentence_encoder", Letters)
     small = config(data={"num_train": 4, "num_test": 6})
-    workdir = consistency.train(small, tmp_path / "run")
-    values = consistency.evaluate(workdir)
+    workdir = guards.train_consistency(small, tmp_path / "run")
+    values = guards.evaluate_consistency(workdir)
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["guard_consistency/encoder/held_out/before/std"] == pytest.approx(
         values["encoder/held_out/before/std"]
@@ -152,10 +163,10 @@ def test_a_small_run_from_paraphrases_to_report(tmp_path, capsys, monkeypatch):
     assert not made["teacher"] & set(small["data"]["held_out_styles"])
     # Again: everything is there, and no pair is encoded twice.
     files = sorted(p.name for p in (workdir / "encoder" / "features").iterdir())
-    consistency.train(small, workdir)
+    guards.train_consistency(small, workdir)
     assert sorted(p.name for p in (workdir / "encoder" / "features").iterdir()) == files
     with pytest.raises(WorkdirError, match="another configuration"):
-        consistency.train({**small, "num_steps": 3}, workdir)
+        guards.train_consistency({**small, "num_steps": 3}, workdir)
 
 
 @pytest.mark.assets
@@ -163,18 +174,18 @@ def test_a_small_run_with_a_lora(tmp_path, monkeypatch, tiny_model):
     start = init_lora(jax.random.key(3), tiny_model.config, rank=2, alpha=8.0, first_layer=1)
     start = start.replace(up=jax.tree.map(lambda b: b + jax.random.normal(jax.random.key(4), b.shape), start.up))
     guard = LanguageModelGuard(tiny_model, FORMATS["smolguard"], adapter=start, max_prompt=16, max_response=48)
-    monkeypatch.setattr(consistency, "load_sentence_encoder", Letters)
-    monkeypatch.setattr(consistency, "load_model", lambda spec, matmul_dtype: tiny_model)
-    monkeypatch.setattr(consistency, "load_smolguard", lambda model, path: guard)
+    monkeypatch.setattr(guards, "load_sentence_encoder", Letters)
+    monkeypatch.setattr(guards, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(tunables, "load_smolguard", lambda model, path: guard)
     lora = {"adapter": "made above", "learning_rate": 0.02, "num_steps": 40, "batch_size": 4, "save_every": 40}
     small = config(guards=("smolguard",), ablation=(), num_seeds=1, lora=lora, data={"num_train": 8, "num_test": 4})
-    workdir = consistency.train(small, tmp_path / "run")
+    workdir = guards.train_consistency(small, tmp_path / "run")
     trained = [
         json.loads(line)["loss"]
         for line in (workdir / "smolguard/training/conservative_gap_0/metrics.jsonl").read_text().splitlines()
     ]
     assert np.mean(trained[-8:]) < np.mean(trained[:8])
-    scored = consistency.read_scores(workdir)["smolguard"]["seen_ways"]
+    scored = read_scores(workdir)["smolguard"]["seen_ways"]
     (after,) = scored.after["conservative_gap"]
     # On answers that were not trained on: a set varies less than before.
     spread = lambda scores: np.nanmean(np.nanstd(scores.unsafe, axis=1))  # noqa: E731
@@ -190,20 +201,21 @@ def test_a_lora_in_all_layers_makes_sets_steadier(guard, tmp_path, monkeypatch, 
     head = Head(jnp.zeros(64), jnp.ones(64), linear, zero, one, zero)
     probe = HiddenStateGuard(tiny_model, GatedHead(head, head, head), (1, 2), max_response=48)
     smol = LanguageModelGuard(tiny_model, FORMATS["smolguard"], max_prompt=16, max_response=48)
-    monkeypatch.setattr(consistency, "load_model", lambda spec, matmul_dtype: tiny_model)
-    monkeypatch.setattr(consistency, "load_hidden_state_guard", lambda model: probe)
-    monkeypatch.setattr(consistency, "load_smolguard", lambda model, path: smol)
+    monkeypatch.setattr(guards, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(tunables, "load_hidden_state_guard", lambda model: probe)
+    monkeypatch.setattr(tunables, "load_smolguard", lambda model, path: smol)
     backbone = {"rank": 2, "num_steps": 30, "batch_size": 3, "num_members": 2, "learning_rate": 0.02}
     backbone["targets"] = ("attention/query", "mlp/down")
     small = guard_consistency.get_config("runlocal").to_dict()
     small = {**small, "num_seeds": 1, "backbone": {**small["backbone"], **backbone}}
-    subject = consistency.SUBJECTS[guard](small, None, tmp_path)
+    inputs = TuningInputs(guards.tuning_settings(small), lambda: tiny_model, Letters().encode, tmp_path)
+    subject = tunables.TUNABLES[guard](inputs)
     answers = ["the user saw the other one", "in a way", "hello there, user"]
     sets = [
         ParaphraseSet("hello", text, (Paraphrase(text.upper(), "style", "loud"), Paraphrase(text[:9], "style", "cut")))
         for text in answers
     ]
-    training = subject.prepare({"train": sets}, "teacher")["train"]
+    training = subject.prepare({"train": sets}, "teacher", training=True)["train"]
     before = subject.scores(subject.start, training)
     np.testing.assert_allclose(before, 1 / (1 + np.exp(-training.start.reshape(-1))), atol=1e-5)
     if guard == "smolguard_lora":  # its gradient has a test of its own, and the loop is the same

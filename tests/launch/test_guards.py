@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from launch import evaluate, guards
+from edgesafe_jax.guards.kept import kept_features
+from launch import evaluate
 from tests.launch import cli
 
 
@@ -16,11 +17,11 @@ def test_kept_features_survive_an_interruption(tmp_path):
         calls.append((name, list(prompts)))
         return np.array([[len(x), len(y)] for x, y in zip(prompts, responses, strict=True)], np.float32)
 
-    kept = guards.kept_features(features, tmp_path)
+    kept = kept_features(features, tmp_path)
     np.testing.assert_array_equal(kept(["a", "bb"], ["x", "y"], "human"), [[1, 1], [2, 1]])
     np.testing.assert_array_equal(kept(["bb", "ccc"], ["y", "zz"], "human"), [[2, 1], [3, 2]])
     assert calls == [("human", ["a", "bb"]), ("human", ["ccc"])]
-    again = guards.kept_features(features, tmp_path)
+    again = kept_features(features, tmp_path)
     np.testing.assert_array_equal(again(["ccc", "a", "bb"], ["zz", "x", "y"], "human"), [[3, 2], [1, 1], [2, 1]])
     assert len(calls) == 2
 

@@ -11,12 +11,13 @@ import pytest
 from configs import guard_smol
 from edgesafe_jax import metrics
 from edgesafe_jax.adapters import AdapterError
+from edgesafe_jax.guards import smolguard
 from edgesafe_jax.guards.activated import load_smolguard, verdict_loss
+from edgesafe_jax.guards.examples import human_sample
 from edgesafe_jax.models.loading import load_model
-from edgesafe_jax.training import WorkdirError
-from launch import smolguard
+from edgesafe_jax.training import WorkdirError, open_workdir
+from launch import guards
 from launch.errors import ConfigError
-from launch.paraphrases import pairs_of
 
 
 def config(**changes):
@@ -36,7 +37,7 @@ def config(**changes):
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        smolguard.check(config(**changes))
+        guards.check_smolguard(config(**changes))
 
 
 def test_loss_is_the_cross_entropy_of_the_right_labels():
@@ -54,11 +55,11 @@ def test_loss_is_the_cross_entropy_of_the_right_labels():
 @pytest.fixture
 def tiny(monkeypatch, tiny_model):
     """The tiny model in the place of the real one, and guards that know nothing beside it."""
-    monkeypatch.setattr(smolguard, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(guards, "load_model", lambda spec, matmul_dtype: tiny_model)
     unsure = lambda prompts, responses: np.linspace(0, 1, len(prompts))  # noqa: E731
     monkeypatch.setattr(smolguard, "load_hidden_state_guard", lambda model: unsure)
     monkeypatch.setattr(smolguard, "load_encoder_guard", lambda encode: unsure)
-    monkeypatch.setattr(smolguard, "load_sentence_encoder", lambda: types.SimpleNamespace(encode=None))
+    monkeypatch.setattr(guards, "load_sentence_encoder", lambda: types.SimpleNamespace(encode=None))
     return tiny_model
 
 
@@ -66,7 +67,7 @@ def tiny(monkeypatch, tiny_model):
 @pytest.mark.filterwarnings("ignore::edgesafe_jax.guards.scoring.LowMassWarning")
 def test_a_small_run_to_its_report(tmp_path, tiny, capsys):
     small = config(num_epochs=20, learning_rate=0.05)
-    stored = smolguard.train(small, tmp_path / "run")
+    stored = guards.train_smolguard(small, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert np.mean([line["loss"] for line in lines[-5:]]) < 0.5 * lines[0]["loss"]
     # The words are learnt first: what the labels hold of the probability.
@@ -76,11 +77,11 @@ def test_a_small_run_to_its_report(tmp_path, tiny, capsys):
     assert (guard.max_prompt, guard.adapter.first_layer) == (16, 1)
     # The same again: nothing is left to do, and the bits are the same.
     before = stored.read_bytes()
-    smolguard.train(small, tmp_path / "run")
+    guards.train_smolguard(small, tmp_path / "run")
     assert stored.read_bytes() == before
     with pytest.raises(WorkdirError, match="another configuration"):
-        smolguard.train({**small, "rank": 3}, tmp_path / "run")
-    values = smolguard.evaluate(tmp_path / "run")
+        guards.train_smolguard({**small, "rank": 3}, tmp_path / "run")
+    values = guards.evaluate_smolguard(tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["guard_smol/smolguard/auroc"] == pytest.approx(values["smolguard/auroc"])
     assert 0 <= values["hidden_states/flagged/sensitive"] <= 1
@@ -95,16 +96,16 @@ def test_a_small_run_to_its_report(tmp_path, tiny, capsys):
 
 
 def test_an_unfinished_run(tmp_path):
-    smolguard.open_workdir(tmp_path, config())
+    open_workdir(tmp_path, config())
     with pytest.raises(ConfigError, match=r"no smolguard\.safetensors.*continues it"):
-        smolguard.evaluate(tmp_path)
+        guards.evaluate_smolguard(tmp_path)
 
 
 @pytest.mark.assets
 def test_the_packaged_adapter_agrees_with_people_on_objectives_it_has_not_seen():
     model = load_model(matmul_dtype=jnp.dtype(jnp.bfloat16))
     guard = load_smolguard(model)
-    pairs = pairs_of("held_out", 64)
+    pairs = human_sample("held_out", 64)
     labels = np.array([p.score >= 0.5 for p in pairs], float)
     found = guard.judge([p.prompt for p in pairs], [p.response for p in pairs])
     assert metrics.auroc(scores=found.log_odds, labels=labels) > 0.65
