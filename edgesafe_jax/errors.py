@@ -23,7 +23,7 @@ class EdgesafeError(Exception):
 
 
 class ConfigError(EdgesafeError, ValueError):
-    """A setting or an argument with a value that means nothing."""
+    """An invalid value of a setting or an argument."""
 
 
 class StorageError(EdgesafeError, OSError):

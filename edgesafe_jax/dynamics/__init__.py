@@ -1,4 +1,4 @@
-"""A learned world and its symmetries: ensembles, groups, a test of equivariance, and how far a symmetry reaches."""
+"""Learned dynamics and their symmetries: ensembles, groups, a test of equivariance, learned translations."""
 
 from edgesafe_jax.dynamics.ensemble import (
     Ensemble,

@@ -1,4 +1,4 @@
-r"""A learned world: an ensemble of Gaussian networks that predict the change of the state.
+r"""Learned dynamics: an ensemble of Gaussian networks that predict the change of the state.
 
 Each member predicts mean and variance of :math:`\Delta = s' - s` from :math:`(s, a)`, inputs and targets normalised by
 the statistics of the training episodes. Members differ by initialisation and by a bootstrap of the *episodes*; each
@@ -143,7 +143,7 @@ def rollout_many(ensemble: Ensemble, states: Array, actions: Array) -> Predictio
 
 
 class FitLog(struct.PyTreeNode):
-    """How the fit went.
+    """The log of a fit.
 
     Attributes:
       validation: `[num_epochs, M]` mean squared normalised error of each member; NaN for epochs that were not run.
@@ -367,7 +367,7 @@ def prediction_error(ensemble: Ensemble, states: Array, actions: Array) -> Array
 
 
 class VarianceCalibration(struct.PyTreeNode):
-    """Whether the spread is as large as the errors.
+    """The spread compared with the errors.
 
     Attributes:
       levels: `[L]` nominal coverage of central intervals.

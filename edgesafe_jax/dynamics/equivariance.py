@@ -1,11 +1,11 @@
 r"""Equivalence test of a transformation on a learned model, sample by sample: is it a symmetry of the world?
 
-**What is asked.** For an observed transition (s, a, s') and an element g: does the transformed transition
+**Question.** For an observed transition (s, a, s') and an element g: does the transformed transition
 (g.s, g.a, g.s') differ from what the world would have done at (g.s, g.a) by less than a tolerance that the user sets,
-in every dimension and in its physical units? The burden of proof is on the symmetry, so this is a test of equivalence:
-that no difference was found is not evidence that there is none.
+in every dimension and in its physical units? This is a test of equivalence: the symmetry has to be shown, and a
+difference that was not found is no evidence that there is none.
 
-**The statistic.** The residual is anchored to the *observed* next state, so that the model's error at s does not enter.
+**Statistic.** The residual is anchored to the *observed* next state, so that the model's error at s does not enter.
 Half of each tolerance is for the model, half for the symmetry:
 
 .. math:: r = \hat f(g s, g a) - g s', \qquad u = \max_j \sigma_j(g s, g a) / \tau_j, \qquad
@@ -19,15 +19,15 @@ calibration episodes that had no part in the fit: with K episodes of n_k transit
               \mathbf 1\{u_{ki} < \lambda,\ \exists j: |S'_j - \hat f_j| > \tau_j / 2\}, \qquad
           \lambda = \sup\Bigl\{\lambda : \frac{1 + \sum_k L_k(\lambda)}{K + 1} \le \alpha\Bigr\} .
 
-One number is calibrated, for all dimensions at once, so no correction for their number is due. Where the spread
-foresees an error (next to a wall) the model is not trusted and nothing is claimed; a margin c * sigma with one c for
-all places has instead to be as wide everywhere as the worst surprise anywhere demands.
+One number is calibrated for all dimensions, so no correction for their number is needed. Where the spread predicts an
+error (next to a wall) the model is not trusted and nothing is claimed. A margin c * sigma with one c for all places
+would have to be as wide everywhere as the largest unexpected error anywhere.
 
-A difference that no single step makes large, such as a push that is missed, shows over several: with a horizon of K
-steps the same is done with segments (s_0, a_0, ..., a_{K-1}, s_K). f becomes the open-loop prediction of s_K, u the
+A difference that is small in a single step, such as a missed push, grows over several: with a horizon of K steps the
+same is done with segments (s_0, a_0, ..., a_{K-1}, s_K). f becomes the open-loop prediction of s_K, u the
 largest along its path, and the path as a whole has to be inside the support.
 
-**What is guaranteed.** Let episodes be exchangeable: the calibration episodes and the one from which a transition
+**Guarantee.** Let episodes be exchangeable: the calibration episodes and the one from which a transition
 (S, A, S') is drawn at random. L_k lies in [0, 1] and grows with lambda, so for any sample size, model and distribution
 
 .. math:: P\bigl( u(S, A) < \lambda \ \text{and}\ \exists j: |S'_j - \hat f(S, A)_j| > \tau_j / 2 \bigr) \le \alpha .
@@ -37,7 +37,7 @@ A sample that is verified although g.s' is further than the tolerance from the n
 For transformed inputs whose law is that of the calibration inputs, therefore, P(verified and wrong) <= alpha, and
 likewise P(rejected and right) <= alpha.
 
-**What is not.** (1) A transformed input follows another law than the data. Within the support (`fit_support`) the
+**Limits.** (1) A transformed input follows another law than the data. Within the support (`fit_support`) the
 guarantee is an approximation; outside it nothing is claimed and the verdict is `EXTRAPOLATED`, whatever the residual.
 (2) The bound is marginal: over the draw of the calibration episodes too, not conditional on a place, and not on being
 verified: P(wrong | verified) is at most alpha / P(verified). (3) Transitions of one episode are dependent: intervals
@@ -305,13 +305,13 @@ def check_tolerance(tolerance: Sequence[float] | np.ndarray, size: int) -> np.nd
 
 
 def accept(verdicts: np.ndarray, *, declared: np.ndarray | None = None) -> np.ndarray:
-    """Which of several elements each transition may be transformed by.
+    """Chooses the elements by which each transition may be transformed.
 
     Without a declared domain the verified elements are accepted. With one, nothing is accepted that leaves it, verified
-    or not: the support reaches a little beyond the data, and where these end at a bound, so does the law. An
-    extrapolated element that stays in it is accepted only for a transition that the test knows as regular: verified
-    under at least one element inside the support and rejected under none. (A transition that a wall has stopped is
-    rejected inside the support, so it is not carried into free space beyond it.)
+    or not: the support reaches slightly beyond the data, and the dynamics may change where the data end at a bound. An
+    extrapolated element that stays in it is accepted only for a transition that is verified under at least one element
+    inside the support and rejected under none. (A transition that a wall has stopped is rejected inside the support, so
+    it is not moved into free space beyond it.)
 
     Args:
       verdicts: `[N, M]` of N transitions under M elements each.

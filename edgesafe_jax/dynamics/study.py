@@ -1,4 +1,4 @@
-"""A test of a symmetry against a simulator that knows the answer: power and false acceptance by tolerance."""
+"""Evaluation of the symmetry test against the true simulator: power and false acceptance by tolerance."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

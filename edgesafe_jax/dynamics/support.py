@@ -1,4 +1,4 @@
-"""Where a model may be asked: the support of its data, and the box in which a user declares one law for all of it."""
+"""The support of the data, and the box in which a user declares the dynamics to be the same everywhere."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from edgesafe_jax.typing import Array
 
 
 class CalibrationError(DynamicsError):
-    """Calibration data that cannot give the level that is asked for."""
+    """Too little calibration data for the requested level."""
 
 
 def episode_quantile(scores: np.ndarray, episodes: np.ndarray, alpha: float) -> float:
@@ -79,7 +79,7 @@ def fit_support(
     alpha: float = 0.05,
     max_references: int = 8192,
 ) -> Support:
-    """Finds how near to a training input a fresh input of the same world is.
+    """Fits how near to a training input an input has to be to count as inside the support.
 
     Two views or three: the dimensions of the state that the group moves, in which the shift happens; the whole input of
     the model; and the differences of dimensions among its inputs (`Ensemble.relations`), if there are any, such as the
@@ -143,7 +143,7 @@ def _nearest(inputs: Array, references: Array, view: tuple[int, ...]) -> Array:
 class BoxDomain:
     """The region where the user declares the dynamics to equal those of the data: a box over state dimensions.
 
-    A declaration, not a finding: a break outside the support of the data cannot be found by any test of them.
+    It is a declaration by the user: no test of the data can find a break outside their support.
 
     Attributes:
       dims: dimensions of the state.

@@ -10,10 +10,10 @@ by dual ascent: the distribution descends on :math:`-H + \lambda\, E \log(1 + v)
 in tolerances, and 0 where it passes; its logarithm keeps gradients alive near the bound and bounded far from it. It
 starts from narrow intervals, where the data are.
 
-What the level does not cover: the translations are fitted to pass. Their reach is maximised against the score and the
-threshold that `make_bank` applies afterwards, on transitions among which are those of the calibration, so they are no
-inputs with the law of the calibration inputs, and P(verified and wrong) <= alpha is not promised for them. What a bank
-accepts has to be checked for itself, on fresh episodes.
+The level of the test does not cover learned translations, because they are fitted to pass it: their reach is maximised
+against the score and the threshold that `make_bank` applies afterwards, on transitions that include those of the
+calibration. P(verified and wrong) <= alpha is therefore not guaranteed for them. Check what a bank accepts on fresh
+episodes.
 
 The paper enlarges the equivariant set by an entropy regulariser; its equations were not available, and the above is
 this project's form of it.

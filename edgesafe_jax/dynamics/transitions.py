@@ -13,7 +13,7 @@ from edgesafe_jax.typing import Array
 
 
 class DynamicsError(EdgesafeError, ValueError):
-    """Data or settings that mean nothing; the message names the value and what was expected."""
+    """Invalid data or settings; the message names the value and what was expected."""
 
 
 class Transitions(struct.PyTreeNode):

@@ -1,4 +1,4 @@
-"""A learned world ready for tests of symmetries: parts of the data, an ensemble, its calibration and its support."""
+"""A world model for tests of symmetries: parts of the data, an ensemble, its calibration and its support."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

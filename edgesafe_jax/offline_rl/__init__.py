@@ -1,4 +1,4 @@
-"""A fixed data set made into a policy: data, relabelling with symmetries, learners and evaluation."""
+"""Offline RL: data sets, relabelling with symmetries, learners and evaluation."""
 
 from edgesafe_jax.offline_rl.awr import binary_weights, exponential_weights, make_awr
 from edgesafe_jax.offline_rl.bc import make_bc

@@ -1,11 +1,11 @@
-"""Brax's ant on its plane, with the place of its torso in the state, after goals of that place.
+"""Brax's ant on a plane: the position of its torso is part of the state, and the goal.
 
 The state is brax's `q` and `qd` (x, y, z, a quaternion and eight joints; the velocities of all), 29 numbers, of which
-the plane does not care for x and y: moving them with the goal is a true symmetry, of a body with contacts and 37
-inputs to its model, where the point mass has six.
+x and y do not matter to the dynamics: moving them with the goal is a true symmetry, of a body with contacts and 37
+inputs to its model (the point mass has six).
 
 A step is one of brax's (0.05 s) on its `spring` physics, begun from links that fit their joints exactly, so that the
-next state depends on this one and the action alone. Every episode of the data has a linear feedback of its own, drawn
+next state depends on this one and the action alone. Every episode of the data has its own linear feedback, drawn
 at random (from the bits of its goal, which it does not seek), from the joints to their torques, with noise: in 60 steps
 the torso moves by 1.2 m in the median of 100 episodes and by 2.6 m or more in a tenth, where uniform noise at full
 torque moves it by 1.0 and 1.8.

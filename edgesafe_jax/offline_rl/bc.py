@@ -1,4 +1,4 @@
-"""Behaviour cloning: regression of the data's actions, what every offline algorithm has to beat."""
+"""Behaviour cloning: regression on the actions of the data, the baseline of offline algorithms."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Policies in the true world, by stratum, all seeds and episodes at once."""
+"""Evaluation of policies in the true dynamics, by stratum, all seeds and episodes at once."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from edgesafe_jax.typing import Array, PRNGKey
 
 
 class Episodes(struct.PyTreeNode):
-    """How episodes ended.
+    """Outcomes of episodes.
 
     Attributes:
       success: `[..., N]` whether the final distance to the goal is below the task's radius.

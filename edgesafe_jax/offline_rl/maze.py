@@ -1,12 +1,12 @@
 r"""Gymnasium-Robotics' PointMaze in JAX: a ball under force in a maze of square cells, with scripted data.
 
-The dynamics is that of its MuJoCo model (a sphere of radius .1 m and density 1000 kg/m^3 on two slides, gear 100,
+The dynamics is that of its MuJoCo model (a sphere of radius 0.1 m and density 1000 kg/m^3 on two slides, gear 100,
 joint damping 1, Euler steps of 0.01 s with implicit damping, velocities clipped to 5 m/s before each step):
 
 .. math:: v' = \frac{m\,v + \Delta t\, 100\, a}{m + \Delta t}, \qquad p' = p + \Delta t\, v', \qquad
           m = 1000 \cdot \tfrac43 \pi\, 0.1^3
 
-Free of walls it is the same to rounding. At a wall, MuJoCo's soft contact lets the ball sink in by millimetres and
+Away from walls the two agree to rounding. At a wall, MuJoCo's soft contact lets the ball sink in by millimetres and
 springs it back within a few steps; here the part of the motion into the wall stops at the surface, at once. An action
 is held for five of these steps, 0.05 s; the original takes a new one at each.
 
@@ -51,9 +51,9 @@ _ACTION_NOISE = 1.0
 def make_point_maze(
     maze: str = "umaze", *, horizon: int = 100, data: Stratum | None = None, num_substeps: int = _STEPS_PER_ACTION
 ) -> Task:
-    """Makes PointMaze: state (x, y, vx, vy), goal (x, y), success within .45 m of it, as the original has it.
+    """Makes PointMaze: state (x, y, vx, vy), goal (x, y), success within 0.45 m of it, as in the original.
 
-    Positions and goals are drawn within .25 m of the centres of free cells.
+    Positions and goals are drawn within 0.25 m of the centres of free cells.
 
     Args:
       maze: the map, one of `MAPS`.

@@ -1,4 +1,4 @@
-"""Several whole runs, each with data, model, translations and policies of its own, and the table of all."""
+"""Several whole runs, each with its own data, model, translations and policies, and their common table."""
 
 import json
 import logging
