@@ -54,6 +54,8 @@ from edgesafe_jax.dynamics.transitions import (
     make_segments,
     make_transitions,
     split_episodes,
+    standardizer,
+    varies,
 )
 from edgesafe_jax.dynamics.world_model import WorldModel, WorldModelSettings, fit_world_model, model_quality
 
@@ -111,10 +113,12 @@ __all__ = [
     "residuals",
     "sample_elements",
     "split_episodes",
+    "standardizer",
     "study_transformation",
     "summarize",
     "true_gaps",
     "trust_threshold",
     "variance_calibration",
+    "varies",
     "verdict_map",
 ]

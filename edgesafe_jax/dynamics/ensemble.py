@@ -21,12 +21,9 @@ import numpy as np
 import optax
 from flax import struct
 
-from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims, check_settings
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims, check_settings, standardizer
 from edgesafe_jax.errors import NON_NEGATIVE, POSITIVE, POSITIVE_COUNT
 from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
-
-_EPSILON = 1e-6
-"""The smallest standard deviation that a normaliser divides by; the same in training and in use."""
 
 
 class GaussianMLP(nn.Module):
@@ -98,7 +95,7 @@ class Ensemble(struct.PyTreeNode):
 
     def normalize(self, state: Array, action: Array) -> Array:
         """Returns the normalised input, `[M]`, of one state and action."""
-        return (_inputs(state, action, self.relations) - self.input_mean) / self.input_std
+        return (model_inputs(state, action, self.relations) - self.input_mean) / self.input_std
 
     def predict(self, state: Array, action: Array) -> Prediction:
         r"""Predicts the next state of one state `[S]` and action `[A]`.
@@ -124,7 +121,7 @@ class Ensemble(struct.PyTreeNode):
         return jax.lax.scan(step, state, actions)[1]
 
 
-def _inputs(states: Array, actions: Array, relations: tuple[tuple[int, int], ...]) -> Array:
+def model_inputs(states: Array, actions: Array, relations: tuple[tuple[int, int], ...]) -> Array:
     """Inputs `[..., M]` of states `[..., S]` and actions `[..., A]`."""
     differences = [(states[..., i] - states[..., j])[..., None] for i, j in relations]
     return jnp.concatenate([states, actions, *differences], axis=-1)
@@ -232,7 +229,9 @@ def fit_ensemble(
       The ensemble of the elites and the log of the fit.
 
     Raises:
-      DynamicsError: if a relation names a dimension that the state lacks, or an episode is in both sets.
+      DynamicsError: if a relation names a dimension that the state lacks, an episode is in both sets, a validation
+        value lies so far from the training data that no error can be told beside it, or the fit failed: weights or
+        validation errors that are not finite, or an error far above that of predicting the mean.
     """
     settings = settings or EnsembleSettings()
     if shared := np.intersect1d(training.episodes, validation.episodes).tolist():
@@ -240,20 +239,54 @@ def fit_ensemble(
     check_dims("relations", itertools.chain(*relations), training.states.shape[1])
     key_rows, key_fit = jax.random.split(key)
     rows = _bootstrap_rows(key_rows, np.asarray(training.episodes), settings.num_members)
-    inputs = _inputs(jnp.asarray(training.states), jnp.asarray(training.actions), relations)
-    targets = training.next_states - training.states
-    stats = {
-        "input_mean": jnp.mean(inputs, 0),
-        "input_std": jnp.maximum(jnp.std(inputs, 0), _EPSILON),
-        "target_mean": jnp.mean(targets, 0),
-        "target_std": jnp.maximum(jnp.std(targets, 0), _EPSILON),
-    }
-    params, log = _fit(
-        settings, key_fit, *(_normalized(part, relations, stats) for part in (training, validation)), rows
-    )
+    inputs = model_inputs(jnp.asarray(training.states), jnp.asarray(training.actions), relations)
+    targets = jnp.asarray(training.next_states - training.states)
+    stats: dict[str, Array] = dict(zip(("input_mean", "input_std"), standardizer(inputs), strict=True))
+    # Changes are differences of states, whose rounding they have.
+    sizes = jnp.max(jnp.abs(jnp.asarray(training.states)), 0)
+    stats |= dict(zip(("target_mean", "target_std"), standardizer(targets, sizes), strict=True))
+    for name, values in stats.items():
+        if not bool(jnp.all(jnp.isfinite(values))):
+            raise DynamicsError(
+                f"{name} of the training data is {np.asarray(values)}: expected data of finite variance"
+            )
+    normalized = [_normalized(part, relations, stats) for part in (training, validation)]
+    _check_validation(np.asarray(normalized[1][0]), np.asarray(normalized[1][1]))
+    params, log = _fit(settings, key_fit, *normalized, rows)
     elites = jnp.argsort(log.best)[: settings.num_elites]
     kept = jax.tree.map(lambda leaf: leaf[elites], params)
+    _check_fit(kept, np.asarray(log.best[elites]), np.asarray(normalized[1][1]))
     return Ensemble(params=kept, hidden=settings.hidden, relations=relations, **stats), log.replace(elites=elites)
+
+
+_MAX_NORMALIZED = 1e6
+"""A validation value this many standard deviations of the training data away hides all other errors."""
+_MAX_RELATIVE_ERROR = 10.0
+"""Validation error of a fit that diverged, over that of predicting the mean change."""
+
+
+def _check_validation(inputs: np.ndarray, targets: np.ndarray) -> None:
+    """Refuses validation values beside which no validation error can be told."""
+    for name, values in (("inputs", inputs), ("changes of the state", targets)):
+        bad = np.argwhere(~(np.abs(values) < _MAX_NORMALIZED))
+        if len(bad):
+            row, column = bad[0]
+            raise DynamicsError(
+                f"validation row {row}: dimension {column} of the {name} lies {abs(values[row, column]):.3g} standard "
+                "deviations of the training data from their mean: expected data of the same world; remove or mend it"
+            )
+
+
+def _check_fit(params: Params, errors: np.ndarray, targets: np.ndarray) -> None:
+    """Raises where a fit failed, so that its weights are not taken for a model."""
+    finite = all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(params))
+    mean_error = float(np.mean(targets**2))
+    if not (finite and np.all(np.isfinite(errors)) and errors.max() <= _MAX_RELATIVE_ERROR * max(mean_error, 1.0)):
+        raise DynamicsError(
+            f"the fit failed: the best validation errors of the elites are {errors.tolist()} (predicting the mean has "
+            f"{mean_error:.3g}){'' if finite else ' and weights are not finite'}; try a smaller learning rate or look "
+            "at the data"
+        )
 
 
 def _bootstrap_rows(key: PRNGKey, episodes: np.ndarray, num_members: int) -> Array:
@@ -273,7 +306,7 @@ def _normalized(
     data: Transitions, relations: tuple[tuple[int, int], ...], stats: dict[str, Array]
 ) -> tuple[Array, Array]:
     """Normalised inputs `[N, M]` and targets `[N, S]`."""
-    inputs = _inputs(jnp.asarray(data.states), jnp.asarray(data.actions), relations)
+    inputs = model_inputs(jnp.asarray(data.states), jnp.asarray(data.actions), relations)
     targets = data.next_states - data.states
     return (
         (inputs - stats["input_mean"][None]) / stats["input_std"][None],

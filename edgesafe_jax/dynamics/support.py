@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from edgesafe_jax.dynamics.ensemble import Ensemble
-from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims
+from edgesafe_jax.dynamics.ensemble import Ensemble, model_inputs
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims, varies
 from edgesafe_jax.typing import Array
 
 
@@ -53,17 +53,27 @@ class Support(struct.PyTreeNode):
     Attributes:
       references: `[R, M]` normalised training inputs.
       thresholds: `[V]` largest distance of each view that is still inside.
+      constant: `[M]` for a dimension of the input that does not vary in the training data the largest distance from its
+        value that is rounding; 0 for those that vary.
       views: for each view its dimensions of the input (state, action, differences).
     """
 
     references: Array
     thresholds: Array
+    constant: Array
     views: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
 
     def distances(self, inputs: Array) -> Array:
-        """Returns how far normalised inputs `[N, M]` are, in thresholds, `[V, N]`."""
+        """Returns how far normalised inputs `[N, M]` are, in thresholds, `[V, N]`.
+
+        Another value than the one that a dimension has in all training data is outside, however near: nothing is known
+        of what depends on it.
+        """
         near = jnp.stack([_nearest(inputs, self.references, view) for view in self.views])
-        return near / self.thresholds[:, None]
+        tied = (self.constant > 0)[None]
+        away = jnp.abs(inputs) / jnp.where(tied, self.constant[None], 1.0)
+        off = jnp.max(jnp.where(tied, away, 0.0), axis=1)
+        return jnp.maximum(near / self.thresholds[:, None], off[None])
 
     def contains(self, inputs: Array) -> Array:
         """Returns whether normalised inputs `[N, M]` are inside, `[N]`."""
@@ -114,13 +124,20 @@ def fit_support(
         raise CalibrationError(
             f"{num} calibration episodes for a support with alpha={alpha}: expected at least {fewest_episodes(level)}"
         )
+    inputs = model_inputs(jnp.asarray(training.states), jnp.asarray(training.actions), ensemble.relations)
+    rounding = 1e-5 * jnp.maximum(jnp.abs(ensemble.input_mean), 1e-2)
     rows = np.unique(np.linspace(0, len(training.states) - 1, max_references).astype(int))
     normalize = jax.vmap(ensemble.normalize)
     references = normalize(jnp.asarray(training.states)[rows], jnp.asarray(training.actions)[rows])
     fresh = normalize(jnp.asarray(calibration.states), jnp.asarray(calibration.actions))
     near = [np.asarray(_nearest(fresh, references, view)) for view in views]
     thresholds = [episode_quantile(each, np.asarray(calibration.episodes), level) for each in near]
-    return Support(references=references, thresholds=jnp.asarray(thresholds, jnp.float32), views=tuple(views))
+    return Support(
+        references=references,
+        thresholds=jnp.asarray(thresholds, jnp.float32),
+        constant=jnp.where(varies(inputs), 0.0, rounding),
+        views=tuple(views),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=2)

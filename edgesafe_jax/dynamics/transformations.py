@@ -36,7 +36,7 @@ from edgesafe_jax.dynamics.ensemble import Ensemble
 from edgesafe_jax.dynamics.equivariance import Calibration, accept, equivalence_test
 from edgesafe_jax.dynamics.groups import Translation
 from edgesafe_jax.dynamics.support import BoxDomain, Support
-from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_settings
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_settings, standardizer
 from edgesafe_jax.errors import POSITIVE, POSITIVE_COUNT, Range
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
@@ -183,7 +183,8 @@ def fit_translations(
       The distribution and the log of its fit.
 
     Raises:
-      DynamicsError: if the group cannot move both ways, or the calibration is one for several steps.
+      DynamicsError: if the group cannot move both ways, the calibration is one for several steps, or the fit
+        failed.
     """
     settings = settings or ReachSettings()
     if calibration.horizon != 1:
@@ -192,6 +193,11 @@ def fit_translations(
         if not low < 0 < high:
             raise DynamicsError(f"axis {axis} of the group reaches from {low} to {high}: expected below 0 to above 0")
     params, stats, log = _fit((group, domain, settings), key, ensemble, calibration, support, data)
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((params, log))):
+        raise DynamicsError(
+            f"the fit failed: weights, entropy or multiplier are not finite after {settings.num_steps} steps; try a "
+            "smaller learning rate"
+        )
     return TranslationDistribution(params, *stats, group=group, hidden=settings.hidden), log
 
 
@@ -206,7 +212,7 @@ def _fit(
 ) -> tuple[Params, tuple[Array, Array], ReachLog]:
     group, domain, settings = static
     states = jnp.asarray(data.states)
-    mean, std = jnp.mean(states, 0), jnp.maximum(jnp.std(states, 0), 1e-6)
+    mean, std = standardizer(states)
     optimizer = optax.adam(settings.learning_rate)
 
     def violation(element: Array, row: Transitions) -> tuple[Array, Array, Array]:

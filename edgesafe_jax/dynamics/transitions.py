@@ -152,6 +152,43 @@ def check_finite(name: str, array: Array | np.ndarray, *, ndim: int) -> np.ndarr
     return found
 
 
+def standardizer(values: Array, sizes: Array | None = None) -> tuple[Array, Array]:
+    """Returns what a normaliser subtracts and divides by: mean and standard deviation, and 1 where nothing varies.
+
+    Divided by the rounding error of a constant, any other value would become a huge input.
+
+    Args:
+      values: `[N, M]`.
+      sizes: see `varies`.
+
+    Returns:
+      Mean and scale, each `[M]`, the scale above 0.
+
+    Example:
+      >>> mean, scale = standardizer(jnp.array([[1.0, 0.5], [3.0, 0.5]]))
+      >>> mean.tolist(), scale.tolist()
+      ([2.0, 0.5], [1.0, 1.0])
+    """
+    changing = varies(values, sizes)
+    middle = 0.5 * (jnp.max(values, 0) + jnp.min(values, 0))  # of a constant it is exact, where a mean is rounded
+    std = jnp.std(values, 0)
+    return jnp.where(changing, jnp.mean(values, 0), middle), jnp.where(changing, std, jnp.ones_like(std))
+
+
+def varies(values: Array, sizes: Array | None = None) -> Array:
+    """Returns whether each dimension varies by more than rounding, some millionths of its size.
+
+    Args:
+      values: `[N, M]`.
+      sizes: `[M]` sizes of the numbers that the values are differences of; None: the largest of the values themselves.
+
+    Returns:
+      `[M]` booleans.
+    """
+    sizes = jnp.max(jnp.abs(values), 0) if sizes is None else sizes
+    return jnp.max(values, 0) - jnp.min(values, 0) > 2e-6 * jnp.maximum(sizes, 1e-2)
+
+
 def check_dims(what: str, dims: Iterable[int], size: int) -> None:
     """Refuses dimensions that a state of `size` lacks; indexing by them would take others in silence.
 
