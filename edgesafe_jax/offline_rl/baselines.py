@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.dynamics import BoxDomain, Ensemble, GroupAction, TransformBank, Transitions, Verdict
-from edgesafe_jax.offline_rl.datasets import OfflineDataset, Provenance, make_dataset
-from edgesafe_jax.offline_rl.relabelling import RewardFn
+from edgesafe_jax.offline_rl.datasets import OfflineDataset, Provenance, make_episodes
+from edgesafe_jax.offline_rl.relabelling import RewardFn, TerminalFn, scalar
 from edgesafe_jax.typing import Array, PRNGKey
 
 
@@ -39,9 +39,16 @@ def uniform_bank(
 
 
 def model_rollouts(
-    key: PRNGKey, ensemble: Ensemble, dataset: OfflineDataset, reward_fn: RewardFn, *, num_rollouts: int, length: int
+    key: PRNGKey,
+    ensemble: Ensemble,
+    dataset: OfflineDataset,
+    reward_fn: RewardFn,
+    *,
+    num_rollouts: int,
+    length: int,
+    terminal_fn: TerminalFn | None = None,
 ) -> OfflineDataset:
-    """Short rollouts of the model from states of the data, under actions of the data.
+    """Makes short rollouts of the model from states of the data, under actions of the data.
 
     Args:
       key: a typed random key.
@@ -49,31 +56,36 @@ def model_rollouts(
       dataset: where start states, goals and actions are drawn from, each on its own.
       reward_fn: the reward of a next state and a goal.
       num_rollouts: trajectories.
-      length: steps of each.
+      length: steps of each, or up to where the world ends.
+      terminal_fn: whether a next state ends the world for a goal; None: never.
 
     Returns:
-      The rollouts, with the provenance `MODEL`; none is terminal.
+      The rollouts, with the provenance `MODEL`.
     """
 
     @jax.jit
-    def rollouts(ensemble: Ensemble, states: Array, actions: Array, goals: Array) -> tuple[Array, Array, Array]:
+    def rollouts(ensemble: Ensemble, states: Array, actions: Array, goals: Array) -> tuple[Array, ...]:
         after = jax.vmap(ensemble.rollout)(states, actions).mean
         before = jnp.concatenate([states[:, None], after[:, :-1]], 1)
-        rewards = jax.vmap(jax.vmap(reward_fn, in_axes=(0, None)))(after, goals)
-        return before, after, rewards
+
+        def judge(state: Array, goal: Array) -> tuple[Array, Array]:
+            ended = jnp.array(False) if terminal_fn is None else scalar(terminal_fn(state, goal), bool)
+            return scalar(reward_fn(state, goal)), ended
+
+        return before, after, *jax.vmap(jax.vmap(judge, in_axes=(0, None)))(after, goals)
 
     key_starts, key_actions = jax.random.split(key)
     starts = np.asarray(jax.random.randint(key_starts, (num_rollouts,), 0, dataset.num_transitions))
     rows = np.asarray(jax.random.randint(key_actions, (num_rollouts, length), 0, dataset.num_transitions))
     actions, goals = np.asarray(dataset.actions)[rows], np.asarray(dataset.goals)[starts]
-    before, after, rewards = rollouts(ensemble, jnp.asarray(np.asarray(dataset.states)[starts]), actions, goals)
-    num = num_rollouts * length
-    return make_dataset(
-        states=np.asarray(before).reshape(num, -1),
-        actions=actions.reshape(num, -1),
-        rewards=np.asarray(rewards).reshape(num),
-        next_states=np.asarray(after).reshape(num, -1),
-        ends=np.arange(num) % length == length - 1,
-        goals=np.repeat(goals, length, axis=0),
+    before, after, rewards, ended = rollouts(ensemble, jnp.asarray(np.asarray(dataset.states)[starts]), actions, goals)
+    made = make_episodes(
+        states=before,
+        actions=actions,
+        next_states=after,
+        rewards=rewards,
+        goals=np.repeat(goals[:, None], length, axis=1),
+        terminals=ended,
         provenance=Provenance.MODEL,
     )
+    return made.replace(action_low=dataset.action_low, action_high=dataset.action_high)

@@ -11,6 +11,8 @@ array            shape       meaning
 ``ends``         [N]         last row of a trajectory, for whatever reason: a time limit, a terminal, a cut
 ``goals``        [N, G]      the goal that the behaviour pursued, float32; [N, 0] without goals
 ``provenance``   [N]         where the row comes from, int8: 0 real, 1 symmetry, 2 noise, 3 model
+``action_low``   [A]         lower ends of the action space, or None where nothing says what they are
+``action_high``  [A]         its upper ends
 ===============  ==========  ==============================================================================
 
 A terminal is always an end; an end is a terminal only where the world says so. A time limit that is
@@ -19,6 +21,7 @@ marked as terminal teaches that the state at the limit has value zero.
 
 import enum
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,7 @@ from flax import struct
 
 from edgesafe_jax.dynamics import Transitions, check_finite, make_transitions
 from edgesafe_jax.errors import EdgesafeError
-from edgesafe_jax.typing import Array
+from edgesafe_jax.typing import Array, ArrayLike
 
 
 class DatasetError(EdgesafeError, ValueError):
@@ -54,6 +57,8 @@ class OfflineDataset(struct.PyTreeNode):
     ends: Array
     goals: Array
     provenance: Array
+    action_low: Array | None = None
+    action_high: Array | None = None
 
     @property
     def num_transitions(self) -> int:
@@ -94,6 +99,7 @@ def make_dataset(
     terminals: Array | np.ndarray | None = None,
     goals: Array | np.ndarray | None = None,
     provenance: int | Array | np.ndarray = Provenance.REAL,
+    action_range: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> OfflineDataset:
     """Makes a data set of checked arrays.
 
@@ -106,13 +112,15 @@ def make_dataset(
       terminals: `[N]` where the world ended; None: nowhere.
       goals: `[N, G]`; None: no goals.
       provenance: `[N]` or one number for all rows.
+      action_range: lower and upper ends of the action space, numbers or `[A]`; None: unknown.
 
     Returns:
       The data set, as numpy arrays.
 
     Raises:
-      DatasetError: if a shape does not fit, a number is not finite, no trajectory ends, the last row is no end, or a
-        terminal is no end; the message says which array and index and what was expected.
+      DatasetError: if a shape does not fit, a number is not finite, no trajectory ends, the last row is no end, a
+        terminal is no end, or an action lies outside its range; the message says which array and index and what was
+        expected.
 
     Example:
       >>> data = make_dataset(states=np.zeros((4, 2)), actions=np.zeros((4, 1)), rewards=np.zeros(4),
@@ -157,7 +165,28 @@ def make_dataset(
         raise DatasetError(
             f"terminals[{odd[0]}] is true and ends[{odd[0]}] is false: a terminal always ends a trajectory"
         )
-    return OfflineDataset(**vectors, rewards=rewards, **flags, provenance=codes)  # type: ignore[arg-type]
+    low, high = (None, None) if action_range is None else _checked_range(vectors["actions"], *action_range)
+    return OfflineDataset(**vectors, rewards=rewards, **flags, provenance=codes, action_low=low, action_high=high)  # type: ignore[arg-type]
+
+
+def _checked_range(actions: np.ndarray, low: ArrayLike, high: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends of the action space, each `[A]`."""
+    size = actions.shape[1]
+    try:
+        ends = [np.broadcast_to(np.asarray(end, np.float32), (size,)) for end in (low, high)]
+    except ValueError:
+        raise DatasetError(f"action_range has ends {low} and {high}: expected numbers or {size} of them") from None
+    if not (np.all(np.isfinite(ends)) and np.all(ends[0] < ends[1])):
+        raise DatasetError(f"action_range has ends {ends[0]} and {ends[1]}: expected finite ones, low below high")
+    slack = 1e-4 * (ends[1] - ends[0])
+    bad = np.argwhere((actions < ends[0] - slack) | (actions > ends[1] + slack))
+    if len(bad):
+        row, column = bad[0]
+        raise DatasetError(
+            f"actions[{row}, {column}] is {actions[row, column]}: expected {ends[0][column]} to {ends[1][column]}, the "
+            "action space"
+        )
+    return ends[0], ends[1]
 
 
 def _flags(name: str, array: Array | np.ndarray) -> np.ndarray:
@@ -167,6 +196,43 @@ def _flags(name: str, array: Array | np.ndarray) -> np.ndarray:
         index = tuple(bad[0].tolist())
         raise DatasetError(f"{name}[{', '.join(map(str, index))}] is {found[index]}: expected true or false")
     return found.astype(bool)
+
+
+def make_episodes(
+    *,
+    states: Array | np.ndarray,
+    actions: Array | np.ndarray,
+    next_states: Array | np.ndarray,
+    rewards: Array | np.ndarray,
+    goals: Array | np.ndarray,
+    terminals: Array | np.ndarray,
+    provenance: int = Provenance.REAL,
+) -> OfflineDataset:
+    """Makes a data set of episodes of one length; what follows a terminal is left out.
+
+    Args:
+      states: `[E, T, S]`.
+      actions: `[E, T, A]`.
+      next_states: `[E, T, S]`.
+      rewards: `[E, T]`.
+      goals: `[E, T, G]`.
+      terminals: `[E, T]` where the world ended.
+      provenance: of all rows.
+
+    Returns:
+      The data set.
+    """
+    ended = np.asarray(terminals, bool)
+    kept = np.cumsum(ended, axis=1) - ended == 0
+    last = ended | (np.arange(ended.shape[1]) == ended.shape[1] - 1)
+    columns = {"states": states, "actions": actions, "next_states": next_states, "rewards": rewards, "goals": goals}
+    rows: dict[str, Any] = {name: np.asarray(column)[kept] for name, column in columns.items()}
+    return make_dataset(
+        **rows,
+        terminals=ended[kept],
+        ends=last[kept],
+        provenance=provenance,
+    )
 
 
 def concatenate(parts: Sequence[OfflineDataset]) -> OfflineDataset:
@@ -181,4 +247,9 @@ def concatenate(parts: Sequence[OfflineDataset]) -> OfflineDataset:
         sizes = [getattr(part, name).shape[1] for part in parts]
         if len(set(sizes)) > 1:
             raise DatasetError(f"{name} have {sizes} dimensions in the parts: expected the same in all")
-    return jax.tree.map(lambda *arrays: np.concatenate([np.asarray(a) for a in arrays]), *parts)
+    ends = [[end if end is None else np.asarray(end).tolist() for end in (p.action_low, p.action_high)] for p in parts]
+    if any(each != ends[0] for each in ends):
+        raise DatasetError(f"the parts have action ranges {ends}: expected the same in all")
+    bare = [part.replace(action_low=None, action_high=None) for part in parts]
+    joined = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(a) for a in arrays]), *bare)
+    return joined.replace(action_low=parts[0].action_low, action_high=parts[0].action_high)

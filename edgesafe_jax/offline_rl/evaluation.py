@@ -46,8 +46,9 @@ def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callab
         start, goal = sample_start(key_start, task, stratum), sample_goal(key_goal, task, stratum)
 
         def step(state: Array, _: None) -> tuple[Array, None]:
-            observation = agent.normalize(jnp.concatenate([state, goal]))
-            return task.step(state, learner.act(agent.learner, observation)), None
+            action = agent.act(learner, jnp.concatenate([state, goal]))
+            after = task.step(state, action)
+            return after if task.terminal is None else jnp.where(task.ends(state, goal), state, after), None
 
         last, _ = jax.lax.scan(step, start, None, length=task.horizon)
         distance = jnp.linalg.norm(task.achieved(last) - goal)

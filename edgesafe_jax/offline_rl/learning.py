@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from edgesafe_jax.dynamics import standardizer
 from edgesafe_jax.offline_rl.datasets import Provenance
 from edgesafe_jax.offline_rl.relabelling import Batch, BatchSampler, LearningError, SamplerData
 from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
@@ -41,11 +42,21 @@ class Agent(struct.PyTreeNode):
       learner: the learner's state.
       mean: `[M]` subtracted from observations.
       std: `[M]` that they are divided by.
+      action_range: ends `[A]` of the world's actions, which the learner's [-1, 1] are scaled to; None: they are these.
     """
 
     learner: PyTree
     mean: Array
     std: Array
+    action_range: tuple[Array, Array] | None = None
+
+    def act(self, learner: Learner, observation: Array) -> Array:
+        """Returns the policy's action `[A]` in the units of the world, for an observation `[M]` in its units."""
+        action = learner.act(self.learner, self.normalize(observation))
+        if self.action_range is None:
+            return action
+        low, high = self.action_range
+        return low + (action + 1) / 2 * (high - low)
 
     def normalize(self, observations: Array) -> Array:
         """Returns observations `[..., M]` normalised."""
@@ -107,10 +118,12 @@ def make_trainer(
     def init(key: PRNGKey, data: SamplerData) -> Agent:
         key_rows, key_learner = jax.random.split(key)
         rows = sampler(key_rows, data, normalizer_samples)
-        mean, std = jnp.mean(rows.observations, 0), jnp.maximum(jnp.std(rows.observations, 0), 1e-3)
+        mean, std = standardizer(rows.observations)
         if not normalize:
             mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
-        return Agent(learner.init(key_learner, rows.observations[0], rows.actions[0]), mean, std)
+        return Agent(
+            learner.init(key_learner, rows.observations[0], rows.actions[0]), mean, std, action_range=data.action_range
+        )
 
     def run(key: PRNGKey, agent: Agent, data: SamplerData) -> tuple[Agent, Mapping[str, Array]]:
         def step(state: PyTree, key: PRNGKey) -> tuple[PyTree, Mapping[str, Array]]:

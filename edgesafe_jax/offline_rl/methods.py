@@ -84,6 +84,7 @@ def _model(inputs: MethodInputs) -> SamplerData:
         inputs.task.reward,
         num_rollouts=round(inputs.dataset.num_transitions * inputs.rollouts_per_row),
         length=inputs.rollout_length,
+        terminal_fn=inputs.task.ends,
     )
     return make_sampler_data(concatenate([inputs.dataset, rolled]))
 

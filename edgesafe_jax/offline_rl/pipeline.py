@@ -153,6 +153,7 @@ class PipelineResults:
     Attributes:
       task: the task.
       dataset: its data.
+      replaced: see `tasks.compare_rules`; rewards and terminals of all rows, in all methods, are the task's.
       model: the world model.
       banks: learned translations with the transitions that they belong to: ``symmetry`` of the data and
         ``symmetry_fresh`` of fresh episodes; empty where no method learns translations.
@@ -162,6 +163,7 @@ class PipelineResults:
 
     task: tasks.Task
     dataset: OfflineDataset
+    replaced: Mapping[str, float]
     model: WorldModel
     banks: Mapping[str, tuple[TransformBank, Transitions]]
     agents: Mapping[str, Agent]
@@ -190,7 +192,7 @@ def run_pipeline(
 
     Args:
       task: the task.
-      dataset: its data, with goals; see `tasks.fit_dataset`.
+      dataset: its data; see `tasks.fit_dataset`. Rewards and terminals are computed anew, by the task's rules.
       learner: the algorithm.
       settings: of all stages.
       workdir: where metrics and checkpoints of the policies are kept, in ``methods/NAME``.
@@ -204,6 +206,12 @@ def run_pipeline(
       DynamicsError: the data are too few for the model or its calibration.
     """
     chosen, started, seed = choose_methods(methods), time.monotonic(), settings.seed
+    dataset = tasks.fit_dataset(task, dataset)
+    replaced = tasks.compare_rules(task, dataset)
+    for name, fraction in replaced.items():
+        if fraction:
+            what = name.removesuffix("_replaced")
+            _log.info("%s of %.3g of the rows are not the task's: the task's are used in all rows", what, fraction)
     model = fit_world_model(
         seed,
         dataset.transitions(),
@@ -253,7 +261,9 @@ def run_pipeline(
             fresh = tasks.generate(draw_key(seed, 7), task, num_episodes=settings.fresh_episodes).transitions()
             bank = draw_bank(draw_key(seed, 8), task, model, distribution(), fresh, settings.symmetry)
             banks["symmetry_fresh"] = bank, fresh
-    return PipelineResults(task=task, dataset=dataset, model=model, banks=banks, agents=agents, episodes=episodes)
+    return PipelineResults(
+        task=task, dataset=dataset, replaced=replaced, model=model, banks=banks, agents=agents, episodes=episodes
+    )
 
 
 def learn_translations(
@@ -360,4 +370,6 @@ def _sampling(method: Method, task: tasks.Task, settings: PolicySettings) -> Sam
         her_fraction=settings.her_fraction if method.her else 0.0,
         augment_fraction=settings.augment_fraction if method.symmetry else 0.0,
         add_noise=method.noise,
+        terminal_fn=task.ends,
+        recompute=True,  # so that all methods learn from the same rewards
     )

@@ -5,13 +5,19 @@ later state of the same trajectory achieves; then, with probability `augment_fra
 the whole segment s, a, s' and on the goal. Acting on the state alone, or relabelling after the transformation, would
 pair states with goals that no trajectory connects. All of it runs inside the training scan.
 
+One rule of rewards and terminals holds for all rows of a batch. Where goals are relabelled, or a symmetry recomputes
+rewards, it is `reward_fn` and `terminal_fn` of the next state and the goal; else rewards and terminals are those of the
+data.
+
 Reference:
   Andrychowicz et al., "Hindsight Experience Replay", 2017.
   Sinha, Mandlekar and Garg, "S4RL: Surprisingly Simple Self-Supervision for Offline RL", 2021 (state noise).
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +25,12 @@ import numpy as np
 from flax import struct
 
 from edgesafe_jax.dynamics import BoxDomain, GroupAction, TransformBank, act_on_segment
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.dynamics.transitions import check_settings
+from edgesafe_jax.errors import FRACTION, EdgesafeError
 from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, Provenance
-from edgesafe_jax.typing import Array, PRNGKey, PyTree
+from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
+
+_log = logging.getLogger(__name__)
 
 
 class LearningError(EdgesafeError, ValueError):
@@ -29,7 +38,9 @@ class LearningError(EdgesafeError, ValueError):
 
 
 RewardFn = Callable[[Array, Array], Array]
-"""From a next state `[S]` and a goal `[G]` to a reward."""
+"""From a next state `[S]` and a goal `[G]` to a reward, one number."""
+TerminalFn = Callable[[Array, Array], Array]
+"""From a next state `[S]` and a goal `[G]` to whether the world ends there, one boolean."""
 
 
 class Row(struct.PyTreeNode):
@@ -43,27 +54,50 @@ class Row(struct.PyTreeNode):
     terminal: Array
 
 
-RewardPolicy = Callable[[Row, Row], tuple[Array, Array]]
-"""From a row before and after a transformation to its reward, and whether the row may be used."""
+@dataclasses.dataclass(frozen=True)
+class RewardPolicy:
+    """What becomes of the reward under a group.
+
+    Attributes:
+      apply: from a row before and after a transformation to its reward, and whether the row may be used.
+      recomputes: whether rewards come from the reward function, so that those of all other rows have to as well.
+    """
+
+    apply: Callable[[Row, Row], tuple[Array, Array]]
+    recomputes: bool = False
 
 
 def reward_invariant() -> RewardPolicy:
     """The reward does not change under the group: it is kept."""
-    return lambda before, after: (before.reward, jnp.array(True))
+    return RewardPolicy(lambda before, after: (before.reward, jnp.array(True)))
 
 
 def reward_recomputed(reward_fn: RewardFn) -> RewardPolicy:
     """The reward is computed anew from the transformed next state and goal."""
-    return lambda before, after: (reward_fn(after.next_state, after.goal), jnp.array(True))
+    return RewardPolicy(lambda before, after: (scalar(reward_fn(after.next_state, after.goal)), jnp.array(True)), True)
 
 
 def reward_checked(reward_fn: RewardFn, *, tolerance: float = 1e-3) -> RewardPolicy:
     """The reward is kept; rows whose reward would change by more than `tolerance` are rejected."""
 
     def policy(before: Row, after: Row) -> tuple[Array, Array]:
-        return before.reward, jnp.abs(reward_fn(after.next_state, after.goal) - before.reward) <= tolerance
+        return before.reward, jnp.abs(scalar(reward_fn(after.next_state, after.goal)) - before.reward) <= tolerance
 
-    return policy
+    return RewardPolicy(policy)
+
+
+def scalar(value: ArrayLike, dtype: Any = jnp.float32) -> Array:
+    """Returns what a reward or terminal function gave, a Python number or an array of one, as a scalar.
+
+    Raises:
+      LearningError: it is no single number.
+    """
+    found = jnp.asarray(value)
+    if found.size != 1:
+        raise LearningError(
+            f"a reward or terminal function gave an array of shape {list(found.shape)}: expected one number"
+        )
+    return found.reshape(()).astype(dtype)
 
 
 class SamplerData(struct.PyTreeNode):
@@ -76,6 +110,9 @@ class SamplerData(struct.PyTreeNode):
       elements: leaves `[N, M, ...]`, or None: what each row may be transformed by, the accepted ones first ...
       num_accepted: `[N]`, or None: ... and how many those are.
       noise_std: `[S]` standard deviation of the state noise.
+      action_range: lower and upper ends `[A]` of the actions, which learners see scaled to [-1, 1]; None: they are
+        within [-1, 1] as they are.
+      has_terminals: whether a row of the data is terminal.
     """
 
     rows: Row
@@ -84,6 +121,8 @@ class SamplerData(struct.PyTreeNode):
     elements: PyTree
     num_accepted: Array | None
     noise_std: Array
+    action_range: tuple[Array, Array] | None = None
+    has_terminals: bool = struct.field(pytree_node=False, default=False)
 
 
 class Batch(struct.PyTreeNode):
@@ -91,7 +130,7 @@ class Batch(struct.PyTreeNode):
 
     Attributes:
       observations: `[B, S+G]`, state and goal side by side.
-      actions: `[B, A]`.
+      actions: `[B, A]`, in [-1, 1].
       rewards: `[B]`.
       next_observations: `[B, S+G]`.
       terminals: `[B]` float32, 1 where the world ended.
@@ -150,7 +189,28 @@ def make_sampler_data(
         elements=elements,
         num_accepted=num_accepted,
         noise_std=noise_scale * jnp.asarray(np.std(np.asarray(dataset.states), 0), jnp.float32),
+        action_range=_action_range(dataset),
+        has_terminals=bool(np.any(np.asarray(dataset.terminals))),
     )
+
+
+def _action_range(dataset: OfflineDataset) -> tuple[Array, Array] | None:
+    """Ends of the actions: those of the stored space, else of the data where they leave [-1, 1]."""
+    low, high = (np.min(dataset.actions, 0), np.max(dataset.actions, 0))
+    if dataset.action_low is not None and dataset.action_high is not None:
+        low, high = np.asarray(dataset.action_low), np.asarray(dataset.action_high)
+        if np.all(low == -1) and np.all(high == 1):
+            return None
+    else:
+        outside = (low < -1) | (high > 1)
+        if not outside.any():
+            return None
+        _log.info(
+            "actions of the data reach from %s to %s: they are scaled to [-1, 1] for the learner and back", low, high
+        )
+        low, high = np.where(outside, low, -1.0), np.where(outside, high, 1.0)
+        high = np.where(low == high, low + 1.0, high)  # an action that never changes
+    return jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +219,17 @@ class Sampling:
 
     Attributes:
       achieved: from a state `[S]` to the goal `[G]` that it reaches.
-      reward_fn: the reward of a relabelled row.
+      reward_fn: the reward of a next state and a goal.
       reward_policy: the reward of a row after the group acts on it.
       group: what the elements of the bank act by; None: no symmetry.
       domain: where transformed goals have to lie, as a box over goal dimensions; None: anywhere.
       her_fraction: fraction of rows with a hindsight goal.
       augment_fraction: fraction of rows that a symmetry acts on, where it was accepted; the rest stays real.
       add_noise: whether states get noise (S4RL).
+      terminal_fn: whether a next state ends the world for a goal.
+      keep_terminals: whether relabelled rows keep the terminals of the data, which then must not depend on the goal.
+      recompute: whether rewards and terminals of all rows are those of `reward_fn` and `terminal_fn` even where no goal
+        is relabelled, so that several methods learn from the same ones.
     """
 
     achieved: Callable[[Array], Array]
@@ -176,11 +240,20 @@ class Sampling:
     her_fraction: float = 0.0
     augment_fraction: float = 0.0
     add_noise: bool = False
+    terminal_fn: TerminalFn | None = None
+    keep_terminals: bool = False
+    recompute: bool = False
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether rewards and terminals of all rows are computed from next state and goal."""
+        transformed = self.augment_fraction > 0 and self.reward_policy.recomputes
+        return self.recompute or self.her_fraction > 0 or transformed
 
     def __post_init__(self):
-        for name in ("her_fraction", "augment_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise LearningError(f"{name}={getattr(self, name)}: expected a fraction from 0 to 1")
+        check_settings(self, {"her_fraction": FRACTION, "augment_fraction": FRACTION}, LearningError)
+        if self.terminal_fn is not None and self.keep_terminals:
+            raise LearningError("terminal_fn together with keep_terminals=True: expected one of the two")
         if self.augment_fraction and self.group is None:
             raise LearningError(
                 f"augment_fraction={self.augment_fraction} without a group: expected the group that acts, or 0"
@@ -196,7 +269,8 @@ def make_sampler(sampling: Sampling) -> BatchSampler:
     Returns:
       The sampler. Rows whose transformation is not accepted, leads the goal out of the domain or is rejected by the
       reward policy stay as they are; `Batch.provenance` says which were changed. It raises DatasetError where hindsight
-      goals have another length than those of the data.
+      goals have another length than those of the data, or the data have terminals and goals are relabelled without a
+      rule that says which relabelled rows are terminal.
     """
 
     def one(data: SamplerData, index: Array, draws: Array) -> tuple[Row, Array]:
@@ -205,8 +279,9 @@ def make_sampler(sampling: Sampling) -> BatchSampler:
         if sampling.her_fraction:
             future = index + _below(draws[0], data.last_rows[index] + 1 - index)
             goal = sampling.achieved(data.rows.next_state[future])
-            relabelled = row.replace(goal=goal, reward=sampling.reward_fn(row.next_state, goal))
-            row = _select(draws[1] < sampling.her_fraction, relabelled, row)
+            row = _select(draws[1] < sampling.her_fraction, row.replace(goal=goal), row)
+        if sampling.recomputes:
+            row = row.replace(reward=scalar(sampling.reward_fn(row.next_state, row.goal)))
         if sampling.augment_fraction and data.num_accepted is not None:
             number = _below(draws[2], data.num_accepted[index])
             element = jax.tree.map(lambda leaf: leaf[index, number], data.elements)
@@ -214,11 +289,21 @@ def make_sampler(sampling: Sampling) -> BatchSampler:
             use = (data.num_accepted[index] > 0) & usable & (draws[3] < sampling.augment_fraction)
             row = _select(use, moved, row)
             provenance = jnp.where(use, jnp.int8(Provenance.SYMMETRY), provenance)
+        if sampling.recomputes and sampling.terminal_fn is not None:
+            row = row.replace(terminal=scalar(sampling.terminal_fn(row.next_state, row.goal)))
+        if data.action_range is not None:
+            low, high = data.action_range
+            row = row.replace(action=2 * (row.action - low) / (high - low) - 1)
         return row, provenance
 
     def sample(key: PRNGKey, data: SamplerData, batch_size: int) -> Batch:
         if sampling.her_fraction:
             _check_goals(sampling, data)
+            if data.has_terminals and sampling.terminal_fn is None and not sampling.keep_terminals:
+                raise DatasetError(
+                    "rows of the data are terminal and goals are relabelled: expected terminal_fn, which says whether "
+                    "a next state ends the world for a goal, or keep_terminals=True where that depends on no goal"
+                )
         key_rows, key_draws, key_noise = jax.random.split(key, 3)
         index = jax.random.randint(key_rows, (batch_size,), 0, data.last_rows.shape[0])
         draws = jax.random.uniform(key_draws, (batch_size, 4))
@@ -259,7 +344,7 @@ def _transform(sampling: Sampling, row: Row, element: PyTree) -> tuple[Row, Arra
         goal=row.goal,
     )
     moved = row.replace(state=states[0], action=actions[0], next_state=states[1], goal=goal)
-    reward, usable = sampling.reward_policy(row, moved)
+    reward, usable = sampling.reward_policy.apply(row, moved)
     if sampling.domain is not None:
         usable = usable & sampling.domain.contains(goal)
     return moved.replace(reward=reward), usable

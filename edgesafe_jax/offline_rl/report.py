@@ -68,6 +68,12 @@ def report_policies(results: PipelineResults) -> RunReport:
         digits=3,
     )
     tables = [reporting.make_table(rows, digits=3)]
+    values |= {f"data/{name}": fraction for name, fraction in results.replaced.items()}
+    section.text(
+        "Rewards and terminals of all rows, in all methods, are those that the task gives for next state and goal; of "
+        f"{results.replaced['rewards_replaced']:.3g} of the rows the data had other rewards, of "
+        f"{results.replaced['terminals_replaced']:.3g} other terminals."
+    )
     quality = model_quality(results.model.ensemble, results.model.parts["calibration"], tolerance=task.tolerance)
     section.table([quality], caption="The model, on the calibration episodes; errors in tolerances.", digits=3)
     values |= {f"model/{name}": value for name, value in quality.items()}

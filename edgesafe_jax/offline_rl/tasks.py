@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.dynamics import BoxDomain, Sizes, Translation
-from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, make_dataset
+from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, make_episodes
+from edgesafe_jax.offline_rl.relabelling import scalar
 from edgesafe_jax.typing import Array, PRNGKey
 
 Box = tuple[tuple[float, float], tuple[float, float]]
@@ -94,6 +95,8 @@ class Task:
       horizon: steps of an episode.
       radius: an episode succeeds if the final distance to the goal is below it.
       place: a position `[2]` in a box, of starts and goals; uniform where nothing stands in the box.
+      terminal: whether a state `[S]` ends the world for a goal `[G]`; None: nothing ends before the horizon.
+      reward_fn: the reward of a next state `[S]` for a goal `[G]`; None: minus the distance to the goal.
     """
 
     name: str
@@ -112,9 +115,17 @@ class Task:
     horizon: int = 50
     radius: float = 0.2
     place: Callable[[PRNGKey, Box], Array] = uniform_place
+    terminal: Callable[[Array, Array], Array] | None = None
+    reward_fn: Callable[[Array, Array], Array] | None = None
+
+    def ends(self, state: Array, goal: Array) -> Array:
+        """Returns whether a state `[S]` ends the world for a goal `[G]`, a boolean."""
+        return jnp.array(False) if self.terminal is None else scalar(self.terminal(state, goal), bool)
 
     def reward(self, next_state: Array, goal: Array) -> Array:
-        """Returns minus the distance to the goal after the step, a scalar."""
+        """Returns the reward after a step, a scalar."""
+        if self.reward_fn is not None:
+            return scalar(self.reward_fn(next_state, goal))
         return -jnp.linalg.norm(self.achieved(next_state) - goal)
 
 
@@ -315,7 +326,7 @@ def generate(key: PRNGKey, task: Task, *, num_episodes: int, stratum: Stratum | 
     Args:
       key: a typed random key.
       task: the task.
-      num_episodes: trajectories, each of `task.horizon` steps; none is terminal.
+      num_episodes: trajectories, each of `task.horizon` steps or up to where the task says that it ends.
       stratum: starts and goals; None: those of the task's data.
 
     Returns:
@@ -331,16 +342,13 @@ def generate(key: PRNGKey, task: Task, *, num_episodes: int, stratum: Stratum | 
         def act(state: Array, key: PRNGKey) -> tuple[Array, tuple[Array, ...]]:
             action = task.behaviour(key, state, goal)
             after = task.step(state, action)
-            return after, (state, action, after, task.reward(after, goal), goal)
+            return after, (state, action, after, task.reward(after, goal), goal, task.ends(after, goal))
 
         return jax.lax.scan(act, state, jax.random.split(key_steps, task.horizon))[1]
 
     columns = jax.jit(jax.vmap(episode))(jax.random.split(key, num_episodes))
-    states, actions, next_states, rewards, goals = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in columns)
-    ends = np.tile(np.arange(task.horizon) == task.horizon - 1, num_episodes)
-    return make_dataset(
-        states=states, actions=actions, rewards=rewards, next_states=next_states, ends=ends, goals=goals
-    )
+    names = ("states", "actions", "next_states", "rewards", "goals", "terminals")
+    return make_episodes(**dict(zip(names, columns, strict=True)))
 
 
 def fit_dataset(task: Task, dataset: OfflineDataset, *, source: str = "the data set") -> OfflineDataset:
@@ -374,6 +382,22 @@ def fit_dataset(task: Task, dataset: OfflineDataset, *, source: str = "the data 
     goals = jax.vmap(task.achieved)(jnp.asarray(dataset.next_states)[dataset.last_rows()])
     rewards = jax.vmap(task.reward)(jnp.asarray(dataset.next_states), goals)
     return dataset.replace(goals=np.asarray(goals), rewards=np.asarray(rewards))
+
+
+def compare_rules(task: Task, dataset: OfflineDataset) -> dict[str, float]:
+    """Compares the rewards and terminals of a data set, which has goals, with the task's rules.
+
+    Returns:
+      ``rewards_replaced`` and ``terminals_replaced``: fractions of the rows whose own ones differ from those that the
+      task gives for their next state and goal, and which policies are not trained on.
+    """
+    after, goals = jnp.asarray(dataset.next_states), jnp.asarray(dataset.goals)
+    rewards, ends = jax.jit(jax.vmap(lambda s, g: (task.reward(s, g), task.ends(s, g))))(after, goals)
+    same = np.isclose(np.asarray(rewards), np.asarray(dataset.rewards), rtol=1e-3, atol=1e-4)
+    return {
+        "rewards_replaced": float(np.mean(~same)),
+        "terminals_replaced": float(np.mean(np.asarray(ends) != np.asarray(dataset.terminals))),
+    }
 
 
 def sample_start(key: PRNGKey, task: Task, stratum: Stratum) -> Array:
