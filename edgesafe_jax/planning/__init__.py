@@ -1,6 +1,6 @@
-"""A search over action sequences: iCEM and its rivals, simulators and tasks.
+"""Planning by sampling action sequences: iCEM and other planners, simulators and tasks.
 
-Four things are kept apart. A *simulator* is a callable from a state and action sequences `[N, T, A]` to their costs
+There are four parts. A *simulator* is a callable from a state and action sequences `[N, T, A]` to their costs
 (`make_simulator` for JAX functions, `MujocoWorld` for C MuJoCo); a *planner* is a pair of pure functions over a
 simulator; a *risk* turns the costs under several models into one; a *task* is the true environment.
 

@@ -1,4 +1,4 @@
-"""How many trajectories a planner may simulate at each step, and how they are divided over iterations."""
+"""Budgets: trajectories that a planner simulates at each step, and their division over iterations."""
 
 from typing import Any, Protocol
 

@@ -1,4 +1,4 @@
-"""The cross-entropy planners that iCEM is compared with: CEM as in model-predictive control, PETS and PlaNet."""
+"""Cross-entropy planners as baselines of iCEM: CEM as in model-predictive control, PETS and PlaNet."""
 
 from typing import Any
 

@@ -87,13 +87,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "icem_no_mean": {"mean_in_last_iteration": False},
     "icem_execute_mean": {"execute": "mean"},
 }
-"""iCEM without one of its components: what is set otherwise, by name."""
+"""Ablations: iCEM without one of its components, as changed settings by name."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ElitesState:
-    """What is remembered from one step to the next.
+    """Memory from one step to the next.
 
     Attributes:
       mean: centre of the search at the coming step `[K, A]`.

@@ -20,7 +20,7 @@ class DivergedError(PlanningError):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """What happened in the true environment, one entry per plan.
+    """An episode in the true environment, one entry per plan.
 
     Attributes:
       results: of the steps `[T]`, summed over the repeats of an action; success is that of the last repeat.

@@ -54,7 +54,7 @@ def path_integral_weights(outcomes: Outcomes, temperature: float) -> Array:
 
     Args:
       outcomes: of N trajectories.
-      temperature: above 0; towards 0 the best takes all.
+      temperature: above 0; towards 0 all weight goes to the best.
 
     Returns:
       Weights `[N]` with sum 1; all zero where no trajectory is finite.

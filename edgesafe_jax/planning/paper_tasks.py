@@ -247,7 +247,7 @@ def _adroit(model: MjModel, columns: Mapping[str, list[int]], num_threads: int |
 def door(num_threads: int | None = None, *, shaped: bool = False, velocity_weight: float = 1e-5) -> MujocoTask:
     r"""Makes Adroit's door, gymnasium-robotics' XML; sparse unless shaped.
 
-        cost = 0.1 (th - 1.57)^2 + velocity_weight |qvel|^2 - 2 [th > .2] - 8 [th > 1] - 10 [th > 1.35]
+        cost = 0.1 (th - 1.57)^2 + velocity_weight |qvel|^2 - 2 [th > 0.2] - 8 [th > 1] - 10 [th > 1.35]
                (+ 0.1 |palm - handle| where shaped) ,   success = [th > 1.35]
 
     with th the angle of the hinge in radians. The weight is 1e-5 in the task's own reward, where a hand that moves
@@ -306,9 +306,9 @@ def door(num_threads: int | None = None, *, shaped: bool = False, velocity_weigh
 def relocate(num_threads: int | None = None) -> MujocoTask:
     r"""Makes Adroit's relocation of a ball, gymnasium-robotics' XML.
 
-        cost = 0.1 |palm - ball| + [z > .04] (0.5 |ball - target| - 1) - 10 [d < .1] - 20 [d < .05]
+        cost = 0.1 |palm - ball| + [z > 0.04] (0.5 |ball - target| - 1) - 10 [d < 0.1] - 20 [d < 0.05]
 
-    with z the height of the ball and d = |ball - target|; success = [d < .1].
+    with z the height of the ball and d = |ball - target|; success = [d < 0.1].
 
     Args:
       num_threads: of the simulator; None takes one per processor.

@@ -39,7 +39,7 @@ Cost: TypeAlias = Callable[[Features, Array, Features, Array], StepResult]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MujocoState:
-    """All that the future of a simulation depends on, and what costs read of the present.
+    """Everything that the future of a simulation depends on, and the features that costs read.
 
     Made of NumPy arrays in float64 by the true environment; inside a planner of JAX arrays (float32 unless
     ``jax_enable_x64`` is on), where a batch of problems has leading axes.

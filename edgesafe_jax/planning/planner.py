@@ -1,4 +1,4 @@
-"""What a planner is: a pair of pure functions over a simulator, and the ranking and checks that all planners share."""
+"""The planner interface, a pair of pure functions over a simulator, and the ranking and checks of all planners."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
 
 
 class PlanningError(EdgesafeError, ValueError):
-    """Something that cannot be planned; the message names the value, what was expected and what to do."""
+    """An invalid planner, simulator or task; the message names the value, what was expected and what to do."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """What a simulator says of N action sequences.
+    """Simulated outcomes of N action sequences.
 
     Attributes:
       cost: total cost of each trajectory `[N]`; what is not finite ranks last.
@@ -41,7 +41,7 @@ C MuJoCo behind a callback, see `edgesafe_jax.planning.simulators` and `edgesafe
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a planner says of the plan that it made.
+    """A plan and its diagnostics.
 
     Attributes:
       actions: the sequence whose first action is returned `[T, A]`.

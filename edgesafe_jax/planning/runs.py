@@ -1,4 +1,4 @@
-"""Episodes kept in a folder, and what is reported of them."""
+"""Episodes stored in a folder, and their summary."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

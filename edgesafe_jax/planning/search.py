@@ -103,7 +103,7 @@ def make_space(low: ArrayLike, high: ArrayLike, horizon: int, knots: Knots | Non
 
 
 class Iteration(NamedTuple):
-    """Where a search is.
+    """The position of a search.
 
     Attributes:
       number: of the iteration, from 0; an int where iterations are unrolled, an array `[]` in a loop.
@@ -117,7 +117,7 @@ class Iteration(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """What one iteration simulates.
+    """The sequences that one iteration simulates.
 
     Attributes:
       sequences: `[N, K, A]`.
@@ -129,7 +129,7 @@ class Candidates(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What a search ends with.
+    """The outcome of a search.
 
     Attributes:
       sequence: that is executed `[K, A]`.
@@ -145,7 +145,7 @@ class Selection(NamedTuple):
 
 
 class Method(Protocol):
-    """What distinguishes a planner, as pure functions of its memory (between steps) and its search (within one).
+    """The part that is specific to a planner, as pure functions of its memory (between steps) and its search (within one).
 
     Attributes:
       num_extra: candidates that the first iteration has beside those that are drawn.

@@ -15,7 +15,7 @@ from edgesafe_jax.typing import Array, ArrayLike, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What one step of an environment costs.
+    """The result of one step of an environment.
 
     Attributes:
       cost: of the step `[]`.

@@ -1,4 +1,4 @@
-"""What a task is: an environment, its cost and how long an episode lasts."""
+"""The task interface: an environment, its cost and the length of an episode."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from edgesafe_jax.typing import PRNGKey, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every task says of itself.
+    """Properties of every task.
 
     Attributes:
       name: its name.
