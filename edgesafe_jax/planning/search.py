@@ -1,8 +1,8 @@
 """The skeleton of every planner: sample candidates, evaluate them, update the search, select a plan.
 
-A planner is a `Method`, which holds only what is its own; `make_search` does the rest: random keys, the iterations,
-the simulation of the candidates, what is counted of them, and the plan that is returned. To add a planner, write a
-`Method` in a file of its own and name its builder in `edgesafe_jax.planning.registry.PLANNERS`.
+A planner is a `Method`, which holds only its specific part; `make_search` does the rest: random keys, iterations,
+simulation and counting of the candidates, and the plan that is returned. To add a planner, write a `Method` in its own
+file and name its builder in `edgesafe_jax.planning.registry.PLANNERS`.
 """
 
 import dataclasses
@@ -145,7 +145,7 @@ class Selection(NamedTuple):
 
 
 class Method(Protocol):
-    """The part that is specific to a planner, as pure functions of its memory (between steps) and its search (within one).
+    """The specific part of a planner: pure functions of its memory (between steps) and its search (within one).
 
     Attributes:
       num_extra: candidates that the first iteration has beside those that are drawn.
