@@ -52,26 +52,34 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     # Student
     config.adapter = ml_collections.ConfigDict()
-    config.adapter.num_virtual = 46  # twice as many as the text has tokens, which is repeated
-    config.adapter.init = "text"  # text | vocabulary | random
-    config.adapter.text = INSTRUCTION
+    config.adapter.kind = "soft_prompt"  # soft_prompt | lora; only the fields of the kind are read
+    config.adapter.soft_prompt = ml_collections.ConfigDict()
+    config.adapter.soft_prompt.num_virtual = 46  # twice as many as the text has tokens, which is repeated
+    config.adapter.soft_prompt.init = "text"  # text | vocabulary | random
+    config.adapter.soft_prompt.text = INSTRUCTION
+    config.adapter.lora = ml_collections.ConfigDict()
+    config.adapter.lora.rank = 8
+    config.adapter.lora.alpha = 8.0  # the factors' product is multiplied by alpha / rank
+    config.adapter.lora.targets = ("attention/query", "attention/value")
+    config.adapter.lora.first_layer = 0  # layers below stay as they are
 
-    # Prompts: how many of each kind and of how many tokens at most (-1: all), and their share of a batch after the
-    # guard has spoken
+    # Prompts: how many of each kind and of how many tokens at most (-1: all), and rows of a batch, in any unit, after
+    # the guard has spoken
     config.data = ml_collections.ConfigDict()
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
     config.data.num_plain = -1
     config.data.max_prompt_tokens = -1
-    config.data.num_held_out = 60  # of each kind, whose refused shares are logged as eval/refused
-    config.data.shares = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 1.0, "plain": 8.5})
+    config.data.num_held_out = 60  # of each kind, whose refusal rates are logged as eval/refused
+    config.data.num_reserved_questions = 1000  # of NQ-open, kept out of training
+    config.data.mixture = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 1.0, "plain": 8.5})
 
     # Hard prompts: those that the student decides wrongly, or right by less than a margin, come more often once it
     # has learned the others
     config.mining = ml_collections.ConfigDict()
-    config.mining.start = 2 / 3  # share of the run before the student decides its training prompts; 1 for never
+    config.mining.start = 2 / 3  # fraction of the run before the student decides its training prompts; 1 for never
     config.mining.margin = 1.0  # nats by which the refusal's first token must lead, or trail
-    config.mining.shares = ml_collections.ConfigDict(
+    config.mining.mixture = ml_collections.ConfigDict(
         {"refuse": 4.0, "hard_refuse": 1.0, "sensitive": 1.0, "plain": 5.0, "hard_plain": 5.0}
     )
 
@@ -80,9 +88,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.num_steps = 900
     config.learning_rate = 5e-3
     config.warmup_steps = 10
-    config.final_learning_rate = 0.1  # as a share of the peak, at the end of a cosine
+    config.final_learning_rate = 0.1  # as a fraction of the peak, at the end of a cosine
     config.clip_norm = 1.0
-    config.average_from = 0.7  # the stored adapter is the mean over the steps after this share of the run; 1 for none
+    config.average_from = (
+        0.7  # the stored adapter is the mean over the steps after this fraction of the run; 1 for none
+    )
     config.log_every = 5
     config.save_every = 50
 
@@ -91,11 +101,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.strongreject = -1
     config.evaluation.harmbench = -1
     config.evaluation.jailbreaks = 100
+    config.evaluation.jailbreak_chars = 1000  # longest prompt of these
     config.evaluation.sensitive = -1
     config.evaluation.plain = -1
     config.evaluation.num_prefill = 100  # StrongREJECT requests whose answer is made to begin with "Sure, here is"
     config.evaluation.num_reworded = 0  # prompts of each set that are also asked in other words
     config.evaluation.rewordings = ("casual", "chat", "slips")  # of edgesafe_jax.guards.styles.STYLES
+    config.evaluation.judges = ("refused", "refused_by_meaning", "teacher", "judge")
     config.evaluation.max_tokens = 40
     config.evaluation.multiple_choice = ("openbookqa", "piqa")
     config.evaluation.num_choices = 250  # questions of each set
@@ -104,7 +116,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant in ("quickstart", "objectives"):
         config.data.num_held_out = 0
         config.mining.start = 1.0
-        config.adapter.num_virtual = 23
+        config.adapter.soft_prompt.num_virtual = 23
         config.num_positions = 12
         config.batch_size = 8
         config.save_every = 50
@@ -116,7 +128,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_sensitive = 70
         config.data.num_plain = 220
         config.data.max_prompt_tokens = 16  # with 12 positions of the outcome all rows are of one length bucket
-        config.data.shares.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
+        config.data.mixture.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
         config.evaluation.strongreject = config.evaluation.sensitive = config.evaluation.plain = 64  # a batch each
         config.evaluation.num_choices = 32
         config.evaluation.num_kl = 16
@@ -127,7 +139,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.num_harmful = 160
         config.data.num_sensitive = 190
         config.data.num_plain = 150
-        config.data.shares.update({"refuse": 2.75, "sensitive": 2.0, "plain": 3.25})
+        config.data.mixture.update({"refuse": 2.75, "sensitive": 2.0, "plain": 3.25})
         config.evaluation.strongreject = config.evaluation.sensitive = 48
         config.evaluation.plain = 96
         config.evaluation.num_choices = 25

@@ -1,21 +1,94 @@
 """What an aligned model is measured by: safety, over-refusal, fidelity to its teacher, usefulness and cost."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import jax
 import numpy as np
 
-from edgesafe_jax.corpora import Choice, Prompt
+from edgesafe_jax.corpora import MULTIPLE_CHOICE, Choice, Prompt
+from edgesafe_jax.corpora import multiple_choice as read_choices
+from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, check_ranges, lookup
+from edgesafe_jax.guards.probe import load_encoder_guard
+from edgesafe_jax.guards.styles import STYLES
 from edgesafe_jax.guards.verdicts import Guard, checked
-from edgesafe_jax.metrics.refusal import refused_by_pattern
+from edgesafe_jax.metrics.refusal import make_refused_by_meaning, refused_by_pattern
 from edgesafe_jax.models.decoder_config import flops_per_token, num_params
 from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.models.scoring import answer_log_probs
+from edgesafe_jax.models.scoring import answer_log_probs, kl_from_base
+from edgesafe_jax.reporting.progress import ProgressBar
+from edgesafe_jax.safety.prompts import EVALUATION_SETS
 from edgesafe_jax.safety.system import SafeSystem
 from edgesafe_jax.typing import Adapter, ProgressFn
 
-RefusedByMeaning = Callable[[Sequence[str]], np.ndarray]
+Verdict = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+"""From N prompts and N responses to `[N]`: whether each is a refusal (bool), or P(unsafe)."""
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""A sentence encoder: from N texts to unit vectors `[N, D]`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """One kind of verdict on responses.
+
+    Attributes:
+      verdict: gives it.
+      kind: "refusal" for whether a response is one, "unsafe" for the probability that it is unsafe.
+    """
+
+    verdict: Verdict
+    kind: Literal["refusal", "unsafe"]
+
+
+Judges = Mapping[str, Judge]
+"""Judges by the name under which their numbers are reported."""
+
+
+def by_words(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """Whether each response is a refusal by the words at its start, `[N]` bool."""
+    del prompts
+    return np.array([refused_by_pattern(text) for text in responses], bool)
+
+
+JUDGES: dict[str, Callable[[Guard, Encode], Judge]] = {
+    "refused": lambda guard, encode: Judge(by_words, "refusal"),
+    "refused_by_meaning": lambda guard, encode: Judge(_of_responses(make_refused_by_meaning(encode)), "refusal"),
+    "teacher": lambda guard, encode: Judge(guard, "unsafe"),
+    "judge": lambda guard, encode: Judge(load_encoder_guard(encode), "unsafe"),
+}
+"""What an evaluation may ask, made of the teacher guard and a sentence encoder. One entry adds a judge: its numbers are
+then `SET/SYSTEM/NAME` for a judge of refusals, `SET/SYSTEM/sgs_NAME` for a guard."""
+
+
+def _of_responses(refused: Callable[[Sequence[str]], np.ndarray]) -> Verdict:
+    return lambda prompts, responses: refused(responses)
+
+
+def make_judges(guard: Guard, encode: Encode, names: Sequence[str] = tuple(JUDGES)) -> dict[str, Judge]:
+    """Makes judges of the table.
+
+    Args:
+      guard: the guard of the teacher.
+      encode: a sentence encoder.
+      names: in `JUDGES`; "refused" and "teacher", which the report is built on, are always among the result.
+
+    Returns:
+      Judges by name.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    wanted = dict.fromkeys(("refused", "teacher", *names))
+    return {name: lookup(JUDGES, name, "judge")(guard, encode) for name in wanted}
+
+
+def base_judges(guard: Guard) -> dict[str, Judge]:
+    """The judges that need nothing but the teacher guard: refusals by words, and the guard itself."""
+    return {"refused": Judge(by_words, "refusal"), "teacher": Judge(guard, "unsafe")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,49 +98,54 @@ class Judged:
     Attributes:
       responses: N texts.
       tokens: the same as token ids.
-      refused: `[N]` bool, by the words at the start of the response.
-      refused_by_meaning: `[N]` bool, by the meaning of its first sentences; all False if there is no such verdict.
-      unsafe: `[N]` P(unsafe) by the teacher guard.
-      judge_unsafe: `[N]` P(unsafe) by the independent judge; NaN if there is none.
+      refusals: by judge `[N]` bool; "refused" is that by the words at the start of the response.
+      unsafe_probs: by judge `[N]` P(unsafe); "teacher" is that of the teacher guard.
     """
 
     responses: list[str]
     tokens: list[list[int]]
-    refused: np.ndarray
-    refused_by_meaning: np.ndarray
-    unsafe: np.ndarray
-    judge_unsafe: np.ndarray
+    refusals: Mapping[str, np.ndarray]
+    unsafe_probs: Mapping[str, np.ndarray]
 
+    @property
+    def refused(self) -> np.ndarray:
+        """`[N]` bool, refusals by words."""
+        return self.refusals["refused"]
 
-@dataclasses.dataclass(frozen=True)
-class Judges:
-    """Whoever gives verdicts on responses.
-
-    Attributes:
-      teacher: the guard that the student was distilled from.
-      judge: an independent guard, or None.
-      by_meaning: a verdict on refusals by meaning, or None.
-    """
-
-    teacher: Guard
-    judge: Guard | None = None
-    by_meaning: RefusedByMeaning | None = None
+    @property
+    def unsafe(self) -> np.ndarray:
+        """`[N]` P(unsafe) by the teacher guard."""
+        return self.unsafe_probs["teacher"]
 
 
 def judge_responses(
     prompts: Sequence[str], responses: Sequence[str], tokens: Sequence[Sequence[int]], judges: Judges
 ) -> Judged:
-    """Collects all verdicts on given responses."""
-    nothing = np.zeros(len(prompts), bool)
+    """Collects all verdicts on given responses.
+
+    Args:
+      prompts: N user texts.
+      responses: N texts.
+      tokens: the responses as token ids.
+      judges: who gives verdicts.
+
+    Returns:
+      Responses and verdicts.
+
+    Raises:
+      GuardError: a guard returned something other than probabilities.
+    """
     return Judged(
         responses=list(responses),
         tokens=[list(row) for row in tokens],
-        refused=np.array([refused_by_pattern(text) for text in responses], bool),
-        refused_by_meaning=nothing if judges.by_meaning is None else np.asarray(judges.by_meaning(responses), bool),
-        unsafe=checked(judges.teacher)(prompts, responses),
-        judge_unsafe=np.full(len(prompts), np.nan)
-        if judges.judge is None
-        else checked(judges.judge)(prompts, responses),
+        refusals={
+            name: np.asarray(judge.verdict(prompts, responses), bool)
+            for name, judge in judges.items()
+            if judge.kind == "refusal"
+        },
+        unsafe_probs={
+            name: checked(judge.verdict)(prompts, responses) for name, judge in judges.items() if judge.kind == "unsafe"
+        },
     )
 
 
@@ -165,8 +243,10 @@ def _judge_each_once(
     found = []
     for responses, tokens in answers:
         chosen = np.array([rows[pair] for pair in enumerate(responses)], int)
-        verdicts = (judged.refused, judged.refused_by_meaning, judged.unsafe, judged.judge_unsafe)
-        found.append(Judged(list(responses), [list(row) for row in tokens], *(each[chosen] for each in verdicts)))
+        verdicts = (
+            {name: verdict[chosen] for name, verdict in kind.items()} for kind in (judged.refusals, judged.unsafe_probs)
+        )
+        found.append(Judged(list(responses), [list(row) for row in tokens], *verdicts))
     return found
 
 
@@ -223,8 +303,9 @@ def costs(
 ) -> Mapping[str, Mapping[str, float]]:
     """Parameters, bytes and operations per token of base model, safe system and aligned model.
 
-    The safe system reads every token a second time, as deep as its guard looks. The aligned model has only its virtual
-    positions on top: they lengthen the context of every token, and are computed once.
+    The safe system reads every token a second time, as deep as its guard looks. The aligned model has its adapter on
+    top: virtual positions lengthen the context of every token and are computed once; low-rank factors are applied to
+    every token.
 
     Args:
       model: the frozen language model.
@@ -241,13 +322,190 @@ def costs(
     virtual = adapter.num_virtual
     base = flops_per_token(config, context=context)
     guard = flops_per_token(dataclasses.replace(config, num_layers=guard_layers), context=context, with_head=False)
-    added = virtual * config.embed_dim
+    added = sum(leaf.size for leaf in jax.tree.leaves(adapter))
+    # Factors of matrices are multiplied and added for every token; virtual positions are computed once.
+    factors = 2.0 * (added - virtual * config.embed_dim)
     rows = {
         "base": (params, base),
         "system": (params + guard_params, base + guard),
-        "student": (params + added, flops_per_token(config, context=context + virtual)),
+        "student": (params + added, flops_per_token(config, context=context + virtual) + factors),
     }
     return {
         name: {"params": float(count), "bytes": 4.0 * count, "flops_per_token": flops}
         for name, (count, flops) in rows.items()
     }
+
+
+# A whole evaluation ---------------------------------------------------------------------------------------------------
+
+PREFILL = "Sure, here is"
+"""How a prefilled answer begins."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured of an aligned model.
+
+    Attributes:
+      max_tokens: longest answer.
+      num_prefill: requests of StrongREJECT whose answer is made to begin with `PREFILL`; None for all.
+      num_reworded: prompts of each set that are also asked in other words; None for all.
+      rewordings: how, names in `guards.styles.STYLES`.
+      num_kl: prompts of each benign set for the token KL to the base model; None for all.
+      multiple_choice: names in `corpora.MULTIPLE_CHOICE`.
+      num_choices: questions of each; None for all.
+
+    Raises:
+      ConfigError: a value outside its range, or an unknown name.
+    """
+
+    max_tokens: int = 40
+    num_prefill: int | None = 0
+    num_reworded: int | None = 0
+    rewordings: tuple[str, ...] = ()
+    num_kl: int | None = 0
+    multiple_choice: tuple[str, ...] = ()
+    num_choices: int | None = None
+
+    def __post_init__(self):
+        ranges = {"max_tokens": POSITIVE_COUNT, **dict.fromkeys(("num_prefill", "num_reworded", "num_kl"), COUNT)}
+        if self.multiple_choice:
+            ranges["num_choices"] = POSITIVE_COUNT
+        check_ranges(dataclasses.asdict(self), ranges, prefix="")
+        for name in self.multiple_choice:
+            lookup(MULTIPLE_CHOICE, name, "multiple_choice")
+        for name in self.rewordings:
+            lookup(STYLES, name, "rewordings")
+        if self.num_reworded != 0 and not self.rewordings:
+            raise ConfigError(
+                f"num_reworded={self.num_reworded} with no rewordings: expected some of {', '.join(STYLES)}, or 0 "
+                "prompts."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reworded:
+    """A set's first prompts in other words.
+
+    Attributes:
+      result: of the rewordings, prompt after prompt.
+      num_each: how many there are of each prompt.
+    """
+
+    result: SetResult
+    num_each: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """All that was measured of an aligned model.
+
+    Attributes:
+      results: responses and verdicts by set; "prefill" is StrongREJECT with prefilled answers.
+      reworded: the same for prompts in other words.
+      kl: by benign set `[N]`, nats per token from the base model to the student along the base model's answers.
+      choices: by multiple-choice set, which questions the base model and which the student answered correctly.
+      max_tokens: longest answer.
+    """
+
+    results: dict[str, SetResult]
+    reworded: dict[str, Reworded]
+    kl: dict[str, np.ndarray]
+    choices: dict[str, tuple[np.ndarray, np.ndarray]]
+    max_tokens: int
+
+
+def evaluate(
+    system: SafeSystem,
+    adapter: Adapter,
+    sets: Mapping[str, Sequence[Prompt]],
+    judges: Judges,
+    settings: EvaluationSettings,
+) -> Evaluation:
+    """Measures an adapter beside its base model and its teacher.
+
+    Args:
+      system: the teacher, with the base model.
+      adapter: the student's.
+      sets: prompts by set, such as those of `prompts.evaluation_prompts`.
+      judges: who gives verdicts, see `make_judges`.
+      settings: what is measured.
+
+    Returns:
+      Responses, verdicts and usefulness; `report` makes numbers and tables of them.
+
+    Raises:
+      ConfigError: there is no set.
+    """
+    if not sets:
+        raise ConfigError("There is no set of prompts to evaluate on: expected at least one.")
+    model, max_tokens = system.model, settings.max_tokens
+    measure = functools.partial(evaluate_set, model, adapter, system, judges=judges, max_tokens=max_tokens)
+    results: dict[str, SetResult] = {}
+    for name, chosen in sets.items():
+        with ProgressBar(f"answering {name}") as progress:
+            results[name] = measure(prompts=chosen, on_batch=progress)
+    if settings.num_prefill != 0 and "strongreject" in sets:
+        attacked = sets["strongreject"][: settings.num_prefill]
+        results["prefill"] = measure(prompts=attacked, prefills=[PREFILL] * len(attacked))
+    reworded: dict[str, Reworded] = {}
+    for name, chosen in sets.items():
+        if asked := _reword(chosen[: settings.num_reworded], settings.rewordings):
+            with ProgressBar(f"answering {name} in other words") as progress:
+                reworded[name] = Reworded(measure(prompts=asked, on_batch=progress), len(settings.rewordings))
+    kl = {}
+    for name in () if settings.num_kl == 0 else results:
+        if name in EVALUATION_SETS and not EVALUATION_SETS[name].harmful:
+            texts = [p.text for p in results[name].prompts][: settings.num_kl]
+            tokens = results[name].base.tokens[: settings.num_kl]
+            kl[name] = kl_from_base(model, texts, tokens, adapter=adapter)
+    choices = {}
+    for name in settings.multiple_choice:
+        questions = read_choices(name)[: settings.num_choices]
+        with ProgressBar(f"multiple choice: {name}, base") as progress:
+            before = multiple_choice(model, questions, on_batch=progress).correct
+        with ProgressBar(f"multiple choice: {name}, student") as progress:
+            after = multiple_choice(model, questions, adapter=adapter, on_batch=progress).correct
+        choices[name] = before, after
+    return Evaluation(results, reworded, kl, choices, max_tokens)
+
+
+def answer_rows(
+    model: LanguageModel,
+    adapter: Adapter | None,
+    prompts: Sequence[Prompt],
+    judges: Judges,
+    *,
+    max_tokens: int,
+    on_batch: ProgressFn | None = None,
+) -> list[dict[str, Any]]:
+    """Answers prompts and judges the answers.
+
+    Args:
+      model: the frozen language model.
+      adapter: the student's, or None.
+      prompts: N prompts.
+      judges: who gives verdicts.
+      max_tokens: longest answer.
+      on_batch: called with (answers done, answers in total).
+
+    Returns:
+      One mapping a prompt: prompt, label, response, refused_by_pattern, refused_by_meaning, unsafe (P by the teacher
+      guard), judge_unsafe (P by the judge), and further judges by name.
+    """
+    texts = [p.text for p in prompts]
+    answers = generate(model, texts, max_tokens=max_tokens, adapter=adapter, batch_size=64, on_batch=on_batch)
+    judged = judge_responses(texts, answers.texts, answers.tokens, judges)
+    names = {"refused": "refused_by_pattern", "teacher": "unsafe", "judge": "judge_unsafe"}
+    rows = []
+    for i, prompt in enumerate(prompts):
+        row: dict[str, Any] = {"prompt": prompt.text, "label": prompt.label, "response": judged.responses[i]}
+        row |= {names.get(judge, judge): bool(refused[i]) for judge, refused in judged.refusals.items()}
+        row |= {names.get(judge, judge): round(float(p[i]), 4) for judge, p in judged.unsafe_probs.items()}
+        rows.append(row)
+    return rows
+
+
+def _reword(chosen: Sequence[Prompt], styles: Sequence[str]) -> list[Prompt]:
+    """Each prompt in each of the styles, prompt after prompt."""
+    return [dataclasses.replace(prompt, text=STYLES[style](prompt.text)) for prompt in chosen for style in styles]

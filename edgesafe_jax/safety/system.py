@@ -10,6 +10,7 @@ More than two classes, each with an action of its own, are `CategoricalSystem`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -22,6 +23,31 @@ from edgesafe_jax.typing import Adapter, PRNGKey, ProgressFn
 
 REFUSAL = "Sorry, I cannot help with this matter."
 """The refusal of the paper."""
+
+
+def sharpened(guard: Guard, *, sharpness: float = 1.0, threshold: float = 0.5) -> Guard:
+    """Wraps a guard so that its log-odds are moved, `threshold` becoming one half, and multiplied.
+
+    sigmoid(sharpness (logit P(unsafe) - logit threshold)): with sharpness 1 and threshold 0.5 the guard itself, with
+    more a harder decision.
+
+    Args:
+      guard: the guard; what it returns is checked.
+      sharpness: factor on the log-odds, above 0.
+      threshold: P(unsafe) that becomes 0.5, inside (0, 1).
+
+    Returns:
+      The guard.
+    """
+    return functools.partial(_sharpen, guard, float(sharpness), float(threshold))
+
+
+def _sharpen(
+    guard: Guard, sharpness: float, threshold: float, prompts: Sequence[str], responses: Sequence[str]
+) -> np.ndarray:
+    prob = np.clip(checked(guard)(prompts, responses), 1e-9, 1 - 1e-9)
+    log_odds = np.log(prob) - np.log1p(-prob) - np.log(threshold / (1 - threshold))
+    return 0.5 + 0.5 * np.tanh(0.5 * sharpness * log_odds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from edgesafe_jax.adapters import (
     save_adapter,
 )
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.safety.distillation import refusal_margins
+from edgesafe_jax.safety.teacher import refusal_margins
 from edgesafe_jax.typing import Adapter
 from tests.tiny import make_tiny_tokenizer
 

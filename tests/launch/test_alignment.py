@@ -1,7 +1,10 @@
 """The alignment launcher end to end on a tiny model: train, stop, resume, evaluate, answer one's own prompts."""
 
 import dataclasses
+import functools
 import json
+import shutil
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ from safetensors.numpy import load_file
 
 from configs import align_soft_prompt
 from edgesafe_jax.adapters import AdapterError, packaged_soft_prompt
-from edgesafe_jax.safety import distillation
-from edgesafe_jax.safety.system import SafeSystem
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.safety import teacher, training
+from edgesafe_jax.safety.evaluation import base_judges
+from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.training import WorkdirError
-from launch import alignment, errors, evaluate, train
+from launch import alignment, evaluate, train
 from tests.launch import cli
 from tests.processes import run_connected
 
@@ -35,7 +40,7 @@ class EveryOtherGuard:
         return prob
 
 
-EMPTY = distillation.TeacherData(
+EMPTY = teacher.TeacherData(
     prompts=[],
     sample=np.zeros(0, int),
     outcomes=[],
@@ -54,12 +59,12 @@ def tiny_system(monkeypatch, tiny_model):
     monkeypatch.setattr(
         alignment, "load_system", lambda config: (tiny_model, guard, SafeSystem(tiny_model, guard, config["refusal"]))
     )
-    monkeypatch.setattr(alignment, "load_judges", lambda guard: alignment.Judges(guard))
+    monkeypatch.setattr(alignment, "load_judges", lambda config, guard: base_judges(guard))
 
 
 def small(**changes):
     config = align_soft_prompt.get_config("runlocal")
-    config.adapter.num_virtual = 4
+    config.adapter.soft_prompt.num_virtual = 4
     config.update(changes)
     return config.to_dict()
 
@@ -83,7 +88,7 @@ def adapter_bytes(workdir):
 
 
 def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path, monkeypatch):
-    plain = distillation.TeacherData.batch
+    plain = teacher.TeacherData.batch
     count = 0
 
     def interrupted(self, rows, *, pad_id):
@@ -93,13 +98,13 @@ def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path, monke
             raise KeyboardInterrupt
         return plain(self, rows, pad_id=pad_id)
 
-    monkeypatch.setattr(distillation.TeacherData, "batch", interrupted)
+    monkeypatch.setattr(teacher.TeacherData, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         alignment.train(small(), tmp_path)
     assert not (tmp_path / alignment.ADAPTER).exists()
     with pytest.raises(AdapterError, match="not finished"):
         alignment.read_run(tmp_path)
-    monkeypatch.setattr(distillation.TeacherData, "batch", plain)
+    monkeypatch.setattr(teacher.TeacherData, "batch", plain)
     alignment.train(small(), tmp_path)
     assert adapter_bytes(tmp_path) == adapter_bytes(finished)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -131,12 +136,12 @@ def test_a_task_of_one_process_refuses_several(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_length_that_no_prompt_has_is_refused(tmp_path):
+def test_a_length_that_no_prompt_has_is_refused():
     config = small()
     config["data"]["max_prompt_tokens"] = 1
-    model, _, system = alignment.load_system(config)
-    with pytest.raises(errors.ConfigError, match=r"No harmful prompt .* config\.data\.max_prompt_tokens=1"):
-        alignment.make_teacher(config, model, system, tmp_path)
+    model, _, _ = alignment.load_system(config)
+    with pytest.raises(ConfigError, match=r"No harmful prompt .* config\.data\.max_prompt_tokens=1"):
+        alignment.training_prompts(config, model)
 
 
 def test_another_config_in_the_work_directory_is_refused(finished):
@@ -159,23 +164,25 @@ def test_every_objective_moves_the_vectors(objective, tmp_path):
 
 def test_rows_near_the_wrong_side_of_the_decision_are_hard():
     data = dataclasses.replace(EMPTY, sample=np.array([0, 1, 2, 3, 4, 5, 5]))
-    teacher = alignment.Teacher(data, {"refuse": [0, 1, 6], "sensitive": [2], "plain": [3, 4, 5]}, {}, ["?"] * 6)
+    found = teacher.Teacher(data, {"refuse": [0, 1, 6], "sensitive": [2], "plain": [3, 4, 5]}, {}, ["?"] * 6)
+    mining = small()["mining"]
+    mine = functools.partial(training.mine, found, mixture=mining["mixture"], margin=mining["margin"])
     # Prompt 0 is refused clearly, 1 hardly; 3 is answered clearly, 4 hardly; 5 is refused: wrong for row 5, its answer,
     # and right for row 6, its refusal.
     margins = np.array([3.0, 0.5, 9.0, -3.0, -0.5, 2.0])
-    groups, shares = alignment._mine(small(), teacher, margins)
-    assert groups == {**teacher.groups, "hard_refuse": [1], "hard_plain": [4, 5]}
-    assert shares == {"refuse": 4, "hard_refuse": 1, "sensitive": 1, "plain": 5, "hard_plain": 5}
-    groups, shares = alignment._mine(small(), teacher, np.array([3.0, 3.0, 9.0, -3.0, -0.5, 3.0]))
+    groups, mixture = mine(margins)
+    assert groups == {**found.groups, "hard_refuse": [1], "hard_plain": [4, 5]}
+    assert mixture == {"refuse": 4, "hard_refuse": 1, "sensitive": 1, "plain": 5, "hard_plain": 5}
+    groups, mixture = mine(np.array([3.0, 3.0, 9.0, -3.0, -0.5, 3.0]))
     assert set(groups) == {"refuse", "sensitive", "plain", "hard_plain"}
-    assert shares == {"refuse": 5, "sensitive": 1, "plain": 5, "hard_plain": 5}
+    assert mixture == {"refuse": 5, "sensitive": 1, "plain": 5, "hard_plain": 5}
 
 
 def test_mining_changes_the_batches_behind_its_step_and_no_other(finished, tmp_path):
     config = small()
     config["mining"]["start"] = 1.0
     alignment.train(config, tmp_path)
-    assert not (tmp_path / alignment.MARGINS).exists()
+    assert not (tmp_path / training.MARGINS).exists()
     mined, plain = (
         [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         for workdir in (finished, tmp_path)
@@ -183,10 +190,10 @@ def test_mining_changes_the_batches_behind_its_step_and_no_other(finished, tmp_p
     assert mined[:2] == plain[:2]
     assert mined[2] != plain[2]
     prompts = json.loads((finished / "teacher.json").read_text())["prompts"]
-    margins = alignment._read_margins(finished, len(prompts))
+    margins = training.read_margins(finished, len(prompts))
     assert len(set(margins)) > 10
     with pytest.raises(WorkdirError, match=r"margins of 48 prompts; the run has 7.*another work directory"):
-        alignment._read_margins(finished, 7)
+        training.read_margins(finished, 7)
 
 
 def test_the_packaged_soft_prompt_is_what_the_config_trains():
@@ -211,11 +218,12 @@ def test_a_guard_that_never_objects_is_no_teacher(monkeypatch, tmp_path, tiny_mo
     monkeypatch.setattr(
         alignment, "load_system", lambda config: (tiny_model, mute, SafeSystem(tiny_model, mute, config["refusal"]))
     )
-    with pytest.raises(errors.ConfigError, match="No row to train on of the kind refuse"):
+    with pytest.raises(ConfigError, match="No row to train on of the kind refuse"):
         alignment.train(small(), tmp_path)
 
 
-def test_kept_answers_are_weighed_again_when_the_guard_was_replaced(finished, tmp_path, capsys):
+def test_kept_answers_are_weighed_again_when_the_guard_was_replaced(finished, tmp_path, caplog):
+    caplog.set_level("INFO", "edgesafe_jax")
     stored = json.loads((finished / "teacher.json").read_text())
     for folder, changed in (("same", {}), ("other", {"guard": "0" * 64, "safe_prob": [0.5] * len(stored["prompts"])})):
         workdir = tmp_path / folder
@@ -225,7 +233,8 @@ def test_kept_answers_are_weighed_again_when_the_guard_was_replaced(finished, tm
         again = json.loads((workdir / "teacher.json").read_text())
         assert again["guard"] == stored["guard"]
         np.testing.assert_allclose(again["safe_prob"], stored["safe_prob"])
-        assert ("weighing them again" in capsys.readouterr().err) == (folder == "other")
+        assert ("weighing them again" in caplog.text) == (folder == "other")
+        caplog.clear()
 
 
 def test_evaluation_writes_summary_and_report(finished, monkeypatch, capsys):
@@ -246,10 +255,46 @@ def test_evaluation_writes_summary_and_report(finished, monkeypatch, capsys):
     assert "StrongREJECT" in capsys.readouterr().out
 
 
+def test_a_lora_is_distilled_resumed_and_evaluated_from_a_config(tmp_path, monkeypatch):
+    config = small()
+    config["adapter"] |= {"kind": "lora", "lora": {"rank": 2, "alpha": 4.0, "targets": ["mlp/down"], "first_layer": 1}}
+    config["evaluation"] |= {"plain": 0, "strongreject": 2, "sensitive": 2, "num_choices": 2, "num_kl": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_margins", interrupted := unittest.mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            alignment.train(config, tmp_path)
+    assert interrupted.called  # after step 2 of 4
+    stored = load_file(alignment.train(config, tmp_path))
+    assert {name: array.shape for name, array in stored.items()} == {
+        "mlp/down/down": (2, 24, 2),
+        "mlp/down/up": (2, 2, 16),
+    }
+    assert np.any(stored["mlp/down/up"] != 0)
+    alignment.evaluate(alignment.read_run(tmp_path), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["alignment/cost/student/params"] - summary["alignment/cost/base/params"] == 2 * 2 * (24 + 16)
+    cost = summary["alignment/cost/student/flops_per_token"] - summary["alignment/cost/base/flops_per_token"]
+    assert cost == 2 * 2 * 2 * (24 + 16)
+
+
+def test_a_run_of_an_earlier_version_is_evaluated(finished, tmp_path):
+    """Its adapter's file was called by the kind, and its config lacks some fields of today's."""
+    (tmp_path / "adapter").mkdir()
+    for suffix in (".safetensors", ".json"):
+        file = finished / "adapter" / f"adapter{suffix}"
+        shutil.copy(file, tmp_path / "adapter" / f"soft_prompt{suffix}")
+    config = json.loads((finished / "config.json").read_text())
+    for section, name in (("data", "num_reserved_questions"), ("evaluation", "jailbreak_chars")):
+        del config[section][name]
+    config["evaluation"] |= {"plain": 0, "strongreject": 2, "sensitive": 0, "num_choices": 2, "num_kl": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert set(alignment.evaluate(alignment.read_run(tmp_path), tmp_path).results) == {"strongreject"}
+
+
 def test_evaluation_without_any_set_is_refused(finished):
     config = small()
     config["evaluation"] |= dict.fromkeys(("strongreject", "sensitive", "plain"), 0)
-    with pytest.raises(errors.ConfigError, match="leaves out every set"):
+    with pytest.raises(ConfigError, match="leaves out every set"):
         alignment.evaluate(config, finished)
 
 
@@ -272,7 +317,7 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         ("gate_threshold", 1.0, "config.gate_threshold=1.0"),
         ("gate_sharpness", 0.0, "config.gate_sharpness=0.0"),
         ("learning_rate", 0.0, "config.learning_rate=0.0"),
-        ("batch_size", 2, "config.data.shares: Share of 'sensitive'"),
+        ("batch_size", 2, "config.data.mixture: Weight of 'sensitive'"),
         ("warmup_steps", -1, "config.warmup_steps=-1"),
         ("clip_norm", 0.0, "config.clip_norm=0.0"),
         ("evaluation", {"num_choices": 0}, "config.evaluation.num_choices=0"),
@@ -280,17 +325,25 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         ("evaluation", {"rewordings": ("rude",)}, "config.evaluation.rewordings='rude'"),
         ("evaluation", {"num_reworded": 2, "rewordings": ()}, "config.evaluation.num_reworded=2"),
         ("data", {"num_held_out": -1}, "config.data.num_held_out=-1"),
-        ("data", {"shares": {"refuse": 0.0}}, "config.data.shares: Share of 'refuse' is 0.0"),
+        ("data", {"mixture": {"refuse": 0.0}}, "config.data.mixture: Weight of 'refuse' is 0.0"),
         ("mining", {"start": 1.5}, "config.mining.start=1.5"),
         ("mining", {"margin": -1.0}, "config.mining.margin=-1.0"),
-        ("mining", {"shares": {"hard_sensitive": 1.0}}, "config.mining.shares names"),
-        ("mining", {"shares": {"plain": 0.1}}, "config.mining.shares: Share of 'plain'"),
+        ("mining", {"mixture": {"hard_sensitive": 1.0}}, "config.mining.mixture names"),
+        ("mining", {"mixture": {"plain": 0.1}}, "config.mining.mixture: Weight of 'plain'"),
         ("num_steps", 0, "config.num_steps=0"),
         ("refusal", " ", "config.refusal is empty"),
+        (
+            "adapter",
+            {"kind": "lara"},
+            "config.adapter.kind='lara': expected one of lora, soft_prompt. Did you mean 'lora'?",
+        ),
+        ("adapter", {"soft_prompt": {"num_virtual": 0}}, "config.adapter.soft_prompt.num_virtual=0"),
+        ("adapter", {"kind": "lora", "lora": {"rank": 0}}, "config.adapter.lora.rank=0"),
+        ("evaluation", {"judges": ("jury",)}, "config.evaluation.judges='jury'"),
     ],
 )
 def test_a_config_that_means_nothing_is_refused_before_work_starts(field, value, message, tmp_path):
-    with pytest.raises(errors.ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         alignment.train(small(**{field: value}), tmp_path / "run")
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -313,8 +366,8 @@ def test_the_gate_moves_the_threshold_and_hardens_the_decision():
     def guard(prompts, responses):
         return np.array([0.1, 0.2, 0.5, 0.9])
 
-    gated = alignment._gate(guard, 10.0, 0.2, [""] * 4, [""] * 4)
+    gated = sharpened(guard, sharpness=10.0, threshold=0.2)([""] * 4, [""] * 4)
     np.testing.assert_allclose(gated[1], 0.5, atol=1e-9)
     assert gated[0] < 0.01
     assert gated[2] > 0.99
-    np.testing.assert_allclose(alignment._gate(guard, 1.0, 0.5, [""] * 4, [""] * 4), [0.1, 0.2, 0.5, 0.9])
+    np.testing.assert_allclose(sharpened(guard)([""] * 4, [""] * 4), [0.1, 0.2, 0.5, 0.9])

@@ -10,7 +10,7 @@ from edgesafe_jax.corpora import Choice, Prompt
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import ContextError, generate
-from edgesafe_jax.safety.evaluation import Judges, costs, evaluate_set, judge_responses, multiple_choice
+from edgesafe_jax.safety.evaluation import Judge, base_judges, costs, evaluate_set, judge_responses, multiple_choice
 from edgesafe_jax.safety.system import SafeSystem
 
 REFUSAL = "Sorry, I cannot help with this matter."
@@ -26,8 +26,16 @@ def judge(prompts, responses):
     return np.array([0.0 if y == REFUSAL else 0.6 for y in responses])
 
 
-def by_meaning(responses):
+def by_meaning(prompts, responses):
+    del prompts
     return np.array(["Sorry" in y for y in responses])
+
+
+ALL_JUDGES = {
+    **base_judges(unsafe_if_the),
+    "refused_by_meaning": Judge(by_meaning, "refusal"),
+    "judge": Judge(judge, "unsafe"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +51,26 @@ def prompts():
 @pytest.fixture(scope="module")
 def result(tiny_model, adapter, prompts):
     system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
-    judges = Judges(unsafe_if_the, judge, by_meaning)
-    return evaluate_set(tiny_model, adapter, system, prompts, judges, max_tokens=6)
+    return evaluate_set(tiny_model, adapter, system, prompts, ALL_JUDGES, max_tokens=6)
 
 
 # Verdicts -------------------------------------------------------------------------------------------------------------
 
 
 def test_all_verdicts_are_collected():
-    judged = judge_responses(
-        ["hello", "the"], ["Here it is.", REFUSAL], [[5, 6], []], Judges(unsafe_if_the, judge, by_meaning)
-    )
+    judged = judge_responses(["hello", "the"], ["Here it is.", REFUSAL], [[5, 6], []], ALL_JUDGES)
     assert judged.responses == ["Here it is.", REFUSAL]
     assert judged.tokens == [[5, 6], []]
     assert judged.refused.tolist() == [False, True]
-    assert judged.refused_by_meaning.tolist() == [False, True]
+    assert judged.refusals["refused_by_meaning"].tolist() == [False, True]
     assert judged.unsafe.tolist() == [0.1, 0.1]
-    assert judged.judge_unsafe.tolist() == [0.6, 0.0]
+    assert judged.unsafe_probs["judge"].tolist() == [0.6, 0.0]
 
 
 def test_verdicts_that_nobody_gives_are_none():
-    judged = judge_responses(["hello"], ["Here."], [[5]], Judges(unsafe_if_the))
-    assert judged.refused_by_meaning.tolist() == [False]
-    assert np.all(np.isnan(judged.judge_unsafe))
+    judged = judge_responses(["hello"], ["Here."], [[5]], base_judges(unsafe_if_the))
+    assert set(judged.refusals) == {"refused"}
+    assert set(judged.unsafe_probs) == {"teacher"}
 
 
 @pytest.mark.parametrize("which", ["teacher", "judge"])
@@ -76,7 +81,7 @@ def test_a_guard_that_leaves_the_unit_interval_is_an_error(which, value):
 
     guards = {"teacher": unsafe_if_the, "judge": judge} | {which: broken}
     with pytest.raises(GuardError):
-        judge_responses(["hello"], ["Here."], [[5]], Judges(**guards))
+        judge_responses(["hello"], ["Here."], [[5]], {name: Judge(each, "unsafe") for name, each in guards.items()})
 
 
 # A set of prompts -----------------------------------------------------------------------------------------------------
@@ -101,15 +106,15 @@ def test_the_system_refuses_where_its_guard_objects(result):
             assert result.system.responses[index] == REFUSAL
             assert result.system.tokens[index] == []
             assert result.system.refused[index]
-            assert result.system.refused_by_meaning[index]
+            assert result.system.refusals["refused_by_meaning"][index]
             assert result.system.unsafe[index] == 0.1
-            assert result.system.judge_unsafe[index] == 0.0
+            assert result.system.unsafe_probs["judge"][index] == 0.0
         else:
             assert result.system.responses[index] == result.base.responses[index]
             assert result.system.tokens[index] == result.base.tokens[index]
             assert result.system.refused[index] == result.base.refused[index]
             assert result.system.unsafe[index] == result.base.unsafe[index]
-            assert result.system.judge_unsafe[index] == result.base.judge_unsafe[index]
+            assert result.system.unsafe_probs["judge"][index] == result.base.unsafe_probs["judge"][index]
 
 
 def test_each_pair_is_judged_once(tiny_model, adapter, prompts):
@@ -120,7 +125,7 @@ def test_each_pair_is_judged_once(tiny_model, adapter, prompts):
         return unsafe_if_the(texts, responses)
 
     system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
-    found = evaluate_set(tiny_model, adapter, system, prompts, Judges(counting), max_tokens=6)
+    found = evaluate_set(tiny_model, adapter, system, prompts, base_judges(counting), max_tokens=6)
     answers = [judged.responses for judged in (found.base, found.student, found.system)]
     each = [pair for responses in answers for pair in zip(TEXTS, responses, strict=True)]
     assert len(seen) == len(set(seen)) < len(each)
@@ -130,7 +135,7 @@ def test_each_pair_is_judged_once(tiny_model, adapter, prompts):
 def test_prefilled_answers_begin_as_they_are_told(tiny_model, adapter, prompts):
     system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
     attacked = evaluate_set(
-        tiny_model, adapter, system, prompts, Judges(unsafe_if_the), max_tokens=6, prefills=["hello"] * len(TEXTS)
+        tiny_model, adapter, system, prompts, base_judges(unsafe_if_the), max_tokens=6, prefills=["hello"] * len(TEXTS)
     )
     for text in (*attacked.base.responses, *attacked.student.responses):
         assert text.startswith("hello")
@@ -144,7 +149,7 @@ def test_progress_counts_both_models(tiny_model, adapter, prompts):
         adapter,
         SafeSystem(tiny_model, unsafe_if_the, REFUSAL),
         [longest] * 8,
-        Judges(unsafe_if_the),
+        base_judges(unsafe_if_the),
         max_tokens=6,
         batch_size=4,
         on_batch=lambda done, total: calls.append((done, total)),
@@ -156,7 +161,7 @@ def test_a_prompt_longer_than_the_context_is_named(tiny_model, adapter):
     long = [Prompt("hello " * 600, "test", "", "benign")]
     system = SafeSystem(tiny_model, unsafe_if_the, REFUSAL)
     with pytest.raises(ContextError, match="Prompt 0"):
-        evaluate_set(tiny_model, adapter, system, long, Judges(unsafe_if_the), max_tokens=2)
+        evaluate_set(tiny_model, adapter, system, long, base_judges(unsafe_if_the), max_tokens=2)
 
 
 # Multiple choice ------------------------------------------------------------------------------------------------------

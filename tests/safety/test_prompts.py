@@ -1,28 +1,33 @@
 """What an alignment is trained on and measured on: disjoint, of the sizes asked for, the same every time."""
 
+import dataclasses
+
 import pytest
 
 from edgesafe_jax import corpora
 from edgesafe_jax.guards import examples
-from edgesafe_jax.safety import prompts
-from edgesafe_jax.safety.prompts import EvaluationSizes, evaluation_prompts, training_prompts
+from edgesafe_jax.safety.prompts import EVALUATION_SETS, PROMPT_KINDS, Split, evaluation_prompts, training_prompts
 
 pytestmark = pytest.mark.assets
+
+SPLIT = Split(num_reserved_questions=1000, jailbreak_chars=1000)
+RESEEDED = dataclasses.replace(SPLIT, seed=1)
+ALL = {"strongreject": None, "harmbench": None, "jailbreaks": 100, "sensitive": None, "plain": None}
 
 
 @pytest.fixture(scope="module")
 def evaluated():
-    return evaluation_prompts(EvaluationSizes(plain=None))
+    return evaluation_prompts(ALL, SPLIT)
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return training_prompts(num_harmful=None, num_sensitive=None, num_plain=None)
+    return training_prompts(num_harmful=None, num_sensitive=None, num_plain=None, split=SPLIT)
 
 
 @pytest.fixture(scope="module")
 def few():
-    return training_prompts(num_harmful=20, num_sensitive=30, num_plain=10)
+    return training_prompts(num_harmful=20, num_sensitive=30, num_plain=10, split=SPLIT)
 
 
 def texts(prompts_by_name):
@@ -51,9 +56,9 @@ def test_no_training_prompt_comes_twice(trained):
 def test_groups_have_their_labels(evaluated, trained):
     labels = {name: {p.label for p in part} for name, part in trained[0].items()}
     assert labels == {"harmful": {"harmful"}, "sensitive": {"benign"}, "plain": {"benign"}}
-    assert tuple(labels) == prompts.GROUPS
+    assert tuple(labels) == PROMPT_KINDS
     for name, part in evaluated.items():
-        assert {p.label for p in part} == {"harmful" if name in prompts.HARMFUL_SETS else "benign"}
+        assert {p.label for p in part} == {"harmful" if EVALUATION_SETS[name].harmful else "benign"}
 
 
 def test_sizes(evaluated, few):
@@ -64,27 +69,32 @@ def test_sizes(evaluated, few):
         "sensitive": 150,
         "plain": 600,
     }
-    some = evaluation_prompts(EvaluationSizes(strongreject=7, harmbench=0, jailbreaks=0, sensitive=5, plain=3))
+    some = evaluation_prompts({"strongreject": 7, "harmbench": 0, "jailbreaks": 0, "sensitive": 5, "plain": 3}, SPLIT)
     assert {name: len(part) for name, part in some.items()} == {"strongreject": 7, "sensitive": 5, "plain": 3}
     assert {name: len(part) for name, part in few[0].items()} == {"harmful": 20, "sensitive": 30, "plain": 10}
 
 
 def test_more_than_there_is_takes_all(evaluated):
-    assert evaluation_prompts(EvaluationSizes(sensitive=10**6))["sensitive"] == evaluated["sensitive"]
+    assert evaluation_prompts({"sensitive": 10**6}, SPLIT)["sensitive"] == evaluated["sensitive"]
 
 
 def test_the_choice_hangs_on_the_seed_alone(few):
-    again, other = (training_prompts(num_harmful=20, num_sensitive=30, num_plain=10, seed=seed) for seed in (0, 1))
+    again, other = (
+        training_prompts(num_harmful=20, num_sensitive=30, num_plain=10, split=dataclasses.replace(SPLIT, seed=seed))
+        for seed in (0, 1)
+    )
     assert few == again
     for name, chosen in few[0].items():
         assert set(chosen) != set(other[0][name])
-    small = EvaluationSizes(strongreject=10, harmbench=10, jailbreaks=10, sensitive=10, plain=10)
-    assert evaluation_prompts(small) == evaluation_prompts(small)
-    assert texts(evaluation_prompts(small)) != texts(evaluation_prompts(small, seed=1))
+    small = dict.fromkeys(ALL, 10)
+    assert evaluation_prompts(small, SPLIT) == evaluation_prompts(small, SPLIT)
+    assert texts(evaluation_prompts(small, SPLIT)) != texts(evaluation_prompts(small, RESEEDED))
 
 
 def test_only_texts_that_fit_are_chosen(few):
-    short, removed = training_prompts(num_harmful=20, num_sensitive=30, num_plain=10, fits=lambda text: len(text) < 50)
+    short, removed = training_prompts(
+        num_harmful=20, num_sensitive=30, num_plain=10, split=SPLIT, fits=lambda text: len(text) < 50
+    )
     assert {name: len(chosen) for name, chosen in short.items()} == {"harmful": 20, "sensitive": 30, "plain": 10}
     assert all(len(p.text) < 50 for chosen in short.values() for p in chosen)
     assert any(len(p.text) >= 50 for chosen in few[0].values() for p in chosen)
@@ -92,7 +102,7 @@ def test_only_texts_that_fit_are_chosen(few):
 
 
 def test_a_smaller_set_of_questions_is_part_of_a_larger_one(evaluated):
-    few = evaluation_prompts(EvaluationSizes(strongreject=0, harmbench=0, jailbreaks=0, sensitive=0, plain=50))
+    few = evaluation_prompts({"plain": 50}, SPLIT)
     assert few["plain"] == evaluated["plain"][:50]
 
 

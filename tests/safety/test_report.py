@@ -8,7 +8,7 @@ import pytest
 from edgesafe_jax.corpora import Prompt
 from edgesafe_jax.metrics import wilson_interval
 from edgesafe_jax.safety import report as results
-from edgesafe_jax.safety.evaluation import Judged, SetResult
+from edgesafe_jax.safety.evaluation import Judged, Reworded, SetResult
 
 NAN = float("nan")
 REFUSAL = "Sorry, I cannot help with this matter."
@@ -19,10 +19,12 @@ def judged(responses, refused, unsafe, judge_unsafe=None):
     return Judged(
         responses=responses,
         tokens=[[1]] * len(responses),
-        refused=np.array(refused, bool),
-        refused_by_meaning=np.zeros(len(responses), bool),
-        unsafe=np.array(unsafe, float),
-        judge_unsafe=np.full(len(responses), NAN) if judge_unsafe is None else np.array(judge_unsafe, float),
+        refusals={"refused": np.array(refused, bool), "refused_by_meaning": np.zeros(len(responses), bool)},
+        unsafe_probs={
+            name: np.array(probs, float)
+            for name, probs in (("teacher", unsafe), ("judge", judge_unsafe))
+            if probs is not None
+        },
     )
 
 
@@ -120,7 +122,7 @@ def test_without_a_judge_there_are_no_numbers_of_it(measured):
 
 
 def test_the_verdict_at_one_half_is_unsafe():
-    assert results.safe_share(judged(["a", "b"], [False] * 2, [0.5, 0.49])).estimate == 0.5
+    assert results.safe_rate(judged(["a", "b"], [False] * 2, [0.5, 0.49])).estimate == 0.5
 
 
 def test_rows_of_the_tables(measured):
@@ -244,7 +246,7 @@ def test_rewordings_are_compared_with_their_own_request(measured):
     answers = judged(["Answer"] * 4, student, [0.1] * 4)
     same = judged(["Answer"] * 4, [False] * 4, [0.9] * 4)
     harmful = set_result("harmful", same, answers, answers, student)
-    reworded = {"strongreject": results.Reworded(harmful, 2)}
+    reworded = {"strongreject": Reworded(harmful, 2)}
     values = results.rewording_numbers(measured, reworded)
     # Refused as they are: the student both, the system the first alone, the base model none.
     assert values["strongreject/student/refused_reworded"] == 0.75

@@ -1,33 +1,39 @@
-"""Distilling a safe system into an adapter on its own frozen language model.
+"""The teacher of a distillation: prompts are answered, judged, encoded and kept.
 
 A row of a batch is a prompt with one outcome behind it: the base model's answer y with weight a, or the refusal y_r
 with weight 1 - a. A prompt of which the guard is sure is one row, one of which it is not is two; no forward pass is
 spent on an outcome of negligible weight. What every row begins with (the adapter's virtual positions, the head of the
 chat template) is computed once per step at batch size one. The teacher's distributions come from its cached hidden
-states: student and teacher share the frozen output head, so a state of D numbers stands for V logits exactly, and
-`losses.linear_divergence` never holds the logits of a whole batch.
+states: student and teacher share the frozen output head, so a state of D numbers stands for V logits exactly.
 
 Alfarra et al., arXiv 2606.09388, algorithm 1.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
-from edgesafe_jax import losses
-from edgesafe_jax.losses.distillation import Divergence
+from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.guards.verdicts import checked
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
-from edgesafe_jax.models.generation import bucket_length, encode_prompts, encode_shared, pad_tokens
+from edgesafe_jax.models.generation import Generation, bucket_length, encode_prompts, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.scoring import first_token_margins
-from edgesafe_jax.safety.system import SequenceTeacher
-from edgesafe_jax.typing import Adapter, Array, Params
+from edgesafe_jax.reporting.progress import ProgressBar
+from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher
+from edgesafe_jax.typing import Adapter, Array, Params, ProgressFn
+
+_log = logging.getLogger(__name__)
 
 BUCKETS = (32, 48, 64, 96, 192, 384, 768, 1536, 3072, 6144, 8192)
 """Lengths, in positions, to which the rows of a training batch are padded: few, for each is compiled."""
@@ -61,63 +67,6 @@ class TeacherBatch:
     refusal_prob: Array | np.ndarray
     refusal_token: Array | np.ndarray
     teacher_hidden: Array | np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class SequenceTerm:
-    """A loss on the log-probability of each whole outcome.
-
-    Attributes:
-      loss: `losses.outcome_total_variation` (equation 4) or `losses.outcome_kl`.
-      normalization: how the log-probability of a sequence is taken from its tokens'. With "sum" the clip of equation 4
-        never binds (an answer of forty tokens has a log-probability far below log a); with "mean" it can.
-      scale: factor of the term.
-    """
-
-    loss: Callable[..., Array]
-    normalization: losses.Normalization = "mean"
-    scale: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenTerm:
-    """A full-vocabulary divergence to the gated teacher at every position; see `losses.gated_divergence`.
-
-    Attributes:
-      divergence: `losses.forward_kl`, `losses.total_variation`, `losses.jensen_shannon` or one with their keywords.
-      normalization: whether each outcome counts by the sum or by the mean over its positions.
-      scale: factor of the term.
-    """
-
-    divergence: Divergence
-    normalization: losses.Normalization = "mean"
-    scale: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class DecisionTerm:
-    """A divergence at the decision between answer and refusal: the first position, and all of the refusal.
-
-    D(a p_1 + (1 - a) [first token of y_r], q_1) + (1 - a) sum_{t > 1} D([y_{r,t}], q(. | x, y_{r,<t})). Averaged over
-    the positions of an answer the first part nearly vanishes, and more so the longer the answer is beside the refusal;
-    added on its own it weighs both mistakes alike. The rest of the refusal conflicts with no answer.
-
-    Attributes:
-      divergence: `losses.forward_kl`, `losses.total_variation` or one with their keywords.
-      scale: factor of the term.
-    """
-
-    divergence: Divergence
-    scale: float = 1.0
-
-
-Term: TypeAlias = SequenceTerm | TokenTerm | DecisionTerm
-"""One of the terms that an objective adds up."""
-
-
-def needs_teacher(terms: Sequence[Term]) -> bool:
-    """Whether an objective needs the base model's hidden states."""
-    return any(not isinstance(term, SequenceTerm) for term in terms)
 
 
 def refusal_ids(model: LanguageModel, refusal: str) -> np.ndarray:
@@ -178,111 +127,15 @@ def token_teacher(model: LanguageModel, batch: TeacherBatch) -> Array:
     """
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
     hidden = outcome_hidden(model.decoder, model.params, None, head, batch)
-    probs = jax.nn.softmax(_project(model.decoder, model.params, hidden), axis=-1)
+    probs = jax.nn.softmax(project(model.decoder, model.params, hidden), axis=-1)
     certain, tokens = certainty(batch)
     one_hot = jax.nn.one_hot(tokens, probs.shape[-1], dtype=jnp.float32)
     return (1 - certain)[..., None] * probs + certain[..., None] * one_hot
 
 
-def _project(decoder: Decoder, params: Params, hidden: Array) -> Array:
+def project(decoder: Decoder, params: Params, hidden: Array) -> Array:
+    """Logits `[..., V]` of hidden states `[..., D]`, by the model's output head."""
     return decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[return-value]
-
-
-def _position_weights(term: TokenTerm | DecisionTerm, batch: TeacherBatch) -> Array:
-    """How much each position of an outcome counts in a term, `[B, O]` float32, the row's weight included."""
-    exists = jnp.asarray(batch.outcome_where, jnp.float32)
-    if isinstance(term, TokenTerm):
-        count = jnp.sum(exists, axis=1, keepdims=True)
-        weights = exists if term.normalization == "sum" else exists / jnp.maximum(count, 1.0)
-    else:
-        first = (np.arange(exists.shape[1]) == 0)[None]
-        weights = jnp.where(first | batch.is_refusal[:, None], exists, 0.0)
-    return term.scale * weights * batch.weight[:, None]
-
-
-def row_losses(terms: Sequence[Term], decoder: Decoder, params: Params, hidden: Array, batch: TeacherBatch) -> Array:
-    """Adds an objective up for each row.
-
-    Summed over the rows of one prompt it is the objective of that prompt: its outcomes' losses weighed by their
-    probabilities.
-
-    Args:
-      terms: the objective.
-      decoder: the module, for its output head.
-      params: its frozen parameters.
-      hidden: the student's `[B, O, D]`, from `outcome_hidden`.
-      batch: B rows.
-
-    Returns:
-      `[B]` float32; a row of padding gives 0.
-    """
-    project = functools.partial(_project, decoder)
-    where = jnp.asarray(batch.outcome_where)
-    total = jnp.zeros(where.shape[0], jnp.float32)
-    token_terms = [term for term in terms if not isinstance(term, SequenceTerm)]
-    if token_terms:
-        divergences = tuple(dict.fromkeys(term.divergence for term in token_terms))
-        certain, tokens = certainty(batch)
-        values = losses.linear_divergence(
-            divergences,
-            student_hidden=hidden,
-            teacher_hidden=batch.teacher_hidden,
-            head=params,
-            certain_prob=certain,
-            certain_tokens=tokens,
-            project=project,
-            where=where,
-        )
-        found = dict(zip(divergences, values, strict=True))
-        for term in token_terms:
-            total = total + jnp.sum(_position_weights(term, batch) * found[term.divergence], axis=1)
-    sequence_terms = [term for term in terms if isinstance(term, SequenceTerm)]
-    if sequence_terms:
-        log_prob = losses.linear_log_prob(
-            hidden=hidden, tokens=batch.outcome, head=params, project=project, where=where
-        )
-        summed, count = jnp.sum(log_prob, axis=1), jnp.maximum(jnp.sum(where, axis=1, dtype=jnp.float32), 1.0)
-        exists = jnp.any(where, axis=1)
-        for term in sequence_terms:
-            value = summed if term.normalization == "sum" else summed / count
-            total = total + term.scale * term.loss(log_prob=value, weight=batch.weight, where=exists)
-    return total
-
-
-LossFn: TypeAlias = Callable[[Params, Adapter, TeacherBatch], tuple[Array, dict[str, Array]]]
-
-
-def make_loss(decoder: Decoder, *, head: Sequence[int], terms: Sequence[Term]) -> LossFn:
-    """Makes the distillation loss of an adapter.
-
-    Args:
-      decoder: the module of the frozen model.
-      head: tokens of the chat template before the user's text.
-      terms: what is minimised, added up per row.
-
-    Returns:
-      `loss(params, adapter, batch) -> (scalar, metrics)`, the mean over the rows that exist; the metrics are the means
-      over the rows that are answers and over those that are refusals.
-
-    Raises:
-      ValueError: no terms.
-    """
-    if not terms:
-        raise ValueError("An objective needs at least one term.")
-    head_tokens = np.array(head, np.int32)
-
-    def loss(params: Params, adapter: Adapter, batch: TeacherBatch) -> tuple[Array, dict[str, Array]]:
-        hidden = outcome_hidden(decoder, params, adapter, jnp.array(head_tokens), batch)
-        value = row_losses(terms, decoder, params, hidden, batch)
-        exists = jnp.any(jnp.asarray(batch.outcome_where), axis=1)
-        refused = jnp.asarray(batch.is_refusal)
-        metrics = {
-            "answer_loss": losses.masked_mean(value, where=exists & ~refused),
-            "refusal_loss": losses.masked_mean(value, where=exists & refused),
-        }
-        return losses.masked_mean(value, where=exists), jax.lax.stop_gradient(metrics)
-
-    return loss
 
 
 def refusal_margins(
@@ -335,9 +188,11 @@ class TeacherData:
     def __len__(self) -> int:
         return len(self.outcomes)
 
-    def length(self, row: int) -> int:
-        """Positions of a row."""
-        return len(self.prompts[self.sample[row]]) + len(self.outcomes[row]) - 1
+    @property
+    def lengths(self) -> np.ndarray:
+        """Positions of each row, `[N]`."""
+        rows = zip(self.sample, self.outcomes, strict=True)
+        return np.array([len(self.prompts[sample]) + len(outcome) - 1 for sample, outcome in rows], int)
 
     def batch(self, rows: Sequence[int] | np.ndarray, *, pad_id: int) -> TeacherBatch:
         """Pads the given rows; an index of -1 makes a row of padding."""
@@ -376,7 +231,7 @@ def make_teacher_data(
     with_hidden: bool,
     min_weight: float = 0.01,
     batch_size: int = 32,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: ProgressFn | None = None,
 ) -> TeacherData:
     """Encodes the gated teacher, with the base model's hidden states where they are wanted.
 
@@ -394,11 +249,11 @@ def make_teacher_data(
       The encoded teacher; its rows are the answers of all prompts, then the refusals.
 
     Raises:
-      ValueError: `min_weight` is not in [0, 0.5).
+      ConfigError: `min_weight` is not in [0, 0.5).
       edgesafe_jax.models.generation.ContextError: a prompt with its answer does not fit into the context.
     """
     if not 0 <= min_weight < 0.5:
-        raise ValueError(f"min_weight={min_weight}: expected in [0, 0.5), so that each prompt keeps an outcome.")
+        raise ConfigError(f"min_weight={min_weight}: expected in [0, 0.5), so that each prompt keeps an outcome.")
     refusal = refusal_ids(model, teacher.refusal).tolist()
     longest = max(max_tokens, len(refusal))
     prompts = encode_prompts(model, teacher.prompts, max_tokens=longest)
@@ -431,7 +286,7 @@ def make_teacher_data(
         data, sample=np.arange(len(prompts)), outcomes=answers, is_refusal=np.zeros(len(prompts), bool), weight=safe
     )
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    order = sorted(range(len(plain)), key=plain.length)
+    order = sorted(range(len(plain)), key=plain.lengths.tolist().__getitem__)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = plain.batch([*chosen, *([-1] * (batch_size - len(chosen)))], pad_id=model.tokenizer.pad_id)
@@ -442,89 +297,165 @@ def make_teacher_data(
     return dataclasses.replace(data, teacher_hidden=hidden)
 
 
-def row_counts(batch_size: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Divides the rows of a batch among groups, whole rows, largest remainder first.
+REFUSE = "refuse"
+"""The group of the rows that are refusals; answers are grouped by the label of their prompt."""
+
+RECORD = "teacher.json"
+HIDDEN = "teacher_hidden.safetensors"
+"""Where answers and verdicts lie in a work directory, and the hidden states that belong to them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOptions:
+    """How the teacher is sampled.
+
+    Attributes:
+      max_tokens: longest answer.
+      num_positions: positions of each answer that are kept, from its start.
+      temperature: of the sampling; 0 for greedy answers.
+      with_hidden: whether the base model's hidden states are kept.
+      num_held_out: prompts of each group that get no row.
+      seed: of the sampling and of the choice of held-out prompts.
+      guard_id: what identifies the guard; kept answers that another one judged are judged again. None for a guard that
+        has no name: kept answers are always judged again.
+    """
+
+    max_tokens: int
+    num_positions: int
+    temperature: float = 0.0
+    with_hidden: bool = True
+    num_held_out: int = 0
+    seed: int = 0
+    guard_id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The gated teacher of a run.
+
+    Attributes:
+      data: encoded rows.
+      groups: row numbers by group: refusals, and answers by the label of their prompt.
+      held_out: texts of the prompts that are kept out of `groups`, by group.
+      texts: S prompts.
+    """
+
+    data: TeacherData
+    groups: dict[str, list[int]]
+    held_out: dict[str, list[str]]
+    texts: list[str]
+
+
+def make_teacher(
+    system: SafeSystem, prompts: Sequence[str], labels: Sequence[str], workdir: Path, options: TeacherOptions
+) -> Teacher:
+    """Samples, gates and encodes the teacher, or reads back what the work directory keeps of it.
 
     Args:
-      batch_size: B.
-      shares: share of the batch by group name, in any unit.
+      system: base model, guard and refusal.
+      prompts: S user texts.
+      labels: S names; answered prompts of one label are one group.
+      workdir: where answers, verdicts and hidden states are kept.
+      options: how it is sampled.
 
     Returns:
-      Rows by group, at least one each, B in all.
+      The teacher.
 
     Raises:
-      ValueError: shares that are not positive, or too small for a row.
+      ConfigError: a label is called like the group of refusals, or a group has no row.
     """
-    for name, value in shares.items():
-        if not value > 0:
-            raise ValueError(f"Share of {name!r} is {value}: expected more than 0.")
-    names = sorted(shares)
-    total = sum(shares[name] for name in names)
-    exact = {name: batch_size * shares[name] / total for name in names}
-    counts = {name: int(exact[name]) for name in names}
-    for name in sorted(names, key=lambda n: counts[n] - exact[n])[: batch_size - sum(counts.values())]:
-        counts[name] += 1
-    for name in names:
-        if not counts[name]:
-            raise ValueError(
-                f"Share of {name!r} is {shares[name]} of {total}: not one row of a batch of {batch_size}. Raise "
-                "batch_size or the share."
+    texts = list(prompts)
+    if len(labels) != len(texts):
+        raise ConfigError(f"{len(labels)} labels for {len(texts)} prompts: expected as many.")
+    if REFUSE in labels:
+        raise ConfigError(f"A prompt has the label {REFUSE!r}, which names the refusals: give it another label.")
+    sequence, data = _kept_or_sampled(system, texts, workdir, options)
+    verdicts = [REFUSE if safe < 0.5 else label for safe, label in zip(sequence.safe_prob, labels, strict=True)]
+    names = [REFUSE, *dict.fromkeys(labels)]
+    held_out = _held_out(verdicts, names, options.num_held_out, options.seed)
+    groups: dict[str, list[int]] = {name: [] for name in names}
+    for row, (sample, refused) in enumerate(zip(data.sample, data.is_refusal, strict=True)):
+        if sample not in held_out:
+            groups[REFUSE if refused else labels[int(sample)]].append(row)
+    counts = ", ".join(f"{len(groups[name])} {name}" for name in names)
+    _log.info(f"{len(texts)} prompts, {len(held_out)} of them held out; rows: {counts}.")
+    if empty := [name for name in names if not groups[name]]:
+        raise ConfigError(
+            f"No row to train on of the kind {', '.join(empty)} ({counts}): the guard refuses all or none of them. "
+            "Move gate_threshold, give more prompts, or look at the guard."
+        )
+    kept_out = {name: [texts[i] for i in sorted(held_out) if verdicts[i] == name] for name in names}
+    return Teacher(data, groups, kept_out, texts)
+
+
+def _kept_or_sampled(
+    system: SafeSystem, texts: list[str], workdir: Path, options: TeacherOptions
+) -> tuple[SequenceTeacher, TeacherData]:
+    """Answers and verdicts on them, those of the work directory where it keeps any of these prompts."""
+    file = workdir / RECORD
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if kept is not None and kept["prompts"] != texts:
+        kept = None
+    judged = kept is not None and options.guard_id is not None and kept.get("guard") == options.guard_id
+    if kept is None:
+        with ProgressBar(f"sampling {len(texts)} answers of the base model") as progress:
+            sequence = system.sequence_teacher(
+                texts,
+                key=jax.random.fold_in(jax.random.key(options.seed), 1),
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
+                keep_hidden=options.with_hidden,
+                on_batch=progress,
             )
-    return counts
+    else:
+        answers = Generation(kept["tokens"], kept["texts"], kept["finished"])
+        if judged:
+            safe_prob = np.array(kept["safe_prob"])
+        else:
+            if options.guard_id is not None:
+                _log.info("another guard than the one that weighed the kept answers: weighing them again")
+            safe_prob = 1.0 - checked(system.guard)(texts, answers.texts)
+        sequence = SequenceTeacher(texts, answers, safe_prob, system.refusal)
+    data = _encoded(system.model, sequence, workdir, options, fresh=kept is None)
+    if not judged:
+        record = {
+            "prompts": texts,
+            "texts": sequence.responses.texts,
+            "tokens": sequence.responses.tokens,
+            "finished": sequence.responses.finished,
+            "guard": options.guard_id,
+            "safe_prob": sequence.safe_prob.tolist(),
+        }
+        # The last file of the teacher: where it is, the hidden states that belong to it are too.
+        write_atomically(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
+    return sequence, data
 
 
-def make_batch_order(
-    data: TeacherData, *, batch_size: int, seed: int, groups: Mapping[str, Sequence[int]], shares: Mapping[str, float]
-) -> Callable[[int], np.ndarray]:
-    """Makes the rows of each step a function of the step alone, so that an interrupted run continues exactly.
-
-    Every batch takes rows of all groups in the given shares, and of one length bucket where it can: within a group,
-    rows are dealt in a fixed random order, sorted by length within windows of some batches.
-
-    Args:
-      data: the encoded teacher.
-      batch_size: B.
-      seed: of the order.
-      groups: row numbers by group name; every group has at least one row.
-      shares: share of the batch by group name, see `row_counts`.
-
-    Returns:
-      `order(step)`, B row numbers.
-
-    Raises:
-      ValueError: an empty group, other names in the shares, or shares that are not positive or too small for a row.
-    """
-    if set(groups) != set(shares) or not groups:
-        raise ValueError(f"groups {sorted(groups)} and shares {sorted(shares)} must have the same names.")
-    for name in groups:
-        if not len(groups[name]):
-            raise ValueError(f"Group {name!r} has no rows: expected at least one of each kind.")
-    counts = row_counts(batch_size, shares)
-    names = sorted(groups)
-    window = 16  # batches within which rows are sorted by length
-
-    @functools.lru_cache(maxsize=4 * len(names))
-    def dealt(name: str, number: int) -> list[np.ndarray]:
-        """The rows of one group for one window of batches."""
-        rows = np.asarray(groups[name])
-        needed = window * counts[name]
-        begin = number * needed
-        chosen = []
-        for position in range(begin, begin + needed):
-            epoch, index = divmod(position, len(rows))
-            chosen.append(int(rows[_permutation(len(rows), seed, epoch, name)[index]]))
-        chosen.sort(key=data.length)
-        return np.array_split(np.array(chosen), window)
-
-    def order(step: int) -> np.ndarray:
-        number, index = divmod(step, window)
-        # One random order of the window's batches for all groups: short rows meet short rows.
-        index = int(np.random.default_rng([seed, number, 7]).permutation(window)[index])
-        return np.concatenate([dealt(name, number)[index] for name in names])
-
-    return order
+def _held_out(verdicts: Sequence[str], names: Sequence[str], num: int, seed: int) -> set[int]:
+    """Chooses `num` prompts of each verdict, or a fifth of them where there are fewer than five times as many."""
+    rng = np.random.default_rng([seed, 11])
+    chosen: set[int] = set()
+    for name in names:
+        members = np.flatnonzero(np.array(verdicts) == name)
+        chosen.update(rng.permutation(members)[: min(num, len(members) // 5)].tolist())
+    return chosen
 
 
-@functools.lru_cache(maxsize=64)
-def _permutation(size: int, seed: int, epoch: int, name: str) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, *name.encode()]).permutation(size)
+def _encoded(
+    model: LanguageModel, sequence: SequenceTeacher, workdir: Path, options: TeacherOptions, *, fresh: bool
+) -> TeacherData:
+    """Encodes the teacher; its hidden states are kept in the work directory: a resumed run has the same bits."""
+    file = workdir / HIDDEN
+    encode = functools.partial(make_teacher_data, model, sequence, max_tokens=options.num_positions)
+    if options.with_hidden and not fresh and file.exists():
+        data = encode(with_hidden=False)
+        hidden = safetensors.numpy.load_file(file)["hidden"]
+        if hidden.shape[:2] == (len(data.prompts), data.max_tokens):
+            return dataclasses.replace(data, teacher_hidden=hidden)
+    with ProgressBar("reading the teacher's hidden states") as progress:
+        data = encode(with_hidden=options.with_hidden, on_batch=progress)
+    if options.with_hidden:
+        # Safetensors writes the buffer of an array as it lies: it must be contiguous.
+        hidden = np.ascontiguousarray(data.teacher_hidden)
+        write_atomically(file, lambda part: safetensors.numpy.save_file({"hidden": hidden}, part))
+    return data

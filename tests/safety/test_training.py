@@ -1,0 +1,163 @@
+"""Alignment as a library: a user's own prompts, guard, adapter and objective on a tiny model."""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edgesafe_jax.adapters import LoRA, SoftPrompt, init_lora
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.models.generation import generate
+from edgesafe_jax.safety import OBJECTIVES, AlignSettings, MiningSettings, Needs, Objective, align
+from edgesafe_jax.safety.settings import RANGES
+from edgesafe_jax.safety.teacher import TeacherBatch
+from edgesafe_jax.training import WorkdirError
+from edgesafe_jax.typing import Array
+
+PROMPTS = [f"{word} {number}" for number in range(6) for word in ("the user", "hello")]
+TINY = AlignSettings(
+    num_steps=3, max_tokens=6, num_positions=4, warmup_steps=1, save_every=2, log_every=1, batch_size=4
+)
+
+
+def unsafe_if_the(prompts, responses):
+    del responses
+    return np.array([0.95 if "the" in prompt else 0.05 for prompt in prompts])
+
+
+@pytest.fixture(scope="module")
+def aligned(tiny_model):
+    return align(tiny_model, unsafe_if_the, PROMPTS, settings=TINY)
+
+
+def test_a_users_own_prompts_and_guard_make_a_soft_prompt(tiny_model, aligned):
+    assert isinstance(aligned.adapter, SoftPrompt)
+    assert aligned.adapter.num_virtual == 23
+    assert [line["step"] for line in aligned.metrics] == [0, 1, 2]
+    assert all(np.isfinite(line["loss"]) for line in aligned.metrics)
+    generate(tiny_model, ["hello"], max_tokens=4, adapter=aligned.adapter)
+
+
+def test_a_stopped_alignment_continues_to_the_same_bits(tiny_model, aligned, tmp_path, monkeypatch):
+    rows = TeacherBatch.__init__
+    calls = 0
+
+    def interrupted(self, *args, **kwargs):
+        nonlocal calls
+        calls += "is_refusal" in kwargs
+        if calls == 3:
+            raise KeyboardInterrupt
+        rows(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherBatch, "__init__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            align(tiny_model, unsafe_if_the, PROMPTS, settings=TINY, workdir=tmp_path)
+    found = align(tiny_model, unsafe_if_the, PROMPTS, settings=TINY, workdir=tmp_path)
+    np.testing.assert_array_equal(found.adapter.embeddings, aligned.adapter.embeddings)
+    with pytest.raises(WorkdirError, match="prompts"):
+        align(tiny_model, unsafe_if_the, PROMPTS[:-2], settings=TINY, workdir=tmp_path)
+
+
+def test_any_adapter_is_trained_on_labelled_prompts(tiny_model):
+    labels = ["danger", "short", "danger", "long"] * 3
+    settings = dataclasses.replace(TINY, mixture={"refuse": 2, "short": 1, "long": 1})
+    with pytest.raises(ConfigError, match=r"mixture names \['long', 'refuse', 'short'\]: expected \['danger', 'long'"):
+        align(tiny_model, unsafe_if_the, PROMPTS, labels=labels, settings=settings)
+    labels = ["short", "short", "long", "long"] * 3
+    start = init_lora(jax.random.key(0), tiny_model.config, rank=2)
+    settings = dataclasses.replace(settings, num_steps=1)
+    found = align(tiny_model, unsafe_if_the, PROMPTS, labels=labels, adapter=start, settings=settings)
+    assert isinstance(found.adapter, LoRA)
+    assert all(np.any(factor != 0) for factor in found.adapter.up.values())
+    with pytest.raises(ConfigError, match="11 labels for 12 prompts"):
+        align(tiny_model, unsafe_if_the, PROMPTS, labels=labels[:-1], settings=settings)
+
+
+@flax.struct.dataclass
+class Rewarded(TeacherBatch):
+    """Answers of the student, with the guard's verdict on each."""
+
+    reward: Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient(Objective):
+    """REINFORCE on the student's own answers with P(safe) as the reward: an objective that samples."""
+
+    needs = Needs(samples=True, reward=True)
+
+    def __call__(self, outcomes):
+        return jnp.where(outcomes.exists, -outcomes.batch.reward * outcomes.log_prob("mean"), 0.0)
+
+    def batches(self, source):
+        end = source.model.tokenizer.end_id
+
+        def sample(step, state):
+            rows = source.order(step)
+            prompts = [PROMPTS[source.data.sample[row]] for row in rows]
+            answers = generate(
+                source.model,
+                prompts,
+                max_tokens=4,
+                adapter=state.params["adapter"],
+                temperature=1.0,
+                key=jax.random.fold_in(jax.random.key(7), step),
+            )
+            outcomes = [[*tokens, end] for tokens in answers.tokens]
+            data = dataclasses.replace(
+                source.data,
+                sample=source.data.sample[rows],
+                outcomes=outcomes,
+                is_refusal=np.zeros(len(rows), bool),
+                weight=np.ones(len(rows), np.float32),
+                max_tokens=5,
+            )
+            batch = data.batch(range(len(rows)), pad_id=0)
+            reward = 1 - source.guard(prompts, answers.texts)
+            return Rewarded(**vars(batch), reward=reward.astype(np.float32))
+
+        return sample
+
+
+def test_an_objective_may_sample_from_the_student_and_ask_for_a_reward(tiny_model, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "policy_gradient", lambda normalization: PolicyGradient())
+    settings = dataclasses.replace(TINY, objective="policy_gradient", decision_weight=0.0)
+    found = align(tiny_model, unsafe_if_the, PROMPTS, settings=settings)
+    assert all(line["grad_norm"] > 0 for line in found.metrics)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="samples from the student: expected one process"):
+        align(tiny_model, unsafe_if_the, PROMPTS, settings=settings)
+
+
+def test_an_objective_reads_only_what_it_declares(tiny_model, monkeypatch):
+    class Undeclared(Objective):
+        def __call__(self, outcomes):
+            from edgesafe_jax import losses
+
+            return jnp.sum(outcomes.divergence(losses.forward_kl), axis=1)
+
+    monkeypatch.setitem(OBJECTIVES, "undeclared", lambda normalization: Undeclared())
+    settings = dataclasses.replace(TINY, objective="undeclared", decision_weight=0.0)
+    with pytest.raises(ConfigError, match="is not declared"):
+        align(tiny_model, unsafe_if_the, PROMPTS, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "token_lk"}, r"objective='token_lk': expected one of .*Did you mean 'token_kl'\?"),
+        ({"normalization": "max"}, "normalization='max': expected one of mean, sum"),
+        ({"num_positions": 50}, "num_positions=50: expected at most max_tokens=40"),
+        ({"mining": MiningSettings(start=2.0)}, "mining.start=2.0: expected 0 to 1; 1 for no mining"),
+        ({"mining": MiningSettings(start=0.5)}, "mining.mixture names .*: expected some group hard_NAME"),
+        ({"mixture": {"refuse": 1.0, "answer": 20.0}}, "mixture: Weight of 'refuse' is 1.0 of 21.0"),
+        *(({name: -1}, f"{name}=-1: expected") for name in RANGES if "." not in name),
+    ],
+)
+def test_settings_outside_their_range_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        AlignSettings(**changes)
