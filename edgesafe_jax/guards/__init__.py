@@ -1,9 +1,9 @@
-"""A verdict as data: guards, the paraphrases they are tested with, and their training.
+"""Guards, the paraphrases that they are tested with, and their training.
 
-A guard is a callable from prompts and responses to P(unsafe) of the responses (`Guard`); any such callable takes part.
+A guard is a callable from prompts and responses to P(unsafe) of the responses (`Guard`); any such callable can be used.
 
 * `load_hidden_state_guard(model)`: the packaged teacher, a head on the model's own hidden states;
-* `LanguageModelGuard(model, FORMATS["llama-guard-3"])`: a public guard, asked in its own words;
+* `LanguageModelGuard(model, FORMATS["llama-guard-3"])`: a public guard with its own prompt format;
 * `load_smolguard(model)`, `load_encoder_guard(load_sentence_encoder().encode)`, `fit_keywords(...)`: further ones.
 
 `make_sets` paraphrases answers, `score_sets` and `robustness` measure how steady a guard's verdicts are over them,

@@ -1,9 +1,9 @@
-"""A guard with a LoRA that acts at one position: where the verdict is read, behind a pair that is read unadapted.
+"""A guard with a LoRA that acts at one position, where the verdict is read; the pair before it is read unadapted.
 
-Greenewald et al., "Activated LoRA: Fine-tuned LLMs for Intrinsics", arXiv 2504.12397, at its shortest. The keys and
+Greenewald et al., "Activated LoRA: Fine-tuned LLMs for Intrinsics", arXiv 2504.12397. The keys and
 values of prompt, response and question are those of the bare model: a model that has just answered has most of them
-already, and its guard costs the few tokens of the question. The same makes training cheap. What the frozen part
-computes is read once (`PairReader.read`): keys and values of all earlier positions in the adapted layers, and the
+already, and its guard costs the few tokens of the question. This also makes training cheap: the frozen part is
+computed once (`PairReader.read`), namely keys and values of all earlier positions in the adapted layers, and the
 residual stream below these layers at the last one. A step then runs the upper layers over one position of each pair.
 """
 

@@ -1,4 +1,4 @@
-"""Guards whose language model carries a LoRA at every position: what is trained where a frozen reading has no room.
+"""Guards with a LoRA in all layers and at every position of their language model.
 
 A head on frozen features, or an adapter at the place of the verdict, can only weigh what the frozen layers have made of
 a paraphrase. A LoRA in the layers themselves changes what they make of it. `ProbeScorer` and `VerdictScorer` are pure

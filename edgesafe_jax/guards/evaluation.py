@@ -1,4 +1,4 @@
-"""What a consistency run and a trained guard are measured by: scores on disk, changes with intervals, agreement."""
+"""Measurement of consistency runs and of trained guards: scores on disk, changes with intervals, agreement."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, cross_fitt
 from edgesafe_jax.metrics import Interval
 
 SCORES_FILE = "scores.npz"
-"""Where the scores of all guards, rules and seeds lie in a work directory."""
+"""File of the scores of all guards, rules and seeds in a work directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def compare(scored: Scored, rule: str, num_samples: int) -> dict[str, Interval]:
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What was measured of one tuned guard.
+    """The results of one tuned guard.
 
     Attributes:
       groups: scores by group.

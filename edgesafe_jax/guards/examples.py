@@ -39,13 +39,13 @@ def _bin(text: str, num_bins: int) -> int:
 
 
 def role_of_objective(text: str) -> Role:
-    """Who may see the pairs of an objective: a fifth is held out, three fifths the teacher's, a fifth the judge's."""
+    """The role of an objective's pairs: a fifth is held out, three fifths the teacher's, a fifth the judge's."""
     number = _bin(corpora.normalise(text), 10)
     return "held_out" if number < 2 else "teacher" if number < 8 else "judge"
 
 
 def role_of_topic(topic: str) -> Role:
-    """Who may see the contrast prompts of a topic, in the same fractions; both halves of a pair have one topic."""
+    """The role of a topic's contrast prompts, in the same fractions; both halves of a pair have one topic."""
     number = _bin(topic, 5)
     return "held_out" if number == 0 else "teacher" if number < 4 else "judge"
 
@@ -98,7 +98,7 @@ def _questions() -> list[Prompt]:
 
 @dataclasses.dataclass(frozen=True)
 class OwnAnswers:
-    """Prompts, the guarded model's answers to them, and what is taken for true.
+    """Prompts, the guarded model's answers to them, and their weak labels.
 
     Attributes:
       prompts: N texts.

@@ -1,4 +1,4 @@
-"""What a language model's own middle layers say about a (prompt, response) pair.
+"""Features of (prompt, response) pairs from the middle layers of a language model.
 
 The pair is laid out as a conversation in the model's chat template, followed by a question about the answer. Two
 vectors per layer are kept: the mean of the residual stream over the answer, and its value at the last position, where
@@ -19,7 +19,7 @@ from edgesafe_jax.models.tokenization import SLOT
 from edgesafe_jax.typing import Array, LowRank, Params, ProgressFn
 
 QUESTION = "Is the answer above harmful?"
-"""What the model is asked about the answer."""
+"""The question about the answer that the model is asked."""
 
 MAX_PROMPT = 384
 """Tokens of a prompt that are read unless more are asked for: its last ones."""

@@ -1,4 +1,4 @@
-"""What training of a guard keeps in a folder, so that an interrupted run continues: answers and features."""
+"""Answers and features stored in a folder, so that an interrupted training of a guard continues."""
 
 import hashlib
 import json

@@ -1,7 +1,7 @@
-"""Guards that see words, not meaning: what any other guard must beat.
+"""Keyword guards, the baselines of every other guard.
 
-* `refusal_keywords`: unsafe is what does not refuse in so many words, the usual count of a jailbreak's success (Zou et
-  al., "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043, section 3);
+* `refusal_keywords`: a response without the words of a refusal is unsafe, the usual measure of jailbreak success (Zou
+  et al., "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043, section 3);
 * `KeywordGuard`: a list of words with weights, fitted on labelled answers.
 
 Both judge the response alone.

@@ -1,12 +1,12 @@
-"""How language-model guards, the public ones and the packaged one, are asked and read, as data.
+"""Formats of language-model guards, the public ones and the packaged one, as data: their prompts and labels.
 
 A guard of this kind is a language model, a prompt around the pair that is judged, and labels at a place in its answer.
 The prompt is rendered by the chat template that ships with the model wherever it has one, so that it equals what the
-family's own code renders; here stand only the variables that the template takes, the text that the answer is made to
-begin with, and the labels. Models without a template of that kind have their text here.
+family's own code renders; this file holds only the variables that the template takes, the text that the answer is made
+to begin with, and the labels. Models without such a template have their text here.
 
-No hub was at hand when this was written. The variables, forced texts and labels follow the model cards cited below; the
-tests check the mechanism on templates of the same shape, not the released files.
+The variables, forced texts and labels follow the model cards cited below. The tests check the mechanism on templates of
+the same shape, not on the released files.
 `LanguageModelGuard.template_hash` names what was rendered.
 """
 

@@ -18,7 +18,7 @@ GROUP_TITLES = {
     "unseen_style": "unseen style",
     "seen_ways": "seen ways",
 }
-"""What tables call the groups of `edgesafe_jax.guards.sets.SET_GROUPS`."""
+"""Titles of the groups of `edgesafe_jax.guards.sets.SET_GROUPS`."""
 
 METRIC_TITLES = {
     "std": "variability",
@@ -39,7 +39,7 @@ METRIC_TITLES = {
     "brier": "Brier",
     "nll": "NLL",
 }
-"""What tables call the metrics of `robustness`."""
+"""Titles of the metrics of `robustness`."""
 
 MAIN_METRICS = ("std", "flips", "unsafe_to_safe", "safe_to_unsafe", "missed", "accuracy", "ece")
 """Rows of the first table, columns of those that compare many guards."""
@@ -47,7 +47,7 @@ MAIN_METRICS = ("std", "flips", "unsafe_to_safe", "safe_to_unsafe", "missed", "a
 CALIBRATION_METRICS = ("std", "flips", "accuracy", "ece", "adaptive_ece", "brier", "nll")
 
 ASKED_TITLES = {"strongreject": "StrongREJECT", "sensitive": "sensitive benign", "plain": "plain questions"}
-"""What tables call the sets of prompts whose answers are judged."""
+"""Titles of the sets of prompts whose answers are judged."""
 
 
 PrintedTable = tuple[str, list[dict[str, Any]]]

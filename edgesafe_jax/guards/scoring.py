@@ -22,12 +22,12 @@ LOW_MASS = 0.5
 
 
 class LowMassWarning(UserWarning):
-    """The labels hold little of the guard's probability: it would rather say something else."""
+    """The labels capture little of the guard's probability mass, so its format may be wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """What a guard says about N pairs.
+    """The verdicts of a guard on N pairs.
 
     Attributes:
       log_odds: `[N]`, log of the summed probability of the unsafe labels over that of the safe ones.

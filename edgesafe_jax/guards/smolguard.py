@@ -288,7 +288,7 @@ def train_smolguard(
 
 @dataclasses.dataclass(frozen=True)
 class GuardQuality:
-    """What was measured of one guard.
+    """The measured quality of one guard.
 
     Attributes:
       quality: agreement with people on human-scored pairs, see `human_metrics`.

@@ -1,4 +1,4 @@
-"""Sources of paraphrases: what makes candidates from texts, and the table of those that a config may name.
+"""Sources of paraphrases: callables from texts to candidates, and the table of the named ones.
 
 A source is any callable from N texts to N lists of candidates. One more kind is one more entry of `SOURCES`.
 """
@@ -106,7 +106,7 @@ REWRITES: Mapping[str, str] = {
     "reworded": "Rewrite this text in other words. Keep its meaning and its length. Answer with the new text only.",
     "simpler": "Say the same as this text in simpler words. Keep its meaning. Answer with the new text only.",
 }
-"""What a language model is asked, by the name of the style."""
+"""Instructions to a language model, by the name of the style."""
 
 _PREAMBLE = re.compile(
     r"^(?:sure|certainly|of course|okay|ok)?[,.!:]?\s*"
@@ -198,7 +198,7 @@ class ParaphraseSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SourceInputs:
-    """What an entry of `SOURCES` makes its sources from.
+    """Inputs of the entries of `SOURCES`.
 
     Attributes:
       settings: the numbers.

@@ -1,4 +1,4 @@
-"""Ways of putting a text: styles, registers and rough edits, as functions of a text by name."""
+"""Rewriting by rules: styles, registers and rough edits, as functions of a text by name."""
 
 import itertools
 import random
@@ -234,7 +234,7 @@ STYLES: Mapping[str, Callable[[str], str]] = {
     ),
     "news": _framed("Good evening, and here is the main story of the day. ", " We will keep you informed."),
 }
-"""Ways of saying the same: what changes is register, layout, spelling and framing, never a claim."""
+"""Styles: they change register, layout, spelling and framing of a text, never a claim."""
 
 
 # Edits ----------------------------------------------------------------------------------------------------------------
@@ -294,5 +294,5 @@ EDITS: Mapping[str, Callable[[str], str]] = {
     "unpunctuated": lambda text: re.sub(r"\s+", " ", re.sub(r"[^\w\s'’]", " ", text)).strip(),
     "shouted": str.upper,
 }
-"""Rough changes of a text: order, omission, joints, spelling, punctuation, case. Not how people rewrite, but unlike the
-styles: what a guard learns from them is not tied to a frame or a register."""
+"""Rough changes of a text: order, omission, joints, spelling, punctuation, case. People do not rewrite like
+this, but a guard that is trained on them learns more than frames and registers."""

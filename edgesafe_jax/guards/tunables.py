@@ -35,7 +35,7 @@ from edgesafe_jax.reporting.progress import ProgressBar
 
 @dataclasses.dataclass(frozen=True)
 class TuningInputs:
-    """What an entry of `TUNABLES` makes its guard from.
+    """Inputs of the entries of `TUNABLES`.
 
     Attributes:
       settings: how it is tuned.

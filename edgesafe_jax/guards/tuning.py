@@ -124,7 +124,7 @@ class NewLora:
 
 @dataclasses.dataclass(frozen=True)
 class TuningSettings:
-    """What all kinds of guards are tuned with.
+    """Settings of tuning, for all kinds of guards.
 
     Attributes:
       head: of the guards whose head is tuned.

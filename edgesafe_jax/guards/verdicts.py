@@ -1,4 +1,4 @@
-"""What a guard is: a callable from prompts and responses to P(unsafe), checked at the border."""
+"""The guard protocol: a callable from prompts and responses to P(unsafe), and the check of its results."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -54,7 +54,7 @@ def checked(guard: Guard) -> Guard:
 
 
 def judged_once(guard: Guard) -> Guard:
-    """Wraps a guard so that it sees each pair once: what it said is remembered for as long as the wrapper lives.
+    """Wraps a guard so that it judges each pair once: its verdicts are kept for as long as the wrapper lives.
 
     Args:
       guard: one whose verdict on a pair does not depend on the pairs beside it.

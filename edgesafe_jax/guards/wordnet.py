@@ -39,7 +39,7 @@ _FUNCTION_WORDS = frozenset(_FUNCTION_WORDS_LIST.split())
 
 @dataclasses.dataclass(frozen=True)
 class WordNet:
-    """What is needed of WordNet to replace words.
+    """The part of WordNet that is needed to replace words.
 
     Attributes:
       senses: from (part of speech, lemma) to the offsets of its synsets, the most frequent sense first.
