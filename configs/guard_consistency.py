@@ -39,6 +39,52 @@ RULES = (
     "medcouple",
 )
 
+_LORA = {
+    "guards": ("hidden_states_lora", "smolguard_lora"),
+    "ablation": (),
+    "data.sources": ("style", "wordnet", "composed", "edit", "llm"),
+    "data.num_train": -1,
+    "data.num_styles": 8,
+    "data.num_edits": 4,
+    "data.num_composed": 5,
+    "data.wordnet_rates": (0.25, 0.5, 1.0),
+}
+VARIANTS = {
+    "smolguard": {"guards": ("smolguard",), "ablation": ()},
+    "lora": _LORA,
+    "validation": {
+        **_LORA,
+        "num_seeds": 1,
+        "data.test_role": "judge",
+        "data.sources": ("style", "wordnet", "composed", "edit"),
+        "data.held_out_sources": ("wordnet",),
+        "data.left_out_styles": ("lecture", "news", "chat"),
+        "data.held_out_styles": ("letter", "memo", "typed"),
+    },
+    "quickstart": {
+        "guards": ("hidden_states",),
+        "ablation": (),
+        "num_seeds": 3,
+        "num_samples": 500,
+        "data.sources": ("style",),
+        "data.num_train": 48,
+        "data.num_test": 100,
+        "data.num_styles": 3,
+    },
+    "runlocal": {
+        "guards": ("encoder",),
+        "ablation": ("mean",),
+        "num_seeds": 2,
+        "num_steps": 20,
+        "num_samples": 20,
+        "data.sources": ("style",),
+        "data.num_train": 8,
+        "data.num_test": 8,
+        "data.max_words": 30,
+    },
+}
+"""What each variant changes, by dotted field."""
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the full config, or the variant "smolguard", "lora", "validation", "quickstart" or "runlocal"."""
@@ -98,46 +144,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.length_ratio = (0.5, 2.0)
     config.data.teacher_sets = ""
     config.data.held_out_sets = ""
-    if variant == "quickstart":
-        config.guards = ("hidden_states",)
-        config.ablation = ()
-        config.num_seeds = 3
-        config.num_samples = 500
-        config.data.sources = ("style",)
-        config.data.num_train = 48
-        config.data.num_test = 100
-        config.data.num_styles = 3
-    elif variant == "smolguard":
-        config.guards = ("smolguard",)
-        config.ablation = ()
-    elif variant in ("lora", "validation"):
-        config.guards = ("hidden_states_lora", "smolguard_lora")
-        config.ablation = ()
-        config.data.sources = ("style", "wordnet", "composed", "edit", "llm")
-        config.data.num_train = -1
-        config.data.num_styles = 8
-        config.data.num_edits = 4
-        config.data.num_composed = 5
-        config.data.wordnet_rates = (0.25, 0.5, 1.0)
-        if variant == "validation":
-            config.num_seeds = 1
-            config.data.test_role = "judge"
-            config.data.sources = ("style", "wordnet", "composed", "edit")
-            config.data.held_out_sources = ("wordnet",)
-            config.data.left_out_styles = ("lecture", "news", "chat")
-            config.data.held_out_styles = ("letter", "memo", "typed")
-    elif variant == "runlocal":
-        config.guards = ("encoder",)
-        config.ablation = ("mean",)
-        config.num_seeds = 2
-        config.num_steps = 20
-        config.num_samples = 20
-        config.data.sources = ("style",)
-        config.data.num_train = config.data.num_test = 8
-        config.data.max_words = 30
-    elif variant:
-        raise ValueError(
-            f"Unknown variant {variant!r}: expected 'smolguard', 'lora', 'validation', 'quickstart', 'runlocal' or "
-            "none."
-        )
+    if variant and variant not in VARIANTS:
+        raise ValueError(f"Unknown variant {variant!r}: expected {', '.join(map(repr, VARIANTS))} or none.")
+    config.update_from_flattened_dict(VARIANTS.get(variant, {}))
     return config

@@ -130,18 +130,18 @@ def quantile(q: float) -> Rule:
     return functools.partial(_quantile, q=q)
 
 
-def trimmed_mean(share: float = 0.2) -> Rule:
-    """Makes the mean without the lowest and the highest `floor(share * n)` members.
+def trimmed_mean(fraction: float = 0.2) -> Rule:
+    """Makes the mean without the lowest and the highest `floor(fraction * n)` members.
 
     Raises:
-      TargetError: a share outside [0, 0.5).
+      TargetError: a fraction outside [0, 0.5).
     """
-    if not 0 <= share < 0.5:
-        raise TargetError(f"share={share}: expected a share in [0, 0.5).")
+    if not 0 <= fraction < 0.5:
+        raise TargetError(f"fraction={fraction}: expected a fraction in [0, 0.5).")
 
     def rule(values: Array, where: Array) -> Array:
         ordered, count = _sorted(values, where)
-        cut = jnp.floor(share * count)[..., None]
+        cut = jnp.floor(fraction * count)[..., None]
         rank = _ranks(values)
         return _masked_mean(ordered, (rank >= cut) & (rank < count[..., None] - cut))
 
@@ -269,8 +269,8 @@ def _quantile(values: Array, where: Array, q: float) -> Array:
         jnp.take_along_axis(ordered, index.astype(jnp.int32)[..., None], axis=-1)[..., 0]
         for index in (low, jnp.minimum(low + 1, jnp.maximum(count - 1, 0.0)))
     ]
-    share = rank - low
-    return jnp.where(share > 0, pair[0] * (1 - share) + pair[1] * share, pair[0])
+    part = rank - low
+    return jnp.where(part > 0, pair[0] * (1 - part) + pair[1] * part, pair[0])
 
 
 _IN_PROBABILITY: Mapping[str, Rule] = {
