@@ -116,10 +116,10 @@ def test_configs_import_ml_collections_alone():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("edgesafe_jax.losses.distillation", "from edgesafe_jax.models import decoder"),
-        ("edgesafe_jax.losses.distillation", "import edgesafe_jax.training.loop as loop"),
-        ("edgesafe_jax.losses.distillation", "from ..models.decoder import Decoder"),
-        ("edgesafe_jax.losses.distillation", "from .. import guards"),
+        ("edgesafe_jax.losses.gated", "from edgesafe_jax.models import decoder"),
+        ("edgesafe_jax.losses.gated", "import edgesafe_jax.training.loop as loop"),
+        ("edgesafe_jax.losses.gated", "from ..models.decoder import Decoder"),
+        ("edgesafe_jax.losses.gated", "from .. import guards"),
         ("edgesafe_jax.losses.fused", "from edgesafe_jax import metrics"),
         ("edgesafe_jax.models.decoder", "def f():\n    from edgesafe_jax import adapters"),
         ("edgesafe_jax.models.decoder", "import importlib\nimportlib.import_module('torch')"),
@@ -143,8 +143,8 @@ def test_wrong_way_imports_are_found(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("edgesafe_jax.losses.distillation", "from edgesafe_jax.typing import Array"),
-        ("edgesafe_jax.losses.distillation", "from ._reduction import masked_mean"),
+        ("edgesafe_jax.losses.gated", "from edgesafe_jax.typing import Array"),
+        ("edgesafe_jax.losses.gated", "from ._reduction import masked_mean"),
         ("edgesafe_jax.adapters.soft_prompt", "from edgesafe_jax.models.decoder import Decoder"),
         ("edgesafe_jax.safety.system", "from edgesafe_jax import adapters, guards, losses"),
         ("edgesafe_jax.safety.training", "import jax\nfrom edgesafe_jax import training, parallel"),

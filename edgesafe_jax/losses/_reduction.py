@@ -1,11 +1,11 @@
-"""How per-element losses become one number, and the checks that all losses share."""
+"""Reductions of per-element losses."""
 
 from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from edgesafe_jax.losses._checks import check_where, compute_dtype
 from edgesafe_jax.typing import Array, ArrayLike
 
 Normalization: TypeAlias = Literal["sum", "mean"]
@@ -20,8 +20,8 @@ def masked_sum_and_count(
 ) -> tuple[Array, Array]:
     """Sum and number of the elements that the mask keeps.
 
-    Sums and counts are handed back apart so that shards and micro-batches can be added up before
-    the one division: the mean of means is not the mean.
+    Add up the sums and the counts of shards or micro-batches, then divide once: the mean of means is
+    not the mean.
 
     Args:
       values: Numbers to add up, any shape. Low precision is added up in float32.
@@ -33,7 +33,7 @@ def masked_sum_and_count(
       add nothing, whatever they hold (NaN included), and get gradient zero.
 
     Raises:
-      ValueError: If ``where`` has another shape than ``values`` or is not boolean.
+      ConfigError: If ``where`` has another shape than ``values`` or is not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ def masked_mean(
       included), and get gradient zero. A slice without any kept element gives 0 with gradient 0.
 
     Raises:
-      ValueError: If ``where`` has another shape than ``values`` or is not boolean.
+      ConfigError: If ``where`` has another shape than ``values`` or is not boolean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,70 +79,21 @@ def masked_mean(
     return total / jnp.maximum(count, 1.0)
 
 
-def compute_dtype(*arrays: Array) -> jnp.dtype:
-    """Dtype to compute in: float32, or float64 where an input has it."""
-    wide = any(array.dtype == jnp.float64 for array in arrays)
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+def num_kept(mask: Array, dtype: jnp.dtype) -> Array:
+    """How many positions a mask keeps, at least 1, [..., T] -> [...]."""
+    return jnp.maximum(jnp.sum(mask, axis=-1, dtype=dtype), 1.0)
 
 
-def check_floating(value: ArrayLike, name: str) -> Array:
-    """Hands ``value`` back as an array, or raises if it is not floating point."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(
-            f"{name} has dtype {array.dtype}, expected floating point; cast it with {name}.astype(jnp.float32)."
-        )
-    return array
+def nan_where(condition: Array, values: Array) -> Array:
+    """Puts NaN where a condition holds, and leaves gradients as they are elsewhere.
 
-
-def check_where(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
-    """Hands back a boolean mask of ``shape``, or raises if ``where`` is something else."""
-    if where is None:
-        return jnp.ones(shape, dtype=bool)
-    mask = jnp.asarray(where)
-    if mask.dtype != jnp.bool_:
-        raise ValueError(
-            f"where has dtype {mask.dtype}, expected bool; a mask of zeros and ones becomes one "
-            "with `mask > 0`, weights are multiplied onto the returned losses."
-        )
-    if mask.shape != shape:
-        raise ValueError(
-            f"where has shape {mask.shape}, expected {shape}: one entry per returned element; "
-            "expand it with jnp.broadcast_to."
-        )
-    return mask
-
-
-def check_same_shape(**arrays: Array) -> tuple[int, ...]:
-    """Hands back the one shape that all named arrays have, or raises naming the first two."""
-    (first_name, first), *others = arrays.items()
-    for name, array in others:
-        if array.shape != first.shape:
-            raise ValueError(
-                f"{name} has shape {array.shape} but {first_name} has shape {first.shape}; "
-                "expected the same shape for both."
-            )
-    return first.shape
-
-
-def check_normalization(normalization: str) -> None:
-    """Raises unless ``normalization`` is a known one."""
-    if normalization not in ("sum", "mean"):
-        raise ValueError(f'normalization is {normalization!r}, expected "sum" or "mean".')
-
-
-def check_probability(value: ArrayLike, name: str) -> Array:
-    """Hands ``value`` back as an array, or raises if its host value leaves [0, 1].
-
-    Only what lives on the host (Python numbers, NumPy arrays) is looked at: a traced value cannot
-    be, and looking at a device array would wait for the device.
+    The NaN is computed from the values: on CPU, XLA folds the exponential of a constant NaN to an arbitrary number.
     """
-    if not isinstance(value, jax.Array):
-        host = np.asarray(value)
-        if host.size and not np.all((host >= 0) & (host <= 1)):
-            offending = host[~((host >= 0) & (host <= 1))].ravel()[0]
-            raise ValueError(f"{name} holds {offending}, expected probabilities in [0, 1].")
-    array = jnp.asarray(value)
-    if array.dtype == jnp.bool_ or jnp.issubdtype(array.dtype, jnp.integer):
-        return array.astype(jnp.float32)  # A hard verdict: 0 or 1.
-    return check_floating(array, name)
+    finite = jax.lax.stop_gradient(jnp.where(jnp.isfinite(values), values, 1.0))
+    infinite = finite * jnp.where(condition, jnp.inf, 1.0)
+    return jnp.where(condition, infinite - infinite, values)
+
+
+def weighted(weight: Array, value: Array) -> Array:
+    """``weight * value`` with 0 * inf = 0."""
+    return weight * jnp.where((weight == 0.0) & jnp.isinf(value), 0.0, value)

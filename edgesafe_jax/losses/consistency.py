@@ -12,7 +12,8 @@ Pinneri and Louizos, "Guarding the Meaning: Self-Supervised Training for Semanti
 import jax
 import jax.numpy as jnp
 
-from edgesafe_jax.losses._reduction import (
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.losses._checks import (
     check_floating,
     check_probability,
     check_same_shape,
@@ -39,7 +40,7 @@ def consistency(*, logits: ArrayLike, target: ArrayLike, where: ArrayLike | None
       [..., N], in nats; at least the entropy of t, which it reaches at sigma(z) = t.
 
     Raises:
-      ValueError: If the shapes do not fit, a dtype is not floating point (``where``: not boolean), or a target on the
+      ConfigError: If the shapes do not fit, a dtype is not floating point (``where``: not boolean), or a target on the
         host is not in [0, 1].
 
     Example:
@@ -51,7 +52,7 @@ def consistency(*, logits: ArrayLike, target: ArrayLike, where: ArrayLike | None
     z = check_floating(logits, "logits")
     t = check_probability(target, "target")
     if z.ndim == 0 or t.shape != z.shape[:-1]:
-        raise ValueError(f"target has shape {t.shape}, expected {z.shape[:-1]}: one per set of logits {z.shape}.")
+        raise ConfigError(f"target has shape {t.shape}, expected {z.shape[:-1]}: one per set of logits {z.shape}.")
     return _cross_entropy(z, jnp.broadcast_to(t[..., None], z.shape), where)
 
 
@@ -72,7 +73,7 @@ def consistency_anchor(*, logits: ArrayLike, reference_logits: ArrayLike, where:
       [...], in nats; 0 where the two agree.
 
     Raises:
-      ValueError: If the shapes differ or a dtype is not floating point (``where``: not boolean).
+      ConfigError: If the shapes differ or a dtype is not floating point (``where``: not boolean).
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,24 +1,27 @@
 r"""Divergences from final hidden states, without logits of shape [B, T, V] in memory.
 
-A student that is an adapter on its own frozen teacher has the teacher's output head. So D numbers of
-a hidden state stand for V logits exactly, and a loss can run over the positions in chunks: logits of
-one chunk, its divergences, their gradient back through the head, and only the D numbers are kept.
-Forward and backward together take three products with the head, the fewest there can be: student,
-teacher, gradient. The gradient is formed in the forward pass; the backward pass multiplies it by
-what arrives.
+A student that is an adapter on its own frozen teacher has the teacher's output head. The D numbers of
+a hidden state then determine its V logits, and a loss can be computed in chunks of positions: the
+logits of one chunk, its divergences, and their gradient by the hidden states, which is all that is
+kept. Forward and backward pass together need three products with the head, the least possible:
+student, teacher, gradient. The gradient is computed in the forward pass; the backward pass scales it
+by the incoming cotangent.
 
 The head is frozen: gradients flow to the student's hidden states alone.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from edgesafe_jax.losses._reduction import check_floating, check_where
-from edgesafe_jax.losses.distillation import Divergence
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.losses._checks import check_floating, check_integers, check_probability, check_tokens, check_where
+from edgesafe_jax.losses._reduction import nan_where
+from edgesafe_jax.losses.divergences import Divergence, at_unit_temperature, temperature_of
+from edgesafe_jax.losses.gated import gated_teacher, scaled
 from edgesafe_jax.typing import Array, ArrayLike, PyTree
 
 Project: TypeAlias = Callable[[PyTree, Array], Array]
@@ -31,7 +34,7 @@ def linear_head(head: Array, hidden: Array) -> Array:
 
 
 def linear_divergence(
-    divergences: tuple[Divergence, ...],
+    divergences: Divergence | Sequence[Divergence],
     *,
     student_hidden: ArrayLike,
     teacher_hidden: ArrayLike,
@@ -41,69 +44,71 @@ def linear_divergence(
     project: Project = linear_head,
     where: ArrayLike | None = None,
     chunk_size: int = 256,
-) -> tuple[Array, ...]:
+) -> Any:
     r"""Divergences between two next-token distributions that are given by hidden states.
 
-    The teacher may put a part c of its probability on one token, whatever its hidden state says:
+    The teacher may be the gated one of `edgesafe_jax.losses.gated`, which puts a probability c on one token:
 
-    .. math:: D\big((1 - c)\,\mathrm{softmax}(W h^p) + c\,\delta_k,\; \mathrm{softmax}(W h^q)\big)
+    .. math:: D\big((1 - c)\,\mathrm{softmax}(W h^p / \tau) + c\,\delta_k,\; \mathrm{softmax}(W h^q / \tau)\big)
 
-    With c = 1 it is certain (the refusal of a guarded system), with 0 < c < 1 it is the mixture at the
-    position where answer and refusal part.
+    With c = 1 the token is certain (the refusal of a guarded system), with 0 < c < 1 it is the mixture at the
+    position where answer and refusal differ. tau is the temperature of D, its keyword ``temperature``.
 
     Args:
-      divergences: Callables with keywords ``student_logits, teacher_logits``, from [..., V] to [...]:
-        `forward_kl`, `total_variation` or a ``functools.partial`` of them. Several share the logits.
+      divergences: A callable with keywords ``student_logits, teacher_logits``, from [..., V] to [...], or several,
+        which share the logits: `forward_kl`, `total_variation` or a ``functools.partial`` of them.
       student_hidden: [..., T, D].
       teacher_hidden: [..., T, D]; no gradient.
       head: Parameters for ``project``, by default a matrix [V, D]; no gradient.
       certain_prob: [..., T], c in [0, 1]; None for 0 everywhere.
-      certain_tokens: Integer [..., T], k; given exactly if ``certain_prob`` is.
+      certain_tokens: Integer [..., T], k, in [0, V) wherever ``where`` is True; given exactly if ``certain_prob`` is.
       project: From ``(head, hidden)`` to logits; a module-level function or a partial of one.
       where: Boolean [..., T]; False gives 0 with gradient 0.
       chunk_size: Positions, counted over the whole batch, whose logits are in memory at once. The
         chunks run along T, so that a batch which is split over devices stays split.
 
     Returns:
-      One [..., T] float32 array per divergence.
+      [..., T] float32; a tuple of them for several divergences. Under ``jit``, a position that keeps a certain token
+      outside [0, V) is NaN.
 
     Raises:
-      ValueError: If shapes do not fit, a dtype is wrong, ``chunk_size`` is below 1, or only one of
-        ``certain_prob`` and ``certain_tokens`` is given.
+      ConfigError: If shapes do not fit, a dtype is wrong, ``chunk_size`` is below 1, only one of ``certain_prob`` and
+        ``certain_tokens`` is given, or, outside ``jit``, a kept certain token is not in [0, V).
 
     Example:
       >>> import jax.numpy as jnp
       >>> from edgesafe_jax.losses import total_variation
       >>> head = jnp.eye(4)
-      >>> (tv,) = linear_divergence(
-      ...     (total_variation,), student_hidden=jnp.zeros((3, 4)), teacher_hidden=jnp.zeros((3, 4)),
+      >>> tv = linear_divergence(
+      ...     total_variation, student_hidden=jnp.zeros((3, 4)), teacher_hidden=jnp.zeros((3, 4)),
       ...     head=head, certain_prob=jnp.array([0.0, 0.5, 1.0]), certain_tokens=jnp.zeros(3, int))
       >>> print(*(f"{value:.3f}" for value in tv))
       0.000 0.375 0.750
     """
-    student, mask = _check(student_hidden, "student_hidden", where, chunk_size)
+    several = (divergences,) if callable(divergences) else tuple(divergences)
+    student, mask, num_vocab = _check(student_hidden, "student_hidden", where, chunk_size, project, head)
     teacher = check_floating(teacher_hidden, "teacher_hidden")
     if teacher.shape != student.shape:
-        raise ValueError(f"teacher_hidden has shape {teacher.shape}, expected {student.shape} as student_hidden.")
+        raise ConfigError(f"teacher_hidden has shape {teacher.shape}, expected {student.shape} as student_hidden.")
     if (certain_prob is None) != (certain_tokens is None):
-        raise ValueError("Give certain_prob and certain_tokens both, or neither.")
+        raise ConfigError("Give certain_prob and certain_tokens both, or neither.")
     given = [jnp.where(mask[..., None], teacher, 0.0)]
     if certain_prob is not None and certain_tokens is not None:
-        for name, value in (("certain_prob", certain_prob), ("certain_tokens", certain_tokens)):
-            if jnp.shape(value) != mask.shape:
-                raise ValueError(f"{name} has shape {jnp.shape(value)}, expected {mask.shape}, one per position.")
-        tokens = jnp.asarray(certain_tokens)
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(f"certain_tokens has dtype {tokens.dtype}, expected integer token ids.")
-        given += [jnp.where(mask, jnp.asarray(certain_prob, jnp.float32), 0.0), tokens]
+        certain = check_probability(certain_prob, "certain_prob")
+        if certain.shape != mask.shape:
+            raise ConfigError(f"certain_prob has shape {certain.shape}, expected {mask.shape}, one per position.")
+        check_tokens(certain_tokens, "certain_tokens", mask.shape, num_vocab=num_vocab, where=where)
+        tokens = jnp.where(mask, check_integers(certain_tokens, "certain_tokens"), 0)
+        given += [jnp.where(mask, certain.astype(jnp.float32), 0.0), tokens]
     values = _chunked(
-        functools.partial(_divergences, divergences, project),
+        functools.partial(_divergences, several, project),
         jax.lax.stop_gradient(head),
         student,
         jax.lax.stop_gradient(tuple(given)),
         chunk_size,
     )
-    return tuple(jnp.where(mask, value, 0.0) for value in values)
+    found = tuple(jnp.where(mask, value, 0.0) for value in values)
+    return found[0] if callable(divergences) else found
 
 
 def linear_log_prob(
@@ -121,17 +126,17 @@ def linear_log_prob(
 
     Args:
       hidden: [..., T, D]; position t predicts y_t.
-      tokens: Integer [..., T], y.
+      tokens: Integer [..., T], y, in [0, V) wherever ``where`` is True.
       head: As in `linear_divergence`; no gradient.
       project: As in `linear_divergence`.
       where: Boolean [..., T]; False gives 0 with gradient 0.
       chunk_size: As in `linear_divergence`.
 
     Returns:
-      [..., T] float32, in nats.
+      [..., T] float32, in nats. Under ``jit``, a position that keeps a token outside [0, V) is NaN.
 
     Raises:
-      ValueError: As `linear_divergence`.
+      ConfigError: As `linear_divergence`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -139,39 +144,56 @@ def linear_log_prob(
       >>> print(f"{value[0]:.3f}")
       -1.386
     """
-    student, mask = _check(hidden, "hidden", where, chunk_size)
-    ids = jnp.asarray(tokens)
-    if ids.shape != mask.shape or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"tokens is {ids.dtype}{list(ids.shape)}, expected integers of shape {list(mask.shape)}.")
+    student, mask, num_vocab = _check(hidden, "hidden", where, chunk_size, project, head)
+    ids, outside = check_tokens(tokens, "tokens", mask.shape, num_vocab=num_vocab, where=where)
     function = functools.partial(_log_probs, project)
     (value,) = _chunked(function, jax.lax.stop_gradient(head), student, (ids,), chunk_size)
-    return jnp.where(mask, value, 0.0)
+    return nan_where(outside, jnp.where(mask, value, 0.0))
 
 
-def _check(hidden: ArrayLike, name: str, where: ArrayLike | None, chunk_size: int) -> tuple[Array, Array]:
-    """Hands back hidden states that are zero where they are masked, and the mask."""
+def _check(
+    hidden: ArrayLike, name: str, where: ArrayLike | None, chunk_size: int, project: Project, head: PyTree
+) -> tuple[Array, Array, int]:
+    """Returns hidden states that are zero where they are masked, the mask, and V."""
     array = check_floating(hidden, name)
     if array.ndim < 2 or 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}, expected [..., T, D] with at least one position.")
+        raise ConfigError(f"{name} has shape {array.shape}, expected [..., T, D] with at least one position.")
     if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, expected at least 1.")
+        raise ConfigError(f"chunk_size is {chunk_size}, expected at least 1.")
     mask = check_where(where, array.shape[:-1])
-    return jnp.where(mask[..., None], array, 0.0), mask
+    try:
+        logits = jax.eval_shape(project, head, jax.ShapeDtypeStruct((1, 1, array.shape[-1]), array.dtype))
+    except (TypeError, ValueError) as error:
+        shapes = jax.tree.leaves(jax.tree.map(jnp.shape, head), is_leaf=lambda leaf: isinstance(leaf, tuple))
+        shown = f"shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} arrays"
+        raise ConfigError(
+            f"The head ({shown}) gives no logits for {name} of width D={array.shape[-1]}; expected a matrix [V, D], or "
+            f"parameters that project takes: {error}"
+        ) from error
+    return jnp.where(mask[..., None], array, 0.0), mask, logits.shape[-1]
 
 
 def _divergences(
     divergences: tuple[Divergence, ...], project: Project, head: PyTree, hidden: Array, given: tuple[Array, ...]
 ) -> tuple[Array, ...]:
-    teacher = project(head, given[0])
-    if len(given) > 1:
-        certain, tokens = given[1:]
-        # In logarithms, so that a certain teacher has -inf everywhere else: log(1 - c) is -inf for c = 1.
-        teacher = jax.nn.log_softmax(teacher, axis=-1) + jnp.log1p(-certain)[..., None]
-        at = jnp.take_along_axis(teacher, tokens[..., None], axis=-1)
-        there = jax.lax.broadcasted_iota(tokens.dtype, teacher.shape, teacher.ndim - 1) == tokens[..., None]
-        teacher = jnp.where(there, jnp.logaddexp(at, jnp.log(certain)[..., None]), teacher)
-    student = project(head, hidden)
-    return tuple(divergence(student_logits=student, teacher_logits=teacher) for divergence in divergences)
+    logits, student = project(head, given[0]), project(head, hidden)
+    teachers: dict[float, Array] = {}
+    for temperature in map(temperature_of, divergences):
+        if temperature not in teachers:
+            teachers[temperature] = (
+                scaled(logits, temperature)
+                if len(given) == 1
+                else gated_teacher(
+                    teacher_logits=logits, certain_prob=given[1], certain_tokens=given[2], temperature=temperature
+                )
+            )
+    return tuple(
+        at_unit_temperature(divergence)(
+            student_logits=scaled(student, temperature_of(divergence)),
+            teacher_logits=teachers[temperature_of(divergence)],
+        )
+        for divergence in divergences
+    )
 
 
 def _log_probs(project: Project, head: PyTree, hidden: Array, given: tuple[Array]) -> tuple[Array]:

@@ -9,7 +9,7 @@ of its loss, in the order of the calls:
 2. `safety/teacher.py`: the rows of a batch, and the model along them (`TeacherBatch`, `outcome_hidden`);
 3. `safety/objectives.py`: the loss of each row (`OBJECTIVES`, `Outcomes`);
 4. `losses/fused.py`: divergences from hidden states, in chunks (`linear_divergence`);
-5. `losses/distillation.py`: the divergences and their gradients (`forward_kl`, `total_variation`).
+5. `losses/divergences.py`: the divergences and their gradients (`forward_kl`, `total_variation`).
 
 `launch.train --config=configs/align_soft_prompt.py` calls the first through `launch/alignment.py`. An objective is one
 class and one entry of `OBJECTIVES`, a judge one entry of `JUDGES`, an evaluation set one entry of `EVALUATION_SETS`.

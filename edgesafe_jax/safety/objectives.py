@@ -25,7 +25,7 @@ import numpy as np
 from edgesafe_jax import losses
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.guards.verdicts import Guard
-from edgesafe_jax.losses.distillation import Divergence
+from edgesafe_jax.losses.divergences import Divergence
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.batches import BatchOrder

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from edgesafe_jax import losses
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards.verdicts import checked
@@ -127,10 +128,9 @@ def token_teacher(model: LanguageModel, batch: TeacherBatch) -> Array:
     """
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
     hidden = outcome_hidden(model.decoder, model.params, None, head, batch)
-    probs = jax.nn.softmax(project(model.decoder, model.params, hidden), axis=-1)
     certain, tokens = certainty(batch)
-    one_hot = jax.nn.one_hot(tokens, probs.shape[-1], dtype=jnp.float32)
-    return (1 - certain)[..., None] * probs + certain[..., None] * one_hot
+    logits = project(model.decoder, model.params, hidden)
+    return jnp.exp(losses.gated_teacher(teacher_logits=logits, certain_prob=certain, certain_tokens=tokens))
 
 
 def project(decoder: Decoder, params: Params, hidden: Array) -> Array:

@@ -11,6 +11,7 @@ import scipy.special
 from jax.sharding import NamedSharding, PartitionSpec
 
 from edgesafe_jax import losses, parallel
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.losses import fused, linear_divergence, linear_head, linear_log_prob
 
 B, T, D, V = 2, 5, 6, 37
@@ -30,17 +31,20 @@ DIVERGENCES = {
 }
 
 
-def teacher_logits(teacher, head):
-    """The mixture of the teacher with its certain token, in float64."""
-    probs = scipy.special.softmax(np.float64(teacher) @ np.float64(head).T, axis=-1)
+def teacher_logits(teacher, head, temperature=1.0):
+    """The mixture of the teacher at a temperature with its certain token, in float64."""
+    probs = scipy.special.softmax(np.float64(teacher) @ np.float64(head).T / temperature, axis=-1)
     probs = (1 - CERTAIN[..., None]) * probs + CERTAIN[..., None] * np.eye(V)[TOKENS]
     with np.errstate(divide="ignore"):
         return np.log(probs).astype(np.float32)
 
 
 def whole(divergence, student, teacher, head):
-    return divergence(
-        student_logits=student @ head.T, teacher_logits=jnp.asarray(teacher_logits(teacher, head)), where=WHERE
+    temperature = getattr(divergence, "keywords", {}).get("temperature", 1.0)
+    return functools.partial(divergence, temperature=1.0)(
+        student_logits=student @ head.T / temperature,
+        teacher_logits=jnp.asarray(teacher_logits(teacher, head, temperature)),
+        where=WHERE,
     )
 
 
@@ -192,6 +196,39 @@ def test_peak_memory_does_not_grow_with_the_positions():
     assert temporaries(512) - temporaries(16) < one_buffer_of_logits / 8
 
 
+def test_one_divergence_or_several():
+    both = functools.partial(linear_divergence, student_hidden=STUDENT, teacher_hidden=TEACHER, head=HEAD)
+    alone = both(losses.forward_kl)
+    assert alone.shape == (B, T)
+    for several in ((losses.forward_kl,), [losses.forward_kl]):
+        (found,) = both(several)
+        np.testing.assert_array_equal(found, alone)
+
+
+@pytest.mark.parametrize(
+    ("head", "project", "message"),
+    [
+        (HEAD[:, :4], linear_head, r"The head \(shape \(37, 4\)\) gives no logits for \w+ of width D=6"),
+        (HEAD.T, linear_head, r"The head \(shape \(6, 37\)\) gives no logits for \w+ of width D=6"),
+        (HEAD[0], linear_head, r"The head \(shape \(6,\)\) gives no logits"),
+        ({"a": HEAD, "b": HEAD[:, :4]}, lambda head, h: h @ head["b"].T, r"The head \(2 arrays\) gives no logits"),
+    ],
+)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_head_of_another_width_is_refused(head, project, message, jitted):
+    def divergence(head):
+        return linear_divergence(
+            losses.forward_kl, student_hidden=STUDENT, teacher_hidden=TEACHER, head=head, project=project
+        )
+
+    def log_prob(head):
+        return linear_log_prob(hidden=STUDENT, tokens=TOKENS, head=head, project=project)
+
+    for loss in (divergence, log_prob):
+        with pytest.raises(ConfigError, match=message):
+            (jax.jit(loss) if jitted else loss)(head)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -218,7 +255,7 @@ def test_examples():
 
 
 def test_bad_tokens():
-    with pytest.raises(ValueError, match="tokens is float32"):
+    with pytest.raises(ValueError, match="tokens has dtype float32"):
         linear_log_prob(hidden=STUDENT, tokens=CERTAIN, head=HEAD)
-    with pytest.raises(ValueError, match=r"expected integers of shape \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"tokens has shape \(5,\), expected \(2, 5\)"):
         linear_log_prob(hidden=STUDENT, tokens=TOKENS[0], head=HEAD)

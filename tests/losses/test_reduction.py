@@ -57,6 +57,22 @@ def test_low_precision_is_added_up_in_float32():
     assert total.dtype == jnp.float32
 
 
+def test_nan_is_put_where_it_belongs_and_survives_an_exponential():
+    condition, values = jnp.array([True, False, True, False]), jnp.array([0.0, 0.0, -jnp.inf, -2.0])
+
+    @jax.jit
+    def run(condition, values):
+        def loss(values):
+            found = jnp.exp(_reduction.nan_where(condition, values))
+            return jnp.sum(jnp.where(condition, 0.0, found)), found
+
+        return jax.grad(loss, has_aux=True)(values)
+
+    gradient, found = run(condition, values)
+    np.testing.assert_array_equal(np.isnan(found), condition)
+    np.testing.assert_allclose(gradient[np.array([1, 3])], [1.0, np.exp(-2.0)], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

@@ -1,0 +1,390 @@
+r"""Divergences between next-token distributions of a student and its teacher.
+
+Throughout the losses, p is the teacher and q the student, both over the last axis V.
+
+Common to all losses:
+
+- They return one value per element; `edgesafe_jax.losses.masked_mean` reduces over the batch.
+- They compute in float32 whatever the input is (float64 stays float64); gradients have the dtype of
+  the input.
+- ``where`` is a boolean mask over the *returned* elements, never over the vocabulary. A masked
+  element gives exactly 0 with gradient exactly 0, whatever its inputs hold. To exclude an entry of
+  the vocabulary, set its logit to -inf.
+- Gradients flow to the teacher as well. Wrap a frozen teacher in ``jax.lax.stop_gradient``, or do
+  not differentiate by it.
+- A row whose logits are all -inf defines no distribution: it gives NaN unless it is masked.
+
+The divergences have their gradients in closed form, so that the backward pass is one elementwise
+product and -inf logits cannot turn into NaN: with D = sum_v d_v(log p_v, log q_v),
+
+.. math:: \partial D / \partial z^q = (g - q \textstyle\sum_v g_v) / \tau,\qquad
+          g_v = \partial d_v / \partial \log q_v,
+
+and the same with p for the teacher's logits; tau is the temperature. Forward and reverse mode both
+work.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.losses._checks import check_logits, check_same_shape, check_temperature, check_where, compute_dtype
+from edgesafe_jax.typing import Array, ArrayLike
+
+# (log p, log q) -> (d_v, its derivative by log q_v, its derivative by log p_v), each derivative up to
+# a multiple of its own distribution, which the softmax projects away.
+_Terms: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
+
+
+class Divergence(Protocol):
+    """What `gated_divergence` and `linear_divergence` need of a divergence over logits."""
+
+    def __call__(
+        self,
+        *,
+        student_logits: ArrayLike,
+        teacher_logits: ArrayLike,
+        temperature: float = 1.0,
+        where: ArrayLike | None = None,
+    ) -> Array:
+        """Maps logits [..., V] to values [...]."""
+        ...
+
+
+def forward_kl(
+    *,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Kullback-Leibler divergence from teacher to student, KL(p || q); mass-covering.
+
+    .. math:: \mathrm{KL}(p \| q) = \sum_v p_v (\log p_v - \log q_v),\qquad
+              \partial / \partial z^q = (q - p) / \tau
+
+    Args:
+      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
+      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
+      temperature: Both logits are divided by it. The value is *not* multiplied by its square.
+      where: Boolean [...]; False gives 0 with gradient 0.
+
+    Returns:
+      [...], in nats. It is +inf where the student excludes (-inf) what the teacher holds possible;
+      the gradient is finite there too. Rounding may put it a few 1e-7 below zero.
+
+    Raises:
+      ConfigError: If shapes differ, a dtype is not floating point (``where``: not boolean), or
+        ``temperature`` is not positive and finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.array([0.0, -jnp.inf])
+      >>> print(f"{forward_kl(student_logits=student, teacher_logits=teacher):.3f}")
+      0.693
+    """
+    return _token_divergence(_forward_kl_terms, student_logits, teacher_logits, temperature, where)
+
+
+def reverse_kl(
+    *,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Kullback-Leibler divergence from student to teacher, KL(q || p); mode-seeking.
+
+    .. math:: \mathrm{KL}(q \| p) = \sum_v q_v (\log q_v - \log p_v),\qquad
+              \partial / \partial z^q = q (\log q - \log p - \mathrm{KL}) / \tau
+
+    Args:
+      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
+      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
+      temperature: Both logits are divided by it. The value is *not* multiplied by its square.
+      where: Boolean [...]; False gives 0 with gradient 0.
+
+    Returns:
+      [...], in nats. It is +inf where the teacher excludes (-inf) what the student holds possible;
+      the gradient is then that of a teacher with the smallest normal probability of the dtype at
+      such an entry: finite, and it lowers the student's logit. Rounding may put the value a few
+      1e-7 below zero.
+
+    Raises:
+      ConfigError: If shapes differ, a dtype is not floating point (``where``: not boolean), or
+        ``temperature`` is not positive and finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> student, teacher = jnp.array([0.0, -jnp.inf]), jnp.log(jnp.array([0.25, 0.75]))
+      >>> print(f"{reverse_kl(student_logits=student, teacher_logits=teacher):.3f}")
+      1.386
+    """
+    return _token_divergence(_reverse_kl_terms, student_logits, teacher_logits, temperature, where)
+
+
+def jensen_shannon(
+    *,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float = 1.0,
+    mixture: float = 0.5,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Generalised Jensen-Shannon divergence; ``mixture`` is the weight of the *teacher*.
+
+    .. math:: \mathrm{JSD}_\beta(p \| q) = \beta\,\mathrm{KL}(p \| m)
+              + (1 - \beta)\,\mathrm{KL}(q \| m),\qquad m = \beta p + (1 - \beta) q
+
+    Near the ends it is a scaled KL: JSD / beta tends to KL(p || q) (`forward_kl`) as beta tends to
+    0, and JSD / (1 - beta) to KL(q || p) (`reverse_kl`) as beta tends to 1. It is symmetric at 1/2
+    and at most -beta log beta - (1 - beta) log(1 - beta), which is log 2 there: always finite.
+
+    Args:
+      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
+      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
+      temperature: Both logits are divided by it. The value is *not* multiplied by its square.
+      mixture: beta, inside (0, 1).
+      where: Boolean [...]; False gives 0 with gradient 0.
+
+    Returns:
+      [...], in nats.
+
+    Raises:
+      ConfigError: If ``mixture`` is not inside (0, 1), shapes differ, a dtype is not floating point
+        (``where``: not boolean), or ``temperature`` is not positive and finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apart = jnp.array([0.0, -jnp.inf]), jnp.array([-jnp.inf, 0.0])
+      >>> print(f"{jensen_shannon(student_logits=apart[0], teacher_logits=apart[1]):.3f}")
+      0.693
+
+    Reference:
+      Agarwal et al., "On-Policy Distillation of Language Models" (GKD), arXiv 2306.13649, eq. 1.
+    """
+    if not 0.0 < mixture < 1.0:
+        raise ConfigError(
+            f"mixture is {mixture}, expected a number inside (0, 1); at the ends the divergence is "
+            "zero for all students: use forward_kl (towards 0) or reverse_kl (towards 1)."
+        )
+    terms = functools.partial(_jensen_shannon_terms, float(mixture))
+    return _token_divergence(terms, student_logits, teacher_logits, temperature, where)
+
+
+def skewed_kl(
+    *,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float = 1.0,
+    skew: float = 0.1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Forward KL to a student that has been mixed with some of the teacher.
+
+    .. math:: \mathrm{KL}(p \| (1 - \lambda) q + \lambda p)
+
+    At most -log(lambda), with bounded gradients, where plain forward KL has no bound. ``skew=0``
+    is `forward_kl`.
+
+    Args:
+      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
+      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
+      temperature: Both logits are divided by it. The value is *not* multiplied by its square.
+      skew: lambda, in [0, 1), the weight of the teacher in the mixture.
+      where: Boolean [...]; False gives 0 with gradient 0.
+
+    Returns:
+      [...], in nats.
+
+    Raises:
+      ConfigError: If ``skew`` is not in [0, 1), shapes differ, a dtype is not floating point
+        (``where``: not boolean), or ``temperature`` is not positive and finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apart = jnp.array([0.0, -jnp.inf]), jnp.array([-jnp.inf, 0.0])
+      >>> print(f"{skewed_kl(student_logits=apart[0], teacher_logits=apart[1]):.3f}")
+      2.303
+
+    Reference:
+      Ko et al., "DistiLLM", arXiv 2402.03898, section 3.1 (skew KLD).
+    """
+    if not 0.0 <= skew < 1.0:
+        raise ConfigError(f"skew is {skew}, expected a number in [0, 1); at 1 the loss does not depend on the student.")
+    if skew == 0.0:
+        terms: _Terms = _forward_kl_terms
+    else:
+        terms = functools.partial(_skewed_kl_terms, float(skew))
+    return _token_divergence(terms, student_logits, teacher_logits, temperature, where)
+
+
+def total_variation(
+    *,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Total variation distance: the mass by which two distributions differ.
+
+    .. math:: \mathrm{TV}(p, q) = \tfrac12 \sum_v |p_v - q_v|,\qquad
+              \partial / \partial z^q = q (s - \langle q, s \rangle) / \tau,\quad
+              s = \tfrac12 \operatorname{sign}(q - p),\ \operatorname{sign}(0) = 0
+
+    So TV^2 <= KL / 2 (Pinsker). Where student and teacher agree the gradient is exactly zero.
+    Between two confident distributions that disagree it is nearly zero as well: begin training such a
+    student with a KL, or add one.
+
+    Args:
+      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
+      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
+      temperature: Both logits are divided by it.
+      where: Boolean [...]; False gives 0 with gradient 0.
+
+    Returns:
+      [...], in [0, 1].
+
+    Raises:
+      ConfigError: If shapes differ, a dtype is not floating point (``where``: not boolean), or
+        ``temperature`` is not positive and finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> student, teacher = jnp.log(jnp.array([0.9, 0.1])), jnp.log(jnp.array([0.6, 0.4]))
+      >>> print(f"{total_variation(student_logits=student, teacher_logits=teacher):.3f}")
+      0.300
+    """
+    return _token_divergence(_total_variation_terms, student_logits, teacher_logits, temperature, where)
+
+
+def temperature_of(divergence: Divergence) -> float:
+    """The temperature that a divergence has by itself: the default of its keyword, bound or not; 1 without one."""
+    parameter = _parameters(divergence).get("temperature")
+    return 1.0 if parameter is None or parameter.default is inspect.Parameter.empty else float(parameter.default)
+
+
+def at_unit_temperature(divergence: Divergence) -> Callable[..., Array]:
+    """A divergence whose logits have been divided by its temperature already."""
+    if "temperature" not in _parameters(divergence):
+        return divergence
+    return functools.partial(divergence, temperature=1.0)
+
+
+def _parameters(divergence: Divergence) -> Any:
+    try:
+        return inspect.signature(divergence).parameters
+    except (TypeError, ValueError):  # a callable without a signature, such as a built-in
+        return {}
+
+
+# --------------------------------------------------------------------------------------------------
+# The closed-form terms
+# --------------------------------------------------------------------------------------------------
+
+
+def _forward_kl_terms(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+    p = jnp.exp(log_p)
+    weighted = p * (_finite(log_p) - _finite(log_q))
+    return jnp.where((p > 0.0) & jnp.isneginf(log_q), jnp.inf, weighted), -p, weighted
+
+
+def _reverse_kl_terms(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+    value, by_log_p, by_log_q = _forward_kl_terms(log_q, log_p)
+    return value, by_log_q, by_log_p
+
+
+def _jensen_shannon_terms(mixture: float, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    q_over_p = _finite(log_q) - _finite(log_p)
+    m_over_p = jnp.logaddexp(math.log(mixture), math.log1p(-mixture) + q_over_p)
+    from_p = -mixture * p * m_over_p
+    from_q = (1.0 - mixture) * q * (q_over_p - m_over_p)
+    return from_p + from_q, from_q, from_p
+
+
+def _skewed_kl_terms(skew: float, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+    p = jnp.exp(log_p)
+    q_over_p = _finite(log_q) - _finite(log_p)
+    m_over_p = jnp.logaddexp(math.log(skew), math.log1p(-skew) + q_over_p)
+    value = -p * m_over_p
+    by_log_q = -p * jnp.exp(math.log1p(-skew) + q_over_p - m_over_p)
+    by_log_p = value - p * jnp.exp(math.log(skew) - m_over_p)
+    return value, by_log_q, by_log_p
+
+
+def _total_variation_terms(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    # By comparison, not by the sign of a difference: a compiler may fuse the latter into
+    # something that is not exactly zero for equal inputs.
+    half_sign = jnp.where(q > p, 0.5, jnp.where(q < p, -0.5, 0.0))
+    return half_sign * (q - p), half_sign * q, -half_sign * p
+
+
+def _finite(log_prob: Array) -> Array:
+    """Puts the smallest normal probability where there is none; a weight of 0 removes it again."""
+    floor = math.log(float(jnp.finfo(log_prob.dtype).tiny))
+    return jnp.where(jnp.isneginf(log_prob), floor, log_prob)
+
+
+def _log_softmax(logits: Array, temperature: float) -> Array:
+    return jax.nn.log_softmax(logits if temperature == 1.0 else logits / temperature, axis=-1)
+
+
+def _divergence_value(terms: _Terms, temperature: float, student_logits: Array, teacher_logits: Array) -> Array:
+    log_p = _log_softmax(teacher_logits, temperature)
+    log_q = _log_softmax(student_logits, temperature)
+    return jnp.sum(terms(log_p, log_q)[0], axis=-1)
+
+
+def _divergence_jvp(terms: _Terms, temperature: float, primals, tangents) -> tuple[Array, Array]:
+    student_logits, teacher_logits = primals
+    log_p = _log_softmax(teacher_logits, temperature)
+    log_q = _log_softmax(student_logits, temperature)
+    value, by_log_q, by_log_p = terms(log_p, log_q)
+    out = jnp.sum(value, axis=-1)
+    out_tangent = jnp.zeros_like(out)
+    for tangent, log_prob, by_log in zip(tangents, (log_q, log_p), (by_log_q, by_log_p), strict=True):
+        if isinstance(tangent, SymbolicZero):  # Not differentiated: nothing is computed for it.
+            continue
+        total = jnp.sum(by_log, axis=-1, keepdims=True)
+        gradient = (by_log - jnp.exp(log_prob) * total) / temperature
+        out_tangent += jnp.sum(gradient * tangent, axis=-1)
+    return out, out_tangent
+
+
+_divergence = jax.custom_jvp(_divergence_value, nondiff_argnums=(0, 1))
+_divergence.defjvp(_divergence_jvp, symbolic_zeros=True)
+
+
+def _token_divergence(
+    terms: _Terms,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float,
+    where: ArrayLike | None,
+) -> Array:
+    student = check_logits(student_logits, "student_logits")
+    teacher = check_logits(teacher_logits, "teacher_logits")
+    if student.shape[:-1] == teacher.shape[:-1] and student.shape[-1] != teacher.shape[-1]:
+        raise ConfigError(
+            f"student_logits has {student.shape[-1]} vocabulary entries but teacher_logits has "
+            f"{teacher.shape[-1]}; expected the same: pad the smaller one with -inf."
+        )
+    check_same_shape(student_logits=student, teacher_logits=teacher)
+    temperature = check_temperature(temperature)
+    dtype = compute_dtype(student, teacher)
+    if where is None:
+        return _divergence(terms, temperature, student.astype(dtype), teacher.astype(dtype))
+    mask = check_where(where, student.shape[:-1])
+    # Masking what goes in keeps whatever a masked row holds out of the gradients as well.
+    student = jnp.where(mask[..., None], student, 0.0).astype(dtype)
+    teacher = jnp.where(mask[..., None], teacher, 0.0).astype(dtype)
+    return jnp.where(mask, _divergence(terms, temperature, student, teacher), 0.0)
