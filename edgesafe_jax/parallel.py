@@ -8,23 +8,29 @@ Planning uses `jax.pmap`: over problems (`pmap_problems`), or over the populatio
 with `pmap_population`).
 """
 
+import collections
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError
+from edgesafe_jax.peers import start_limit, watch_peers
 from edgesafe_jax.planning.planner import Outcomes, Simulator
 from edgesafe_jax.typing import Array, PyTree
 
 DATA_AXIS = "data"
 POPULATION_AXIS = "population"
+START_SECONDS = 300
+"""Longest time that the processes of a run wait for one another at the start."""
 
 
 class MultihostError(EdgesafeError, RuntimeError):
@@ -174,6 +180,32 @@ def any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+class StopVote:
+    """Agrees on a stop between the processes of a run, at each step and without waiting for the device.
+
+    Each call asks all processes for their flag and returns the answer to the call before the last, so that all return
+    the same at the same call and a step is always under way.
+    """
+
+    _LAG = 2
+
+    def __init__(self):
+        """Prepares the question; all processes must make their votes at the same point."""
+        self._asked: collections.deque[jax.Array] = collections.deque()
+        if jax.process_count() > 1:
+            mesh = Mesh(np.array(jax.devices()), (DATA_AXIS,))
+            self._split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+            self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self, flag: bool) -> bool:
+        """Returns whether any process had set its flag two calls ago; on one process, the flag itself."""
+        if jax.process_count() == 1:
+            return flag
+        flags = np.full(jax.local_device_count(), flag)
+        self._asked.append(self._any(jax.make_array_from_process_local_data(self._split, flags)))
+        return len(self._asked) > self._LAG and bool(np.asarray(self._asked.popleft()))
+
+
 def to_local(tree: PyTree) -> PyTree:
     """Copies replicated arrays to this process, for work that it does alone.
 
@@ -298,24 +330,95 @@ def initialize_multihost(
     Raises:
       MultihostError: they cannot be connected.
     """
+    state = distributed.global_state  # What jax offers by a public name starts its backend.
     if jax.distributed.is_initialized():
-        return jax.process_count() > 1
-    given = (coordinator_address, num_processes, process_id)
-    if all(value is None for value in given) and not _is_cluster(os.environ):
+        return state.num_processes > 1
+    coordinator_address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    num_processes = _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes
+    process_id = _number("JAX_PROCESS_ID") if process_id is None else process_id
+    told = {
+        "JAX_COORDINATOR_ADDRESS": coordinator_address,
+        "JAX_NUM_PROCESSES": num_processes,
+        "JAX_PROCESS_ID": process_id,
+    }
+    if not _is_cluster(os.environ) and (all(value is None for value in told.values()) or num_processes == 1):
         return False
+    _check_start(told)
     try:
-        jax.distributed.initialize(
-            coordinator_address,
-            _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
-            _number("JAX_PROCESS_ID") if process_id is None else process_id,
-        )
+        # JAX's service for preemption would take SIGTERM away from the training loop, and from every other phase.
+        jax.config.update("jax_enable_preemption_service", False)
+        with start_limit(START_SECONDS, coordinator_address or "process 0"):
+            jax.distributed.initialize(
+                coordinator_address, num_processes, process_id, initialization_timeout=START_SECONDS + 30
+            )
     except Exception as error:  # jax raises errors of many types here.
         raise MultihostError(
             f"cannot connect the hosts with coordinator_address={coordinator_address}, num_processes={num_processes}, "
-            f"process_id={process_id}: {error}. Call this before any other use of jax, and give all three values "
-            "(or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) where the cluster does not tell them"
+            f"process_id={process_id}: {_first_line(error)}. Call this before any other use of jax, and give all "
+            "three values (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID) where the cluster does "
+            "not tell them"
         ) from error
-    return jax.process_count() > 1
+    if state.num_processes > 1:
+        watch_peers(state.client, str(state.coordinator_address), state.process_id, state.num_processes)
+    return state.num_processes > 1
+
+
+def check_platform() -> None:
+    """Checks that the platform that JAX_PLATFORMS asks for can be used; it starts JAX.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    if asked := os.environ.get("JAX_PLATFORMS"):
+        try:
+            jax.devices()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"JAX_PLATFORMS={asked}: jax cannot start there ({_first_line(error)}). Expected cpu, cuda or tpu, "
+                "with the extra package installed, or leave JAX_PLATFORMS out"
+            ) from error
+
+
+def _check_start(told: Mapping[str, str | int | None]) -> None:
+    """Checks what is told of the start on several hosts, before jax waits minutes for it."""
+    address, count, number = told.values()
+    has_cluster = _is_cluster({name: text for name, text in os.environ.items() if name not in told})
+    missing = [name for name, value in told.items() if value is None]
+    if missing and not has_cluster:
+        given = ", ".join(f"{name}={value}" for name, value in told.items() if value is not None)
+        raise MultihostError(
+            f"{given} given without {' and '.join(missing)}: several processes need all three (the address is "
+            "HOST:PORT of process 0, the same in each); one process needs none"
+        )
+    if isinstance(count, int) and count < 1:
+        raise MultihostError(f"JAX_NUM_PROCESSES={count}: expected at least 1")
+    if isinstance(number, int) and (number < 0 or (isinstance(count, int) and number >= count)):
+        highest = count - 1 if isinstance(count, int) else "the number of processes less one"
+        raise MultihostError(f"JAX_PROCESS_ID={number}: expected 0 to {highest}, another one in each process")
+    if address is None:
+        return
+    host, colon, port = str(address).rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise MultihostError(f"JAX_COORDINATOR_ADDRESS={address}: expected HOST:PORT of process 0, such as host0:1234")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        raise MultihostError(
+            f"JAX_COORDINATOR_ADDRESS={address}: the host {host} is not known here ({error.strerror or error}). Give "
+            "the name or the IP address of the host of process 0"
+        ) from error
+    if number == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        try:  # JAX ends without a message here.
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise MultihostError(
+                f"JAX_COORDINATOR_ADDRESS={address}: port {port} cannot be used on this host ({error.strerror}). Give "
+                "a port that is free on the host of process 0"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def _is_cluster(environment: Mapping[str, str]) -> bool:
@@ -331,4 +434,9 @@ def _is_cluster(environment: Mapping[str, str]) -> bool:
 
 def _number(name: str) -> int | None:
     value = os.environ.get(name)
-    return None if value is None else int(value)
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise MultihostError(f"{name}={value}: expected a whole number") from None

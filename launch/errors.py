@@ -4,10 +4,12 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 from absl import flags
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, describe_storage_problem, lookup
+from edgesafe_jax.peers import leave_failed_run
 
 __all__ = ["ConfigError", "lookup", "parse_flags", "reported"]
 
@@ -17,19 +19,23 @@ def reported() -> Iterator[None]:
     """Prints the message of an expected error and exits with status 2.
 
     Expected are the errors of the library and those of the operating system that a user can mend: a full disk, a
-    read-only file system, a missing permission.
+    read-only file system, a missing permission. Other processes of the same run end, too.
     """
     try:
         yield
     except EdgesafeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        _refuse(str(error), error)
     except OSError as error:
         message = describe_storage_problem(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2) from error
+        _refuse(message, error)
+
+
+def _refuse(message: str, error: BaseException) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    leave_failed_run(message, status=2)
+    raise SystemExit(2) from error
 
 
 def parse_flags(argv: list[str]) -> list[str]:

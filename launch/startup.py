@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from edgesafe_jax import assets
-from edgesafe_jax.parallel import initialize_multihost
+from edgesafe_jax.parallel import check_platform, initialize_multihost
 from launch.errors import reported
 
 
@@ -15,6 +15,7 @@ def configure() -> None:
     """Sets the process up; called by launchers only. An environment that cannot work ends in one message."""
     with reported():
         initialize_multihost()
+        check_platform()
     logging.getLogger("absl").setLevel(logging.WARNING)
     # The library's messages go to stderr unchanged.
     package = logging.getLogger("edgesafe_jax")

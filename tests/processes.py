@@ -1,20 +1,19 @@
 """Processes that are connected as the hosts of one run are."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 TIMEOUT = 240  # seconds
 
 
-def run_connected(module: str, *arguments: str, num_processes: int = 2) -> list[str]:
-    """Runs `python -m MODULE ADDRESS NUM_PROCESSES PROCESS_ID ARGUMENTS`, each with two CPU devices.
-
-    Returns:
-      What each of them wrote to stdout; one that fails is an error.
-    """
+@contextlib.contextmanager
+def connected(module: str, *arguments: str, num_processes: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
+    """Starts `python -m MODULE ADDRESS NUM_PROCESSES PROCESS_ID ARGUMENTS`, each with two CPU devices."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -32,14 +31,24 @@ def run_connected(module: str, *arguments: str, num_processes: int = 2) -> list[
         )
         for number in range(num_processes)
     ]
-    outputs = []
     try:
-        for process in processes:
-            output, errors = process.communicate(timeout=TIMEOUT)
-            assert process.returncode == 0, errors
-            outputs.append(output)
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def run_connected(module: str, *arguments: str, num_processes: int = 2) -> list[str]:
+    """Runs connected processes to their end.
+
+    Returns:
+      What each of them wrote to stdout; one that fails is an error.
+    """
+    outputs = []
+    with connected(module, *arguments, num_processes=num_processes) as processes:
+        for process in processes:
+            output, errors = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, errors
+            outputs.append(output)
     return outputs

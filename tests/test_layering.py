@@ -15,12 +15,13 @@ LAYERS = (
     {"typing", "errors"},
     {"losses", "metrics", "assets", "corpora"},
     {"models", "adapters", "dynamics", "planning"},
-    {"parallel", "training", "reporting"},
+    {"peers", "parallel", "training", "reporting"},
     {"guards", "safety", "offline_rl"},
 )
 SAME_LAYER = {
     "corpora": {"assets"},
     "adapters": {"models"},
+    "parallel": {"peers"},
     "training": {"parallel"},
     "safety": {"guards"},
 }

@@ -1,5 +1,8 @@
 import json
 import os
+import socket
+import subprocess
+import sys
 
 import chex
 import jax
@@ -10,6 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from edgesafe_jax import parallel
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.parallel import initialize_multihost, make_data_mesh, replicate, shard_batch
 from tests import multihost_run
 from tests.processes import run_connected
@@ -119,20 +123,97 @@ def test_one_machine_is_left_alone(monkeypatch):
 
 def test_environment_and_arguments_reach_jax(monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:34561")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
     initialize_multihost()
-    initialize_multihost("other:2", 8, 0)
-    assert calls == [(None, 4, 2), ("other:2", 8, 0)]
+    initialize_multihost("127.0.0.1:34562", 8, 0)
+    assert calls == [("localhost:34561", 4, 2), ("127.0.0.1:34562", 8, 0)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"NUM_PROCESSES": "2", "PROCESS_ID": "1"},
+            r"PROCESSES=2, JAX_PROCESS_ID=1 given without JAX_COORDINATOR_ADDRE",
+        ),
+        ({"PROCESS_ID": "0"}, "JAX_PROCESS_ID=0 given without JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES"),
+        ({"COORDINATOR_ADDRESS": "localhost:1"}, "given without JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+        ({"COORDINATOR_ADDRESS": "localhost", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}, "expected HOST:PORT"),
+        ({"COORDINATOR_ADDRESS": ":1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}, "expected HOST:PORT"),
+        ({"COORDINATOR_ADDRESS": "localhost:port", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}, "expected HOST:PORT"),
+        ({"COORDINATOR_ADDRESS": "localhost:99999", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}, "expected HOST:PORT"),
+        (
+            {"COORDINATOR_ADDRESS": "no.invalid:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"},
+            "the host no.invalid is not",
+        ),
+        ({"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "2"}, r"ID=2: expected 0 to 1"),
+        ({"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "-1"}, r"ID=-1: expected 0 to 1"),
+        ({"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "0", "PROCESS_ID": "0"}, "PROCESSES=0: expected at l"),
+        ({"NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two: expected a whole number"),
+    ],
+)
+def test_a_start_that_cannot_work_is_refused_at_once(monkeypatch, environment, message):
+    def never(*args, **options):
+        raise AssertionError("jax would wait for minutes")
+
+    monkeypatch.setattr(jax.distributed, "initialize", never)
+    for name, value in environment.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(parallel.MultihostError, match=message):
+        initialize_multihost()
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: pytest.fail("jax would end here"))
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(parallel.MultihostError, match=rf"port {port} cannot be used on this host .*a port that is"):
+            initialize_multihost(f"localhost:{port}", 2, 0)
+
+
+def test_a_start_that_takes_too_long_ends_with_one_line():
+    program = (
+        "import time\nfrom edgesafe_jax.peers import start_limit\n"
+        "with start_limit(0.4, 'host:1', hint_after=0.1):\n    time.sleep(60)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    waiting, error = ended.stderr.splitlines()
+    assert waiting == "waiting for all processes of the run to connect to host:1"
+    assert error.startswith("error: not all processes of the run have connected to host:1 within 0 s. Check that JAX_C")
+
+
+def test_one_announced_process_is_one_process(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    assert initialize_multihost() is False
+
+
+def test_an_unknown_platform_is_named(monkeypatch):
+    parallel.check_platform()
+
+    def refuse():
+        raise RuntimeError("Unknown backend gpuu")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "gpuu")
+    monkeypatch.setattr(jax, "devices", refuse)
+    with pytest.raises(ConfigError, match=r"JAX_PLATFORMS=gpuu: jax cannot start there \(Unknown backend gpuu"):
+        parallel.check_platform()
+
+
+def test_a_vote_of_one_process_is_its_own():
+    vote = parallel.StopVote()
+    assert [vote(flag) for flag in (False, True)] == [False, True]
 
 
 def test_a_failed_start_says_what_to_give():
     with pytest.raises(
         parallel.MultihostError, match=r"num_processes=2, process_id=0: .*before any other use of jax.*all three"
     ):
-        initialize_multihost("localhost:1", 2, 0)  # jax has computed in this process already.
+        initialize_multihost("localhost:34563", 2, 0)  # jax has computed in this process already.
 
 
 def test_two_processes_compute_the_gradient_of_one():

@@ -8,6 +8,7 @@ checkpoint that follows them, so a resumed run writes exactly those that are mis
 import dataclasses
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -162,7 +163,7 @@ def train(
     raise `TrainingStopped`; the same call then continues. A second signal acts at once.
 
     On several hosts all processes call this with the same arguments. Process 0 alone writes metrics and checkpoints, on
-    a file system from which all read, and a signal to any of them stops all at the next fetch of metrics.
+    a file system from which all read. A signal to any of them stops all after the same step, two steps later.
 
     Args:
       step_fn: from a state and a batch to the next state, with `step` one higher, and a mapping of scalar metrics in
@@ -210,7 +211,7 @@ def train(
             )
     if not parallel.is_main_process():
         writer, progress = None, False
-    several = jax.process_count() > 1
+    vote = parallel.StopVote()
     if writer is not None:
         writer.resume(start)
 
@@ -256,15 +257,13 @@ def train(
                 flush()
             elif done % log_every == 0 or done == start + 1:
                 flush()
-            stopped = bool(signals.received)
-            if several:  # All leave after the same step: each holds a part of the next.
-                stopped = done % log_every == 0 and parallel.any_process(stopped)
+            stopped = vote(bool(signals.received))
             if stopped or (checkpoints is not None and checkpoints.should_save(done)):
                 save()
             if stopped and done < num_steps:
                 signals.leave(done, num_steps, saved=checkpoints is not None)
         save()
-        if signals.received:
+        if parallel.any_process(bool(signals.received)):
             signals.leave(done, num_steps, saved=checkpoints is not None)
     return Trained(state=state, best=best)
 
@@ -376,3 +375,5 @@ class _StopSignals:
         traceback: TracebackType | None,
     ) -> None:
         self._restore()
+        if self.received and kind is None:  # It came after the last question: what follows training is stopped.
+            os.kill(os.getpid(), self.received)

@@ -117,7 +117,7 @@ def test_two_hosts_train_as_one_does_continue_and_fail_together(finished, tmp_pa
     assert [output.splitlines()[-1] for output in outputs] == ["0 of 2, 4 devices", "1 of 2, 4 devices"]
     errors = [output.splitlines()[-2] for output in outputs]
     assert errors[0] == "FileNotFoundError: no prompts"
-    assert errors[1].startswith("RuntimeError: test/failing failed in process 0")
+    assert errors[1].startswith("MultihostError: test/failing failed in process 0")
     # Trained on from the checkpoint of step 2, the bits are those of the run that went through.
     assert adapter_bytes(tmp_path) == (tmp_path / "first.safetensors").read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
