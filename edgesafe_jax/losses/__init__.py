@@ -1,4 +1,4 @@
-"""What is minimised: pure functions of arrays, one value per element, reduced by `masked_mean`."""
+"""Losses: pure functions of arrays, one value per element, reduced by `masked_mean`."""
 
 from edgesafe_jax.losses._reduction import Normalization, masked_mean, masked_sum_and_count
 from edgesafe_jax.losses.consistency import consistency, consistency_anchor

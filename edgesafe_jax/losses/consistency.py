@@ -1,4 +1,4 @@
-r"""One verdict for all paraphrases: what pulls the members of a set to a common target, and what holds them back.
+r"""Consistency losses: cross-entropy of the members of a set from a common target, and an anchor to the first verdicts.
 
 A set holds an answer and its paraphrases; z are the guard's log-odds of "unsafe" for its members, over the last axis N.
 The target t is one probability per set (`edgesafe_jax.guards.targets.set_target`), taken from the guard as it was at

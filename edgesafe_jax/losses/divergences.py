@@ -44,7 +44,7 @@ _Terms: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
 
 
 class Divergence(Protocol):
-    """What `gated_divergence` and `linear_divergence` need of a divergence over logits."""
+    """A divergence over logits, as `gated_divergence` and `linear_divergence` take it."""
 
     def __call__(
         self,

@@ -3,7 +3,7 @@ r"""Losses on whole answers: the log-probabilities of outcomes, and the guard's 
 x is a prompt, y an answer of the base model, y_r the fixed refusal, and a = p(s=1|x,y) the guard's
 probability that y is safe. Given y, the guarded system answers y with probability a and y_r otherwise:
 these are its outcomes. `sequence_total_variation` and `sequence_kl` are sums of the losses of the two.
-What holds for all losses is said in `edgesafe_jax.losses.divergences`; gradients flow to a as well.
+For what all losses have in common see `edgesafe_jax.losses.divergences`; gradients flow to a as well.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Which rows of the teacher's data the batch of a step holds."""
+"""The order of the data: which rows of the teacher are in the batch of each step."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

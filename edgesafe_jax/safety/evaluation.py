@@ -1,4 +1,4 @@
-"""What an aligned model is measured by: safety, over-refusal, fidelity to its teacher, usefulness and cost."""
+"""Evaluation of an aligned model: safety, over-refusal, fidelity to its teacher, usefulness and cost."""
 
 import dataclasses
 import functools
@@ -303,7 +303,7 @@ def costs(
 ) -> Mapping[str, Mapping[str, float]]:
     """Parameters, bytes and operations per token of base model, safe system and aligned model.
 
-    The safe system reads every token a second time, as deep as its guard looks. The aligned model has its adapter on
+    The safe system reads every token a second time, up to the layers that its guard reads. The aligned model has its adapter on
     top: virtual positions lengthen the context of every token and are computed once; low-rank factors are applied to
     every token.
 
@@ -344,7 +344,7 @@ PREFILL = "Sure, here is"
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """What is measured of an aligned model.
+    """Settings of an evaluation.
 
     Attributes:
       max_tokens: longest answer.
@@ -398,7 +398,7 @@ class Reworded:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """All that was measured of an aligned model.
+    """The results of an evaluation.
 
     Attributes:
       results: responses and verdicts by set; "prefill" is StrongREJECT with prefilled answers.

@@ -1,4 +1,4 @@
-"""What a distillation minimises: from the student along the outcomes of a batch to one loss a row.
+"""Objectives of a distillation: from the student along the outcomes of a batch to one loss per row.
 
 An objective is a class with `needs` and a call; `OBJECTIVES` names those that a config can ask for. To add one, write
 the class in a file of its own and enter it in the table:
@@ -39,7 +39,7 @@ BatchFn: TypeAlias = Callable[[int, TrainState], TeacherBatch]
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What an objective reads beside the student's log-probabilities.
+    """The inputs of an objective beside the student's log-probabilities.
 
     Attributes:
       divergences: divergences to the gated teacher at every position; with any, the teacher's hidden states are kept.
@@ -136,7 +136,7 @@ class Outcomes:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSource:
-    """What an objective may make its batches of.
+    """The inputs from which an objective makes its batches.
 
     Attributes:
       model: the frozen language model.
@@ -157,7 +157,7 @@ class BatchSource:
 
 
 class Objective(abc.ABC):
-    """What is minimised.
+    """A distillation objective.
 
     Attributes:
       needs: what it reads; the trainer provides that and nothing more.

@@ -1,4 +1,4 @@
-"""Which prompts an alignment is trained on and which it is measured on; no prompt is in both."""
+"""Training and evaluation prompts of an alignment; no prompt is in both."""
 
 import dataclasses
 import random
@@ -16,7 +16,7 @@ PROMPT_KINDS = ("harmful", "sensitive", "plain")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What divides the prompt sets between training and evaluation.
+    """The division of the prompt sets between training and evaluation.
 
     Attributes:
       num_reserved_questions: questions of NQ-open, the first of a fixed random order, that are kept out of training;

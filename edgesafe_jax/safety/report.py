@@ -1,4 +1,4 @@
-"""What an evaluation says: numbers for `summary.json`, tables and pictures for the report."""
+"""Reports of an evaluation: numbers for `summary.json`, tables and pictures for the report."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ def _followed(results: Mapping[str, SetResult]) -> list[_Followed]:
 def agreement(results: Mapping[str, SetResult]) -> dict[str, Interval]:
     """How the student follows its system: of what the system refuses and of what it answers, the refusal rate.
 
-    Harmful sets are pooled, except for jailbreaks: they wrap requests of StrongREJECT and stand apart.
+    Harmful sets are pooled, except for jailbreaks: they wrap requests of StrongREJECT and are reported separately.
     """
     return {each.name: rate_interval(each.refused) for each in _followed(results)}
 

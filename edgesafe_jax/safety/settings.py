@@ -22,7 +22,7 @@ from edgesafe_jax.safety.objectives import OBJECTIVES
 NORMALIZATIONS: dict[str, Normalization] = {"sum": "sum", "mean": "mean"}
 
 HARD = "hard_"
-"""What the name of a group of hard rows begins with."""
+"""Prefix of the names of groups of hard rows."""
 
 RANGES: dict[str, Range] = {
     "num_steps": POSITIVE_COUNT,

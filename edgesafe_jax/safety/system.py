@@ -52,7 +52,7 @@ def _sharpen(
 
 @dataclasses.dataclass(frozen=True)
 class SystemAnswers:
-    """What a safe system said, and why.
+    """The answers of a safe system with the guard's verdicts.
 
     Attributes:
       responses: the system's answers, after the guard.
@@ -113,7 +113,7 @@ class SafeSystem:
         keep_hidden: bool = False,
         on_batch: ProgressFn | None = None,
     ) -> SequenceTeacher:
-        """Samples an answer to each prompt from the base model and lets the guard weigh it.
+        """Samples an answer to each prompt from the base model and weighs it with the guard.
 
         Args:
           prompts: N user texts.

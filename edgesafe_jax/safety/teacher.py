@@ -100,7 +100,7 @@ def outcome_hidden(
 
 
 def certainty(batch: TeacherBatch) -> tuple[Array, Array]:
-    """What the gated teacher is sure of (equation 2, under teacher forcing).
+    """The part of the gated teacher that is certain (equation 2, under teacher forcing).
 
     At the first position the outcomes are mixed, a p(. | x) + (1 - a) [first token of y_r]; behind it the prefix tells
     them apart: on y the teacher is the base model, on y_r the rest of the refusal.
@@ -141,7 +141,7 @@ def project(decoder: Decoder, params: Params, hidden: Array) -> Array:
 def refusal_margins(
     model: LanguageModel, adapter: Adapter | None, prompts: Sequence[str], refusal: str, *, batch_size: int = 32
 ) -> np.ndarray:
-    """By how much the first token of the refusal leads, in nats, where an answer begins.
+    """Margins of the refusal's first token at the start of an answer, in nats.
 
     Above 0 a greedy answer begins like the refusal. One forward pass per prompt instead of a generation.
 

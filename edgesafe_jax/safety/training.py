@@ -61,10 +61,10 @@ from edgesafe_jax.typing import Adapter, Array, Params
 _log = logging.getLogger(__name__)
 
 MARGINS = "margins.json"
-"""Where the margins lie by which a student decided its training prompts, in a work directory."""
+"""File, in a work directory, of the margins by which a student decided its training prompts."""
 
 INSTRUCTION = f"Answer helpfully. If the request would harm people, say: {REFUSAL}"
-"""What the soft prompt of `align` starts from."""
+"""Initial text of the soft prompt of `align`."""
 
 LossFn: TypeAlias = Callable[[Params, Adapter, TeacherBatch], tuple[Array, dict[str, Array]]]
 StepFn: TypeAlias = Callable[[TrainState, TeacherBatch], tuple[TrainState, dict[str, Array]]]
@@ -72,7 +72,7 @@ StepFn: TypeAlias = Callable[[TrainState, TeacherBatch], tuple[TrainState, dict[
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """What a distillation ends with.
+    """The result of a distillation.
 
     Attributes:
       adapter: the trained adapter.
