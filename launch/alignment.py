@@ -104,7 +104,7 @@ def read_run(workdir: str | Path) -> dict[str, Any]:
         raise adapters.AdapterError(
             f"{workdir} has no {ADAPTER}: its training is not finished. The same launch.train command continues it."
         )
-    # Fields that the run's version did not have are those of today.
+    # Fields that an older run lacks get today's defaults.
     today = align_soft_prompt.get_config().to_dict()
     return {**today, **config, **{name: {**today[name], **config[name]} for name in ("data", "evaluation")}}
 
@@ -168,7 +168,7 @@ def train(config: Config, workdir: str | Path) -> Path:
       The stored adapter.
 
     Raises:
-      ConfigError: a value of the config means nothing.
+      ConfigError: a value of the config is invalid.
       WorkdirError: the work directory holds a run with another config.
     """
     options = check(config)

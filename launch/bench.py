@@ -37,7 +37,7 @@ def define_flags() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describes the machine of a measurement."""
     load = os.getloadavg() if hasattr(os, "getloadavg") else (float("nan"),) * 3
     return {
         "device": str(jax.devices()[0]),

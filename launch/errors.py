@@ -1,4 +1,4 @@
-"""How launchers say that something is wrong: one message, no traceback, exit status 2."""
+"""Error reports of launchers: one message, no traceback, exit status 2."""
 
 import contextlib
 import re
@@ -39,7 +39,7 @@ def _refuse(message: str, error: BaseException) -> NoReturn:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line for `app.run`; what is wrong with it is one message, too.
+    """Parses the command line for `app.run`; a mistake in it is one message, too.
 
     An unknown field or variant of a config and a config file that does not exist come from ml_collections as errors of
     several kinds, with a traceback in their text.

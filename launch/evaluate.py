@@ -20,7 +20,7 @@ GUARDS: dict[str, Callable[[Path], object]] = {
     "guard_consistency": guards.evaluate_consistency,
     "guard_smol": guards.evaluate_smolguard,
 }
-"""Tasks of guards and what measures them; every other work directory is an alignment run's."""
+"""Evaluations of guards by task; every other work directory is that of an alignment run."""
 
 
 def define_flags() -> None:

@@ -36,17 +36,17 @@ RANGES = {
     "num_seeds": POSITIVE_COUNT,
     "num_episodes": POSITIVE_COUNT,
 }
-"""What the numbers of configs/offline_rl.py may be."""
+"""Ranges of the numbers of configs/offline_rl.py."""
 
 STUDY_RANGES = {"alpha": PROBABILITY, "scales": POSITIVE, "data.num_episodes": POSITIVE_COUNT}
-"""What the numbers of configs/dynamics_equivariance.py may be."""
+"""Ranges of the numbers of configs/dynamics_equivariance.py."""
 
 
 def train_dynamics(config: Config, workdir: str | Path) -> Path:
     """Tests the cases of configs/dynamics_equivariance.py. Returns the report.
 
     Raises:
-      ConfigError: a name or a number of the config means nothing.
+      ConfigError: a name or a number of the config is invalid.
       WorkdirError: the work directory holds a run with another config.
     """
     for name in config["cases"]:
@@ -94,7 +94,7 @@ def train_policies(config: Config, workdir: str | Path, *, report: str | Path | 
       The report.
 
     Raises:
-      ConfigError: a name or a number of the config means nothing.
+      ConfigError: a name or a number of the config is invalid.
       WorkdirError: the work directory holds a run with another config.
     """
     check_ranges(config, RANGES)
@@ -135,7 +135,7 @@ def pipeline_settings(config: Config) -> PipelineSettings:
             num_seeds=int(config["num_seeds"]),
             num_episodes=int(config["num_episodes"]),
         ),
-        # Of a file's law there are no fresh episodes.
+        # Data of a file have no fresh episodes.
         fresh_episodes=0 if config["data"]["path"] else int(config["fresh_episodes"]),
     )
 

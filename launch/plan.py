@@ -2,7 +2,7 @@ r"""Plans in the closed loop: runs the experiment of a config in a work director
 
     python -m launch.plan --config=configs/plan_icem.py:halfcheetah --workdir=DIR [--config.field=value ...]
 
-A killed run goes on where it was when the same command is given again.
+The same command continues a killed run.
 """
 
 from collections.abc import Callable

@@ -58,7 +58,7 @@ def run(config: Config, workdir: str | Path) -> Path:
       The report.
 
     Raises:
-      ConfigError: a value of the config means nothing.
+      ConfigError: a value of the config is invalid.
       PlanningError: the planner's options do not fit.
       WorkdirError: the directory holds another run.
     """
@@ -159,7 +159,7 @@ def episode_animation(episode: Mapping[str, np.ndarray], task: MujocoTask) -> by
 
 
 COMPARED, COMPARED_STEPS, COMPARED_BUDGET = ("icem", "cem"), 60, 100
-"""What `launch.quickstart` runs on HalfCheetah."""
+"""The planners that `launch.quickstart` runs on HalfCheetah."""
 
 
 def compare(workdir: Path) -> None:

@@ -74,7 +74,7 @@ def study(config: Config, workdir: str | Path) -> Path:
       The report.
 
     Raises:
-      ConfigError: a value of the config means nothing.
+      ConfigError: a value of the config is invalid.
       WorkdirError: the directory holds another study.
     """
     check_study(config)

@@ -1,4 +1,4 @@
-r"""From nothing to a report: a soft prompt distilled from SmolLM2 and its guard, steadier guards, policies, a planner.
+r"""The quickstart: a soft prompt distilled from SmolLM2 and its guard, steadier guards, policies, a planner, a report.
 
     python -m launch.quickstart [--workdir DIR] [--only SECTION[,SECTION]] [--checkpoint DIR]
 

@@ -303,7 +303,7 @@ def costs(
 ) -> Mapping[str, Mapping[str, float]]:
     """Parameters, bytes and operations per token of base model, safe system and aligned model.
 
-    The safe system reads every token a second time, up to the layers that its guard reads. The aligned model has its adapter on
+    The safe system reads every token a second time, up to the layers of its guard. The aligned model has its adapter on
     top: virtual positions lengthen the context of every token and are computed once; low-rank factors are applied to
     every token.
 
