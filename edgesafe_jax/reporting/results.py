@@ -414,7 +414,12 @@ def _number(content: object, where: str) -> Number:
         _check(value is None or _is_number(value), f"{where}.{end} of {name!r}", value, "a finite number or null")
     _check(low is None or high is None or low <= high, f"{where}.low of {name!r}", low, f"at most high={high}")
     n = fields.get("n")
-    _check(n is None or (isinstance(n, int) and n > 0), f"{where}.n of {name!r}", n, "a positive whole number or null")
+    _check(
+        n is None or (isinstance(n, int) and not isinstance(n, bool) and n > 0),
+        f"{where}.n of {name!r}",
+        n,
+        "a positive whole number or null",
+    )
     ends = {None: (), "low": (low,), "high": (high,), "both": (low, high)}
     _check(fields.get("open") in ends, f"{where}.open of {name!r}", fields.get("open"), "low, high, both or null")
     _check(

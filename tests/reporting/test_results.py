@@ -91,6 +91,7 @@ def test_a_written_file_is_read_back_with_each_number_on_its_line(tmp_path):
         (numbers(low=9), "low of 'dice/fair/mean' 9: expected at most high=3.75"),
         (numbers(n=0), "n of 'dice/fair/mean' 0: expected a positive whole number"),
         (numbers(n=2.5), "expected a positive whole number"),
+        (numbers(n=True), "expected a positive whole number"),
         (numbers(open="left"), "expected low, high, both or null"),
         (numbers(low=None, open="low"), "expected an end that is given"),
         (numbers(lo=3), "field='lo'.*Did you mean 'low'"),
