@@ -261,6 +261,7 @@ def train(
             if stopped or (checkpoints is not None and checkpoints.should_save(done)):
                 save()
             if stopped and done < num_steps:
+                parallel.any_process(True)  # No process says that the state is saved before process 0 has saved it.
                 signals.leave(done, num_steps, saved=checkpoints is not None)
         save()
         if parallel.any_process(bool(signals.received)):
