@@ -139,8 +139,7 @@ def excess_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float
       A number in [0, 1].
 
     Raises:
-      ValueError: If inputs are empty, of different length or not binary, or ``reference`` holds no
-        negative.
+      ValueError: As `shared_positive_rate`, or ``reference`` holds no negative.
 
     Example:
       >>> excess_positive_rate(reference=[1, 0, 0, 0, 0], candidate=[1, 1, 0, 0, 0])
@@ -155,7 +154,7 @@ def _rate(reference: ArrayLike, candidate: ArrayLike, *, among: bool) -> float:
     chosen = b[a == among]
     if len(chosen) == 0:
         raise ValueError(
-            f"reference holds no {int(among)} among its {len(a)} entries, expected at least one: a "
+            f"reference holds no {int(among)} among its {len(a)} entries, expected at least one: "
             "a fraction of nothing is not defined."
         )
     return float(np.mean(chosen))
