@@ -5,38 +5,23 @@ r"""Plans in the closed loop: runs the experiment of a config in a work director
 The same command continues a killed run.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app
 
 from launch import errors, planning, planning_study, startup
 
-TASKS: dict[str, Callable[[dict[str, Any], str], Path]] = {
+TASKS: dict[str, startup.Task] = {
     "planning": planning.run,
     "planning_study": planning_study.study,
 }
 """What `config.task` may name."""
 
 
-def define_flags() -> None:
-    """Defines the command line; not on import, so that several launchers can be imported together."""
-    config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Where everything about the run is written.")
-    flags.mark_flags_as_required(["config", "workdir"])
+define_flags = startup.define_config_flags
 
 
 def main(argv: list[str]) -> None:
     """Runs the task of the config."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-    startup.configure()
-    with errors.reported():
-        config = flags.FLAGS.config.to_dict()
-        task = errors.lookup(TASKS, config.get("task"), "config.task")
-        print(f"wrote {task(config, flags.FLAGS.workdir)}")
+    print(f"wrote {startup.run_task(argv, TASKS)}")
 
 
 def run() -> None:

@@ -1,14 +1,23 @@
-"""The start of every launcher: connects the hosts of a run, sets up logging and caches compiled programs."""
+"""The start of every launcher: connects the hosts of a run, sets up logging, and runs the task of a config."""
 
 import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from edgesafe_jax import assets
+from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.parallel import check_platform, initialize_multihost
 from launch.errors import reported
+
+Task = Callable[[Mapping[str, Any], str | Path], Path]
+"""From a config and a work directory to what was written."""
 
 
 def configure() -> None:
@@ -16,7 +25,8 @@ def configure() -> None:
     with reported():
         initialize_multihost()
         check_platform()
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # Of other packages only warnings are shown.
+    absl_logging.get_absl_handler().setLevel(logging.WARNING)
     # The library's messages go to stderr unchanged.
     package = logging.getLogger("edgesafe_jax")
     if not package.handlers:
@@ -29,3 +39,35 @@ def configure() -> None:
 
 MATMUL_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
 """What `config.matmul_dtype` may name: dtypes of the factors of matrix products."""
+
+
+def define_config_flags() -> None:
+    """Defines `--config` and `--workdir`; not on import, so that several launchers can be imported together."""
+    config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Where everything about the run is written.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def run_task(argv: list[str], tasks: Mapping[str, Task], *, multihost: tuple[str, ...] = ()) -> Path:
+    """Runs the task that the config of the command line names.
+
+    Args:
+      argv: what is left of the command line.
+      tasks: what `config.task` may name.
+      multihost: tasks that may run in several processes.
+
+    Returns:
+      What the task returns.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+    configure()
+    with reported():
+        config = flags.FLAGS.config.to_dict()
+        task = lookup(tasks, config.get("task"), "config.task")
+        if jax.process_count() > 1 and config["task"] not in multihost:
+            raise ConfigError(
+                f"config.task={config['task']!r} runs in one process and {jax.process_count()} were started: expected "
+                f"one, or a task of {', '.join(multihost) or 'another launcher'}."
+            )
+        return task(config, flags.FLAGS.workdir)

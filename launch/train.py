@@ -9,19 +9,11 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), with a work dire
 "alignment" then splits its batches over all devices. The other tasks run in one process.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
-import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app
 
 from launch import alignment, errors, guards, offline, startup
 
-Task = Callable[[Mapping[str, Any], str | Path], Path]
-
-TASKS: dict[str, Task] = {
+TASKS: dict[str, startup.Task] = {
     "alignment": alignment.train,
     "dynamics_equivariance": offline.train_dynamics,
     "guard_probe": guards.train_probe,
@@ -36,27 +28,12 @@ MULTIHOST = ("alignment",)
 """Tasks that may run in several processes."""
 
 
-def define_flags() -> None:
-    """Defines the command line; not on import, so that several launchers can be imported together."""
-    config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Where everything about the run is written.")
-    flags.mark_flags_as_required(["config", "workdir"])
+define_flags = startup.define_config_flags
 
 
 def main(argv: list[str]) -> None:
     """Runs the task of the config."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-    startup.configure()
-    with errors.reported():
-        config = flags.FLAGS.config.to_dict()
-        task = errors.lookup(TASKS, config.get("task"), "config.task")
-        if jax.process_count() > 1 and config["task"] not in MULTIHOST:
-            raise errors.ConfigError(
-                f"config.task={config['task']!r} runs in one process and {jax.process_count()} were started: expected "
-                f"one, or a task of {', '.join(MULTIHOST)}."
-            )
-        task(config, flags.FLAGS.workdir)
+    startup.run_task(argv, TASKS, multihost=MULTIHOST)
 
 
 def run() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import unittest.mock
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -128,7 +129,7 @@ def test_two_hosts_train_as_one_does_continue_and_fail_together(finished, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads configs with it
 def test_a_task_of_one_process_refuses_several(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     message = cli.refused(
         monkeypatch, capsys, train, "--config=configs/guard_probe.py", f"--workdir={tmp_path / 'run'}"
     )
