@@ -9,6 +9,7 @@ from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.families import FAMILIES
+from edgesafe_jax.models.finite import NonFiniteError, check_finite
 from edgesafe_jax.models.generation import ContextError, Generation, generate
 from edgesafe_jax.models.loading import LanguageModel, LoadingError, load_model, with_precision
 from edgesafe_jax.models.scoring import answer_log_probs, first_token_margins, kl_from_base
@@ -26,9 +27,11 @@ __all__ = [
     "KeyValues",
     "LanguageModel",
     "LoadingError",
+    "NonFiniteError",
     "SentenceEncoder",
     "TokenizerError",
     "answer_log_probs",
+    "check_finite",
     "first_token_margins",
     "generate",
     "kl_from_base",

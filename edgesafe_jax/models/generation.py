@@ -6,22 +6,24 @@ A row's answer does not depend on its padding or on the rows beside it: position
 to, and every row draws from a random stream of its own.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.errors import ConfigError, EdgesafeError, check_counts, check_texts
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
+from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Adapter, Array, LowRank, Params, PRNGKey
+from edgesafe_jax.typing import Adapter, Array, LowRank, Params, PRNGKey, ProgressFn
 
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-"""Lengths, in positions, to which rows are padded."""
+"""Lengths, in positions, to which rows are padded; longer ones to multiples of the last."""
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """The same for rows that are read once, before a generation or for their likelihood: fewer, since each is compiled."""
@@ -34,13 +36,12 @@ class ContextError(EdgesafeError, ValueError):
 def bucket_length(length: int, buckets: Sequence[int] = BUCKETS) -> int:
     """Returns the smallest of the buckets, in rising order, that holds `length` positions.
 
-    Raises:
-      ContextError: longer than the largest bucket.
+    Beyond the largest bucket its multiples are buckets too.
     """
     for bucket in buckets:
         if length <= bucket:
             return bucket
-    raise ContextError(f"{length} positions are more than the largest bucket, {buckets[-1]}.")
+    return -(-length // buckets[-1]) * buckets[-1]
 
 
 def pad_tokens(
@@ -90,6 +91,7 @@ class Generation:
       tokens: answers as token ids, without the end-of-sequence token.
       texts: the same decoded.
       finished: whether each answer ended by itself (rather than at the length limit).
+      ends: the id of the token that ended each answer, None for one that did not end; or None where it is not known.
       hidden: `[N, max_tokens, D]` float32, the final hidden states from which each token was chosen, the end of
         sequence included; None where they were not asked for.
     """
@@ -98,23 +100,29 @@ class Generation:
     texts: list[str]
     finished: list[bool]
     hidden: np.ndarray | None = None
+    ends: list[int | None] | None = None
 
 
 _BLOCK = 256  # of the vocabulary, in `_argmax` and `_sample`
 
 
-def _argmax(logits: Array) -> Array:
-    """The first token of the largest logit in each row, `[B]`, in two steps: on CPU, maxima are faster than indices."""
+def _argmax(logits: Array) -> tuple[Array, Array]:
+    """The first token of the largest logit in each row, `[B]`, and whether that logit is finite.
+
+    In two steps: on CPU, maxima are faster than indices.
+    """
     batch, num_tokens = logits.shape
     padding = ((0, 0), (0, -num_tokens % _BLOCK))
     blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(batch, -1, _BLOCK)
-    block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
+    maxima = jnp.max(blocks, axis=-1)
+    block = jnp.argmax(maxima, axis=-1)
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return (block * _BLOCK + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
+    chosen = (block * _BLOCK + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
+    return chosen, jnp.isfinite(jnp.max(maxima, axis=-1))
 
 
-def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> Array:
-    """Draws one token per row by inverting the distribution function, `[B]`.
+def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> tuple[Array, Array]:
+    """Draws one token per row by inverting the distribution function, `[B]`; and whether the sum of it is finite.
 
     One uniform number per row, where Gumbel noise would take one per token of the vocabulary. The function is inverted
     in two steps, first over blocks of tokens and then within one, so that no sum runs over the whole vocabulary.
@@ -123,7 +131,7 @@ def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> Array:
     probs = jax.nn.softmax(logits / temperature, axis=-1)
     blocks = jnp.pad(probs, ((0, 0), (0, -num_tokens % _BLOCK))).reshape(batch, -1, _BLOCK)
     upper = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    target = jax.vmap(jax.random.uniform)(keys) * upper[:, -1]
+    target = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys) * upper[:, -1]
 
     def first_above(sums: Array, value: Array, mass: Array) -> Array:
         """The first index whose running sum exceeds the value; the heaviest one where rounding leaves none."""
@@ -134,7 +142,7 @@ def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> Array:
     below = jnp.where(block > 0, jnp.take_along_axis(upper, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     index = first_above(jnp.cumsum(inside, axis=-1), target - below, inside)
-    return (block * _BLOCK + index).astype(jnp.int32)
+    return (block * _BLOCK + index).astype(jnp.int32), jnp.isfinite(upper[:, -1])
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "num_steps", "eos_ids", "pad_id", "sampled", "keep_hidden"))
@@ -155,12 +163,12 @@ def _generate(
     pad_id: int,
     sampled: bool,
     keep_hidden: bool,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     """Generates `num_steps` tokens per row; see `generate`.
 
     Returns:
       Answers `[B, num_steps]`, the pad id after their end; whether each one ended; the hidden states behind the tokens,
-      `[B, num_steps, D]`, or `[B, 0, D]` where they are not kept.
+      `[B, num_steps, D]`, or `[B, 0, D]` where they are not kept; whether what each row was chosen from was finite.
     """
     batch, length = tokens.shape
     variables = {"params": params}
@@ -170,17 +178,17 @@ def _generate(
     counts = jnp.sum(where, axis=1, dtype=jnp.int32)
     last = jnp.take_along_axis(prefill.hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
 
-    def choose(hidden: Array, step: Array) -> Array:
+    def choose(hidden: Array, step: Array) -> tuple[Array, Array]:
         logits = decoder.apply(variables, hidden, method=Decoder.logits)
         if sampled:
-            chosen = _sample(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), temperature)  # type: ignore[arg-type]
+            chosen, finite = _sample(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), temperature)  # type: ignore[arg-type]
         else:
-            chosen = _argmax(logits)  # type: ignore[arg-type]
+            chosen, finite = _argmax(logits)  # type: ignore[arg-type]
         if forced.shape[1] == 0:
-            return chosen
+            return chosen, finite
         column = jnp.minimum(step, forced.shape[1] - 1)
         use = jnp.take(forced_where, column, axis=1) & (step < forced.shape[1])
-        return jnp.where(use, jnp.take(forced, column, axis=1), chosen)
+        return jnp.where(use, jnp.take(forced, column, axis=1), chosen), finite
 
     # The cache holds the prompt's keys and values, then one slot per generated token.
     room = ((0, 0), (0, 0), (0, 0), (0, num_steps), (0, 0))
@@ -199,7 +207,7 @@ def _generate(
         return (step < num_steps) & ~jnp.all(done)
 
     def advance(carry):
-        step, token, hidden, done, cache, answers, states = carry
+        step, token, hidden, done, cache, answers, states, finite = carry
         if keep_hidden:
             states = jax.lax.dynamic_update_slice(states, hidden[:, None], (0, step, 0))
         answers = jax.lax.dynamic_update_slice(answers, jnp.where(done, pad_id, token)[:, None], (0, step))
@@ -218,13 +226,15 @@ def _generate(
             where=cache.where | (jnp.arange(length + num_steps) == slot)[None],
         )
         hidden = output.hidden[:, 0]
-        return step + 1, choose(hidden, step + 1), hidden, done, cache, answers, states
+        token, still_finite = choose(hidden, step + 1)
+        return step + 1, token, hidden, done, cache, answers, states, finite & (still_finite | done)
 
     zero = jnp.zeros((), jnp.int32)
     answers = jnp.full((batch, num_steps), pad_id, jnp.int32)
-    start = (zero, choose(last, zero), last, jnp.zeros((batch,), bool), cache, answers, states)
-    _, _, _, done, _, answers, states = jax.lax.while_loop(unfinished, advance, start)
-    return answers, done, states
+    token, finite = choose(last, zero)
+    start = (zero, token, last, jnp.zeros((batch,), bool), cache, answers, states, finite)
+    _, _, _, done, _, answers, states, finite = jax.lax.while_loop(unfinished, advance, start)
+    return answers, done, states, finite
 
 
 encode_shared_once = jax.jit(encode_shared, static_argnames=("decoder",))
@@ -242,13 +252,14 @@ def generate(
     prefills: Sequence[str] | None = None,
     batch_size: int = 32,
     keep_hidden: bool = False,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: ProgressFn | None = None,
 ) -> Generation:
     """Answers one-turn chats.
 
     Args:
       model: the frozen language model.
-      prompts: the users' texts.
+      prompts: the users' texts, each of a chat of its own. A chat of several turns is rendered with
+        `model.tokenizer.render_chat`.
       max_tokens: longest answer, in tokens.
       adapter: a soft prompt, a LoRA or another adapter, or None for the bare model.
       temperature: 0 for greedy answers; above, of the sampling distribution.
@@ -263,94 +274,133 @@ def generate(
 
     Raises:
       ContextError: a prompt with its answer is longer than the model's context; the message gives its index.
-      ValueError: no prompts, a negative temperature, sampling without a key, or a prefill longer than the answer.
+      ConfigError: no prompts or something else than texts, a count below 1, a negative temperature, sampling without
+        a key, or a prefill longer than the answer.
+      NonFiniteError: the model computed NaN or infinity; the message names the prompt and the tensor.
     """
+    prompts = check_texts("prompts", prompts)
     if not prompts:
-        raise ValueError("prompts is empty: expected at least one.")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens={max_tokens}: expected at least 1.")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}: expected 0 (greedy) or more.")
+        raise ConfigError("prompts is empty: expected at least one.")
+    check_counts(max_tokens=max_tokens, batch_size=batch_size)
+    if not 0 <= temperature < np.inf:
+        raise ConfigError(f"temperature={temperature}: expected 0 (greedy) or more.")
     if temperature > 0 and key is None:
-        raise ValueError("temperature > 0 needs key=jax.random.key(seed).")
-    parts = model.tokenizer.chat_parts
+        raise ConfigError("temperature > 0 needs key=jax.random.key(seed).")
     rows = encode_prompts(model, prompts, max_tokens=max_tokens, adapter=adapter)
-    forced = model.tokenizer.encode_batch(list(prefills)) if prefills is not None else [[] for _ in rows]
-    if len(forced) != len(rows):
-        raise ValueError(f"{len(forced)} prefills for {len(rows)} prompts: expected as many.")
-    if (longest := max(map(len, forced))) > max_tokens:
-        raise ValueError(f"A prefill has {longest} tokens, more than max_tokens={max_tokens}: raise max_tokens.")
-    num_forced = min(bucket_length(longest), max_tokens) if any(forced) else 0
-    shared = encode_shared_once(model.decoder, model.params, adapter, jnp.array(parts.head, jnp.int32))
-    low_rank = low_rank_of(adapter)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(0) if key is None else key, jnp.arange(len(rows), dtype=jnp.uint32)
-    )
+    forced = _encode_prefills(model, prefills, len(rows), max_tokens)
+    run = _Run(model, adapter, rows, forced, max_tokens, temperature, key, keep_hidden)
 
     # Rows of like length share a batch; the last batch is filled up with repeats, so that one compilation serves it.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    tokens_out: list[list[int]] = [[] for _ in rows]
-    finished = [False] * len(rows)
-    hidden = np.zeros((len(rows), max_tokens, model.config.embed_dim), np.float32) if keep_hidden else None
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
-    def answer_batch(start: int) -> int:
-        """Answers the prompts `order[start : start + batch_size]`; returns how many they are."""
-        chosen = order[start : start + batch_size]
+    def answer(chosen: list[int]) -> tuple[list[int], tuple[np.ndarray, ...]]:
         full = min(batch_size, 1 << (len(chosen) - 1).bit_length())
-        filled = chosen + [chosen[-1]] * (full - len(chosen))
-        tokens, where = pad_tokens(
-            [rows[i] for i in filled],
-            pad_id=model.tokenizer.pad_id,
-            length=bucket_length(max(len(rows[i]) for i in filled), PROMPT_BUCKETS),
-        )
-        begin, begin_where = pad_tokens(
-            [forced[i][:num_forced] for i in filled], pad_id=model.tokenizer.pad_id, length=num_forced
-        )
-        answers, done, states = _generate(
+        outputs = run.batch(chosen + [chosen[-1]] * (full - len(chosen)))
+        return chosen, tuple(np.asarray(output)[: len(chosen)] for output in outputs)
+
+    tokens: list[list[int]] = [[] for _ in rows]
+    ends: list[int | None] = [None] * len(rows)
+    finite = np.ones(len(rows), bool)
+    hidden = np.zeros((len(rows), max_tokens, model.config.embed_dim), np.float32) if keep_hidden else None
+    done = 0
+    # A decoding step is bound by memory and leaves the cores of a CPU idle: there two batches run beside each other.
+    with _two_threads() if jax.default_backend() == "cpu" and len(batches) > 1 else contextlib.nullcontext() as pool:
+        for chosen, (answers, _, states, good) in map(answer, batches) if pool is None else pool.map(answer, batches):
+            finite[chosen] = good
+            if hidden is not None:
+                hidden[chosen] = states
+            for row, index in enumerate(chosen):
+                tokens[index], ends[index] = _until_eos(answers[row].tolist(), model.tokenizer.eos_ids)
+            done += len(chosen)
+            if on_batch is not None:
+                on_batch(done, len(rows))
+    check_finite(finite, "The logits of prompt", sources=(("parameter", model.params), ("adapter", adapter)))
+    texts = [model.tokenizer.decode(row).strip() for row in tokens]
+    return Generation(tokens, texts, [end is not None for end in ends], hidden, ends)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the batches of one call of `generate` share."""
+
+    model: LanguageModel
+    adapter: Adapter | None
+    rows: list[list[int]]
+    forced: list[list[int]]
+    max_tokens: int
+    temperature: float
+    key: PRNGKey | None
+    keep_hidden: bool
+
+    @functools.cached_property
+    def shared(self) -> KeyValues:
+        head = jnp.array(self.model.tokenizer.chat_parts.head, jnp.int32)
+        return encode_shared_once(self.model.decoder, self.model.params, self.adapter, head)
+
+    @functools.cached_property
+    def keys(self) -> PRNGKey:
+        key = jax.random.key(0) if self.key is None else self.key
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(self.rows), dtype=jnp.uint32))
+
+    @functools.cached_property
+    def num_forced(self) -> int:
+        return min(bucket_length(max(map(len, self.forced))), self.max_tokens) if any(self.forced) else 0
+
+    def batch(self, chosen: list[int]) -> tuple[Array, Array, Array, Array]:
+        """Generates the answers of some rows; see `_generate`."""
+        model, pad_id = self.model, self.model.tokenizer.pad_id
+        length = bucket_length(max(len(self.rows[i]) for i in chosen), PROMPT_BUCKETS)
+        tokens, where = pad_tokens([self.rows[i] for i in chosen], pad_id=pad_id, length=length)
+        begin, begin_where = pad_tokens([self.forced[i] for i in chosen], pad_id=pad_id, length=self.num_forced)
+        return _generate(
             model.decoder,
             model.params,
-            low_rank,
-            shared,
+            low_rank_of(self.adapter),
+            self.shared,
             tokens,
             where,
             begin,
             begin_where,
-            keys[np.array(filled)],
-            jnp.float32(temperature),
-            num_steps=max_tokens,
+            self.keys[np.array(chosen)],
+            jnp.float32(self.temperature),
+            num_steps=self.max_tokens,
             eos_ids=model.tokenizer.eos_ids,
-            pad_id=model.tokenizer.pad_id,
-            sampled=temperature > 0,
-            keep_hidden=keep_hidden,
+            pad_id=pad_id,
+            sampled=self.temperature > 0,
+            keep_hidden=self.keep_hidden,
         )
-        answers, done = np.asarray(answers), np.asarray(done)
-        if hidden is not None:
-            hidden[chosen] = np.asarray(states, np.float32)[: len(chosen)]
-        for row, index in enumerate(chosen):
-            tokens_out[index] = _until_eos(answers[row].tolist(), model.tokenizer.eos_ids)
-            finished[index] = bool(done[row])
-        return len(chosen)
 
-    # A decoding step is bound by memory and leaves the cores of a CPU idle: there two batches run beside each other.
-    starts = range(0, len(order), batch_size)
-    pool = futures.ThreadPoolExecutor(2) if jax.default_backend() == "cpu" and len(starts) > 1 else None
+
+@contextlib.contextmanager
+def _two_threads() -> Iterator[futures.ThreadPoolExecutor]:
+    """Two threads; what has not begun when the block is left is not run."""
+    pool = futures.ThreadPoolExecutor(2)
     try:
-        done_count = 0
-        for count in map(answer_batch, starts) if pool is None else pool.map(answer_batch, starts):
-            done_count += count
-            if on_batch is not None:
-                on_batch(done_count, len(rows))
+        yield pool
     finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
-    return Generation(tokens_out, [model.tokenizer.decode(t).strip() for t in tokens_out], finished, hidden)
+        pool.shutdown(cancel_futures=True)
 
 
-def _until_eos(tokens: list[int], eos_ids: tuple[int, ...]) -> list[int]:
+def _encode_prefills(
+    model: LanguageModel, prefills: Sequence[str] | None, num: int, max_tokens: int
+) -> list[list[int]]:
+    if prefills is None:
+        return [[]] * num
+    forced = model.tokenizer.encode_answers(check_texts("prefills", prefills))
+    if len(forced) != num:
+        raise ConfigError(f"{len(forced)} prefills for {num} prompts: expected as many.")
+    if (longest := max(map(len, forced))) > max_tokens:
+        raise ConfigError(f"A prefill has {longest} tokens, more than max_tokens={max_tokens}: raise max_tokens.")
+    return forced
+
+
+def _until_eos(tokens: list[int], eos_ids: tuple[int, ...]) -> tuple[list[int], int | None]:
+    """What comes before the first end, and which token that is; all of it and None where there is none."""
     for index, token in enumerate(tokens):
         if token in eos_ids:
-            return tokens[:index]
-    return tokens
+            return tokens[:index], token
+    return tokens, None
 
 
 def encode_prompts(
@@ -370,10 +420,9 @@ def encode_prompts(
     Raises:
       ContextError: a row does not fit; the message gives its index and both lengths.
     """
-    parts = model.tokenizer.chat_parts
-    used = len(parts.head) + (adapter.num_virtual if adapter is not None else 0)
-    available = min(model.config.max_context, BUCKETS[-1])
-    rows = [[*ids, *parts.tail] for ids in model.tokenizer.encode_batch([p.strip() for p in prompts])]
+    used = len(model.tokenizer.chat_parts.head) + (adapter.num_virtual if adapter is not None else 0)
+    available = model.config.max_context
+    rows = model.tokenizer.encode_prompts([prompt.strip() for prompt in check_texts("prompts", prompts)])
     for index, row in enumerate(rows):
         if used + len(row) + max_tokens > available:
             raise ContextError(

@@ -1,14 +1,16 @@
 """Log-likelihood of given answers: multiple choice and divergence from the base model."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import losses
+from edgesafe_jax.errors import ConfigError, check_counts, check_texts
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
+from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.generation import (
     PROMPT_BUCKETS,
     bucket_length,
@@ -17,7 +19,7 @@ from edgesafe_jax.models.generation import (
     pad_tokens,
 )
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Adapter, Array, LowRank, Params
+from edgesafe_jax.typing import Adapter, Array, LowRank, Params, ProgressFn
 
 
 @functools.partial(jax.jit, static_argnames=("decoder",))
@@ -92,7 +94,7 @@ def answer_log_probs(
     *,
     adapter: Adapter | None = None,
     batch_size: int = 16,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: ProgressFn | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of given answers to one-turn chats.
 
@@ -108,14 +110,17 @@ def answer_log_probs(
       `[N]` log-probability of the whole answer in nats, and `[N]` its number of tokens.
 
     Raises:
-      ValueError: other numbers of prompts and answers, or an empty answer.
+      ConfigError: other numbers of prompts and answers, an empty answer, or a count below 1.
+      NonFiniteError: the model computed NaN or infinity.
     """
+    prompts, answers = check_texts("prompts", prompts), check_texts("answers", answers)
     if len(prompts) != len(answers):
-        raise ValueError(f"{len(prompts)} prompts and {len(answers)} answers: expected as many of each.")
-    encoded = model.tokenizer.encode_batch(list(answers))
+        raise ConfigError(f"{len(prompts)} prompts and {len(answers)} answers: expected as many of each.")
+    check_counts(batch_size=batch_size)
+    encoded = model.tokenizer.encode_answers(answers)
     for index, row in enumerate(encoded):
         if not row:
-            raise ValueError(f"Answer {index} is empty: it has no log-probability.")
+            raise ConfigError(f"Answer {index} is empty: it has no log-probability.")
     longest = max(map(len, encoded), default=1)
     rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
@@ -133,6 +138,7 @@ def answer_log_probs(
         done += len(chosen)
         if on_batch is not None:
             on_batch(done, len(rows))
+    _check(result, "The log-probabilities of answer", model, adapter)
     return result, np.array([len(row) for row in encoded])
 
 
@@ -156,7 +162,14 @@ def first_token_margins(
 
     Returns:
       `[N]` nats, the log-probability of that token less that of the likeliest other one.
+
+    Raises:
+      ConfigError: an id outside the vocabulary, or a count below 1.
+      NonFiniteError: the model computed NaN or infinity.
     """
+    check_counts(batch_size=batch_size)
+    if not 0 <= token < model.config.vocab_size:
+        raise ConfigError(f"token={token}: expected an id below {model.config.vocab_size}.")
     rows = encode_prompts(model, prompts, max_tokens=1, adapter=adapter)
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
     shared = encode_shared_once(model.decoder, model.params, adapter, head)
@@ -165,6 +178,7 @@ def first_token_margins(
         hidden, _, _ = _hidden_of(model, adapter, shared, [rows[i] for i in filled], [[] for _ in filled], 1)
         values = _margins(model.decoder, model.params, hidden[:, 0], jnp.int32(token))
         result[chosen] = np.asarray(values)[: len(chosen)]
+    _check(result, "The margins of prompt", model, adapter)
     return result
 
 
@@ -189,10 +203,15 @@ def kl_from_base(
       `[N]` nats per token, averaged over each answer; zero for an empty answer.
 
     Raises:
-      ValueError: other numbers of prompts and answers.
+      ConfigError: other numbers of prompts and answers, texts for token ids, or a count below 1.
+      NonFiniteError: the model computed NaN or infinity.
     """
+    check_counts(batch_size=batch_size)
+    if isinstance(answers, str) or any(isinstance(answer, str) for answer in answers):
+        raise ConfigError("answers are texts: expected token ids, such as those of model.tokenizer.encode_answers.")
+    prompts = check_texts("prompts", prompts)
     if len(prompts) != len(answers):
-        raise ValueError(f"{len(prompts)} prompts and {len(answers)} answers: expected as many of each.")
+        raise ConfigError(f"{len(prompts)} prompts and {len(answers)} answers: expected as many of each.")
     longest = max((len(a) for a in answers), default=1)
     rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
@@ -204,4 +223,9 @@ def kl_from_base(
         student, _, _ = _hidden_of(model, adapter, adapted, *batch, longest)
         values = _mean_kl(model.decoder, model.params, student, teacher, jnp.array(where))
         result[chosen] = np.asarray(values)[: len(chosen)]
+    _check(result, "The divergences of answer", model, adapter)
     return result
+
+
+def _check(values: np.ndarray, what: str, model: LanguageModel, adapter: Adapter | None) -> None:
+    check_finite(values, what, sources=(("parameter", model.params), ("adapter", adapter)))

@@ -3,6 +3,9 @@
 Text of a user is never read as special tokens: a prompt that contains `<|im_end|>` is encoded as those characters, so
 it cannot close its own turn. Only the template's own text produces them. (Added tokens that a tokenizer does not mark
 as special, such as the runs of spaces of Gemma, are ordinary text.)
+
+A chat is encoded as a whole, so that its tokens are those of transformers' `apply_chat_template`: a tokenizer that
+prepends a space, or that merges across the border of template and text, sees what it was trained on.
 """
 
 import dataclasses
@@ -14,6 +17,8 @@ from typing import Any
 
 import tokenizers
 
+from edgesafe_jax.errors import check_texts
+from edgesafe_jax.models.protected import Filled, ProtectedTokenizer
 from edgesafe_jax.models.templates import TokenizerError, render_template
 
 SLOT = "\ue000content\ue000"
@@ -25,21 +30,30 @@ class ChatParts:
     """Token ids of a one-turn chat around the user's text.
 
     Attributes:
-      head: ids before the user's text (the system message and the opening of the user's turn).
-      tail: ids after it (the end of the turn and the opening of the assistant's).
+      head: ids before the user's text that are the same whatever it is (the system message and the opening of the
+        user's turn).
+      tail: ids after it (the end of the turn and the opening of the assistant's), as they stand behind a letter.
     """
 
     head: tuple[int, ...]
     tail: tuple[int, ...]
 
 
+_PROBES = (
+    *("a", "Z", "is", "1", ".", "(", '"', "'s", "-", "<", "$", "_", "", "é", "e\u0301", "\u0301", "ﬁ"),
+    *("日本", "한", "и", "ע", "ก", "अ", "😀", "\u200d", "\u200b", "\ufeff", "▁", "½", "\x00"),
+)
+"""Beginnings of a user's text, to see which tokens of the template do not depend on it."""
+
+_ANSWER = [{"role": "user", "content": SLOT}, {"role": "assistant", "content": SLOT}]
+
+
 class ChatTokenizer:
     """Encodes text and one-turn chats.
 
     Attributes:
-      eos_ids: ids that end a generation.
-      end_id: the one of them that closes an assistant's turn in the chat template.
       pad_id: id that fills unused positions; never attended to.
+      template_variables: what the chat template is given beside the messages, such as `{"enable_thinking": False}`.
     """
 
     def __init__(
@@ -51,17 +65,59 @@ class ChatTokenizer:
         pad_id: int,
         bos_token: str = "",
         eos_token: str = "",
+        template_variables: Mapping[str, Any] | None = None,
     ):
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.chat_template = chat_template
-        self.eos_ids = tuple(sorted(set(eos_ids)))
-        end = tokenizer.token_to_id(eos_token) if eos_token else None
-        self.end_id = end if end in self.eos_ids else self.eos_ids[0]
+        self._eos_ids = frozenset(eos_ids)
         self.pad_id = pad_id
         self.bos_token = bos_token
         self.eos_token = eos_token
+        self.template_variables = dict(template_variables or {})
+
+    def with_variables(self, variables: Mapping[str, Any] | None) -> "ChatTokenizer":
+        """Returns the tokenizer with further variables for its chat template.
+
+        Raises:
+          TokenizerError: a variable that a chat sets itself, such as `messages`.
+        """
+        if not variables:
+            return self
+        if taken := sorted({"messages", "add_generation_prompt", "bos_token", "eos_token"} & variables.keys()):
+            raise TokenizerError(f"template_variables sets {taken[0]!r}, which a chat sets itself.")
+        return ChatTokenizer(
+            self._tokenizer,
+            chat_template=self.chat_template,
+            eos_ids=self._eos_ids,
+            pad_id=self.pad_id,
+            bos_token=self.bos_token,
+            eos_token=self.eos_token,
+            template_variables={**self.template_variables, **variables},
+        )
+
+    @functools.cached_property
+    def end_id(self) -> int:
+        """The id that closes an assistant's turn: what the chat template puts behind its text.
+
+        Where the template puts none there, it is the end-of-sequence token.
+        """
+        try:
+            end = self.pieces(_ANSWER, add_generation_prompt=False)[2] if self.chat_template else ""
+        except TokenizerError:  # a template for other chats
+            end = ""
+        special = {token["id"] for token in self._added_tokens if token["special"]}
+        for token in self.encode(end, control=True):
+            if token in special or token in self._eos_ids:
+                return token
+        declared = self._tokenizer.token_to_id(self.eos_token) if self.eos_token else None
+        return declared if declared in self._eos_ids else min(self._eos_ids)
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end a generation: the declared ones and `end_id`."""
+        return tuple(sorted(self._eos_ids | {self.end_id}))
 
     @property
     def vocab_size(self) -> int:
@@ -69,11 +125,18 @@ class ChatTokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @functools.cached_property
+    def max_id(self) -> int:
+        """The largest token id."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @functools.cached_property
     def hash(self) -> str:
-        """Sha256 of the vocabulary, the merges, the added tokens and the chat template."""
+        """Sha256 of the vocabulary, the merges, the added tokens and the chat template with its variables."""
         about = json.loads(self.to_json())
         added = [[token["id"], token["content"]] for token in about["added_tokens"]]
-        contents = [about["model"].get("vocab"), about["model"].get("merges"), added, self.chat_template]
+        contents: list[Any] = [about["model"].get("vocab"), about["model"].get("merges"), added, self.chat_template]
+        if self.template_variables:
+            contents.append(self.template_variables)
         text = json.dumps(contents, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -91,13 +154,61 @@ class ChatTokenizer:
         Returns:
           Token ids, without any added beginning or end.
         """
-        self._tokenizer.encode_special_tokens = not control
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        if not control:
+            return self.encode_batch([text])[0]
+        return self._tokenizer.encode(_checked([text])[0], add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encodes several texts, none of whose characters become control tokens."""
-        self._tokenizer.encode_special_tokens = True
-        return [e.ids for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        """Encodes several texts, each by itself, none of whose characters become control tokens."""
+        return self._protected.encode_batch(_checked(texts))
+
+    def encode_filled(self, pieces: Sequence[str], fills: Sequence[Sequence[str]]) -> list[Filled]:
+        """Encodes chats as a whole: a template's text around the texts that are filled in.
+
+        Args:
+          pieces: text of the template before, between and after the slots, as `pieces` gives it.
+          fills: N rows of texts, one text for each slot. None of their characters become control tokens.
+
+        Returns:
+          N chats with the positions of the texts in them.
+        """
+        return self._protected.encode_filled(pieces, [_checked(row) for row in fills])
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes one-turn chats up to where the assistant begins.
+
+        Args:
+          texts: N user texts.
+
+        Returns:
+          N rows of ids that stand behind `chat_parts.head`.
+        """
+        head, between = self._shared_head
+        pieces = self.pieces(_ANSWER[:1])
+        rows = []
+        for text, filled in zip(texts, self.encode_filled(pieces, [[text] for text in texts]), strict=True):
+            if filled.ids[: len(head)] == head:
+                rows.append(filled.ids[len(head) :])
+            else:  # the text's first characters would merge with the template's: the shared tokens stay as they are
+                rows.append(self.encode_filled([between, pieces[1]], [[text]])[0].ids)
+        return rows
+
+    def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes the beginnings of an assistant's turn, as they stand behind `encode_prompts`, without their end.
+
+        Args:
+          texts: N answers or beginnings of answers.
+
+        Returns:
+          N rows of ids.
+        """
+        before = self._answer_prefix
+        rows = []
+        for text, filled in zip(texts, self.encode_filled([before, ""], [[text] for text in texts]), strict=True):
+            prefix = self._answer_prefix_ids
+            joined = tuple(filled.ids[: len(prefix)]) == prefix
+            rows.append(filled.ids[len(prefix) :] if joined else self.encode(text))
+        return rows
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids up to the first end-of-sequence, control tokens left out."""
@@ -116,7 +227,7 @@ class ChatTokenizer:
         """
         return tuple(
             token["content"]
-            for token in json.loads(self.to_json())["added_tokens"]
+            for token in self._added_tokens
             if token["special"] or (token["content"].strip() and token["content"] in self.chat_template)
         )
 
@@ -145,6 +256,7 @@ class ChatTokenizer:
         return render_template(
             self.chat_template,
             {
+                **self.template_variables,
                 **(variables or {}),
                 "messages": list(messages),
                 "add_generation_prompt": add_generation_prompt,
@@ -153,8 +265,27 @@ class ChatTokenizer:
             },
         )
 
-    def encode_template(self, messages: Sequence[dict[str, str]]) -> list[tuple[int, ...]]:
-        """Encodes a rendered chat around the places where `SLOT` stands.
+    def pieces(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> tuple[str, ...]:
+        """Renders a chat and splits it where `SLOT` stands.
+
+        Args:
+          messages: `role` and `content`; a content may contain `SLOT`.
+          add_generation_prompt: whether the assistant's turn is opened at the end.
+
+        Returns:
+          The text before, between and after the slots: one piece more than there are slots.
+
+        Raises:
+          TokenizerError: the template drops or repeats a slot.
+        """
+        expected = sum(message["content"].count(SLOT) for message in messages)
+        found = self.render_chat(messages, add_generation_prompt=add_generation_prompt).split(SLOT)
+        if len(found) != expected + 1:
+            raise TokenizerError(f"The chat template shows {len(found) - 1} of {expected} texts; expected each once.")
+        return tuple(found)
+
+    def encode_template(self, messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...]]:
+        """Encodes a rendered chat around the places where `SLOT` stands, each piece by itself.
 
         Args:
           messages: `role` and `content`; a content may contain `SLOT`.
@@ -165,14 +296,51 @@ class ChatTokenizer:
         Raises:
           TokenizerError: the template drops or repeats a slot.
         """
-        expected = sum(message["content"].count(SLOT) for message in messages)
-        pieces = self.render_chat(messages).split(SLOT)
-        if len(pieces) != expected + 1:
-            raise TokenizerError(f"The chat template shows {len(pieces) - 1} of {expected} texts; expected each once.")
-        return [tuple(self.encode(piece, control=True)) for piece in pieces]
+        return [tuple(self.encode(piece, control=True)) for piece in self.pieces(messages)]
 
     @functools.cached_property
     def chat_parts(self) -> ChatParts:
         """Head and tail of a one-turn chat with the template's default system message."""
-        head, tail = self.encode_template([{"role": "user", "content": SLOT}])
-        return ChatParts(head, tail)
+        [plain] = self.encode_filled(self.pieces(_ANSWER[:1]), [["a"]])
+        return ChatParts(tuple(self._shared_head[0]), tuple(plain.ids[plain.spans[0][1] :]))
+
+    @functools.cached_property
+    def _shared_head(self) -> tuple[list[int], str]:
+        return self._protected.shared_beginning(self.pieces(_ANSWER[:1]), _PROBES)
+
+    @functools.cached_property
+    def _answer_prefix(self) -> str:
+        """The text of a one-turn chat up to where the answer begins."""
+        head, tail = self.pieces(_ANSWER[:1])
+        try:
+            middle = self.pieces(_ANSWER, add_generation_prompt=False)[1]
+        except TokenizerError:  # a template for other chats
+            middle = tail
+        # A template may write a space in front of an answer that it does not write where one begins.
+        return f"{head}a{middle if middle.startswith(tail) and not middle[len(tail) :].strip() else tail}"
+
+    @functools.cached_property
+    def _answer_prefix_ids(self) -> tuple[int, ...]:
+        head, tail = self.pieces(_ANSWER[:1])
+        return tuple(self.encode_filled([head, tail], [["a"]])[0].ids)
+
+    @functools.cached_property
+    def _protected(self) -> ProtectedTokenizer:
+        return ProtectedTokenizer(self._tokenizer)
+
+    @functools.cached_property
+    def _added_tokens(self) -> list[dict[str, Any]]:
+        return json.loads(self.to_json())["added_tokens"]
+
+
+def _checked(texts: Iterable[str]) -> list[str]:
+    found = check_texts("texts", texts)
+    for number, text in enumerate(found):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"Text {number} has half of a surrogate pair at character {error.start}, which is no text: remove "
+                "it, or replace it with text.encode('utf-8', 'replace').decode()."
+            ) from None
+    return found

@@ -9,7 +9,9 @@ from edgesafe_jax.models.files import read_json
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tokenization import ChatTokenizer
 
-_CONTROL_TYPES = (3, 4)  # GGUF token types: control, user-defined
+_CONTROL, _USER_DEFINED = 3, 4  # GGUF token types
+_ADDED_TYPES = (_CONTROL, _USER_DEFINED)
+_END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # the ends of a sequence, a turn and a message
 
 _DIGIT_PRE_TOKENIZERS = ("smollm",)
 _PLAIN_PRE_TOKENIZERS = ("gpt-2", "default")
@@ -52,14 +54,19 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> ChatTokenizer:
     else:
         tokenizer.pre_tokenizer = byte_level
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind in _CONTROL_TYPES]
-    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in control])
+    added = [(token, kind == _CONTROL) for token, kind in zip(tokens, types, strict=True) if kind in _ADDED_TYPES]
+    for special in (True, False):
+        chosen = [
+            tokenizers.AddedToken(t, special=special, normalized=False) for t, control in added if control == special
+        ]
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(chosen)
     eos = int(field("ggml.eos_token_id"))
     bos = metadata.get("tokenizer.ggml.bos_token_id")
+    ends = [int(metadata[name]) for name in (f"tokenizer.ggml.{end}" for end in _END_FIELDS) if name in metadata]
     return ChatTokenizer(
         tokenizer,
         chat_template=metadata.get("tokenizer.chat_template", ""),
-        eos_ids=[eos],
+        eos_ids=ends,
         pad_id=int(metadata.get("tokenizer.ggml.padding_token_id", eos)),
         bos_token=tokens[int(bos)] if bos is not None else "",
         eos_token=tokens[eos],

@@ -211,10 +211,12 @@ def test_prompts_beyond_the_context_are_named_before_anything_runs(tiny_model, m
         generate(tiny_model, ["a", fits], max_tokens=11)
     with pytest.raises(ContextError, match=r"Prompt 1 .* the context of tiny has 512"):
         generate(tiny_model, ["a", fits], max_tokens=10, adapter=PROMPT_ADAPTER)
-    # A context beyond the largest bucket does not help.
-    config = dataclasses.replace(tiny_model.config, max_context=10**6)
-    with pytest.raises(ContextError, match=rf"Prompt 0 .* has {BUCKETS[-1]}"):
-        generate(dataclasses.replace(tiny_model, config=config), ["." * BUCKETS[-1]], max_tokens=1)
+    # The message names the model's own context, whatever the buckets are.
+    config = dataclasses.replace(tiny_model.config, max_context=2 * BUCKETS[-1])
+    long = dataclasses.replace(tiny_model, config=config)
+    assert len(encode_prompts(long, ["." * BUCKETS[-1]], max_tokens=1)[0]) == BUCKETS[-1] + len(tail)
+    with pytest.raises(ContextError, match=rf"Prompt 0 .* has {2 * BUCKETS[-1]}"):
+        generate(long, ["." * 2 * BUCKETS[-1]], max_tokens=1)
 
 
 def test_bucket_length_is_the_smallest_that_holds_it():
@@ -222,8 +224,7 @@ def test_bucket_length_is_the_smallest_that_holds_it():
         assert bucket_length(length) == min(bucket for bucket in BUCKETS if bucket >= length)
     assert [bucket_length(length, (3, 7)) for length in (0, 3, 4, 7)] == [3, 3, 7, 7]
     assert PROMPT_BUCKETS[-1] == BUCKETS[-1]
-    with pytest.raises(ContextError, match="8193 positions"):
-        bucket_length(8193)
+    assert [bucket_length(length) for length in (8193, 16384, 16385)] == [16384, 16384, 24576]
 
 
 def test_pad_tokens():
