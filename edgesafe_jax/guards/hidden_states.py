@@ -13,7 +13,7 @@ import numpy as np
 
 from edgesafe_jax.adapters import LoRA
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of, truncate
-from edgesafe_jax.models.generation import BUCKETS, ContextError, encode_shared_once, pad_tokens
+from edgesafe_jax.models.generation import ContextError, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.tokenization import SLOT
 from edgesafe_jax.typing import Array, LowRank, Params, ProgressFn
@@ -84,30 +84,28 @@ def encode_conversations(
     Raises:
       ContextError: a pair does not fit into the model's context.
     """
-    head, middle, end = model.tokenizer.encode_template(
+    head, chats = model.tokenizer.encode_chats(
         [
             {"role": "user", "content": SLOT},
             {"role": "assistant", "content": SLOT},
             {"role": "user", "content": QUESTION},
-        ]
+        ],
+        [[p.strip(), r.strip()] for p, r in zip(prompts, responses, strict=True)],
     )
     rows, spans = [], []
-    encoded = zip(
-        model.tokenizer.encode_batch([p.strip() for p in prompts]),
-        model.tokenizer.encode_batch([r.strip() for r in responses]),
-        strict=True,
-    )
-    for prompt, response in encoded:
-        before = [*prompt[max(0, len(prompt) - max_prompt) :], *middle]
-        answer = response[:max_response]
-        rows.append([*before, *answer, *end])
-        spans.append((len(before), len(before) + len(answer)))
-        if len(head) + len(rows[-1]) > min(model.config.max_context, BUCKETS[-1]):
+    for chat in chats:
+        (prompt, prompt_end), (answer, answer_end) = chat.spans
+        kept = chat.ids[max(prompt, prompt_end - max_prompt) : prompt_end]
+        before = [*chat.ids[:prompt], *kept, *chat.ids[prompt_end:answer]]
+        read = chat.ids[answer : min(answer_end, answer + max_response)]
+        rows.append([*before, *read, *chat.ids[answer_end:]])
+        spans.append((len(before), len(before) + len(read)))
+        if len(head) + len(rows[-1]) > model.config.max_context:
             raise ContextError(
                 f"Pair {len(rows) - 1} needs {len(head) + len(rows[-1])} positions; the context of {model.name} has "
                 f"{model.config.max_context}. Lower max_prompt or max_response."
             )
-    return list(head), rows, spans
+    return head, rows, spans
 
 
 def pair_features(

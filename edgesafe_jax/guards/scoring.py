@@ -335,7 +335,7 @@ class LanguageModelGuard:
 
     def check_context(self, encoded: Sequence[list[int]]) -> None:
         """Refuses rows of tokens that do not fit into the model's context."""
-        available = min(self.model.config.max_context, BUCKETS[-1])
+        available = self.model.config.max_context
         for index, row in enumerate(encoded):
             if len(row) > available:
                 raise ContextError(

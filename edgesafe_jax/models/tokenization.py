@@ -174,6 +174,35 @@ class ChatTokenizer:
         """
         return self._protected.encode_filled(pieces, [_checked(row) for row in fills])
 
+    def encode_chats(
+        self, messages: Sequence[Mapping[str, Any]], fills: Sequence[Sequence[str]], *, open_turn: bool = True
+    ) -> tuple[list[int], list[Filled]]:
+        """Encodes chats of one form, apart from what all of them begin with.
+
+        Args:
+          messages: `role` and `content`; a content may contain `SLOT`.
+          fills: N rows of texts, one text for each slot. None of their characters become control tokens.
+          open_turn: whether the assistant's turn is opened at the end.
+
+        Returns:
+          The ids with which every chat of this form begins, and what follows them in each one.
+
+        Raises:
+          TokenizerError: the template drops or repeats a slot, or refuses the messages.
+        """
+        pieces = self.pieces(messages, add_generation_prompt=open_turn)
+        if pieces not in self._heads:
+            self._heads[pieces] = self._protected.shared_beginning(pieces[:2], _PROBES)
+        head, between = self._heads[pieces]
+        rows = []
+        for fill, filled in zip(fills, self.encode_filled(pieces, fills), strict=True):
+            if filled.ids[: len(head)] == head:
+                spans = [(start - len(head), end - len(head)) for start, end in filled.spans]
+                rows.append(Filled(filled.ids[len(head) :], spans))
+            else:  # the text's first characters would merge with the template's: the shared tokens stay as they are
+                rows.append(self.encode_filled([between, *pieces[1:]], [fill])[0])
+        return head, rows
+
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes one-turn chats up to where the assistant begins.
 
@@ -183,15 +212,7 @@ class ChatTokenizer:
         Returns:
           N rows of ids that stand behind `chat_parts.head`.
         """
-        head, between = self._shared_head
-        pieces = self.pieces(_ANSWER[:1])
-        rows = []
-        for text, filled in zip(texts, self.encode_filled(pieces, [[text] for text in texts]), strict=True):
-            if filled.ids[: len(head)] == head:
-                rows.append(filled.ids[len(head) :])
-            else:  # the text's first characters would merge with the template's: the shared tokens stay as they are
-                rows.append(self.encode_filled([between, pieces[1]], [[text]])[0].ids)
-        return rows
+        return [row.ids for row in self.encode_chats(_ANSWER[:1], [[text] for text in _checked(texts)])[1]]
 
     def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes the beginnings of an assistant's turn, as they stand behind `encode_prompts`, without their end.
@@ -202,7 +223,7 @@ class ChatTokenizer:
         Returns:
           N rows of ids.
         """
-        before = self._answer_prefix
+        texts, before = _checked(texts), self._answer_prefix
         rows = []
         for text, filled in zip(texts, self.encode_filled([before, ""], [[text] for text in texts]), strict=True):
             prefix = self._answer_prefix_ids
@@ -284,29 +305,15 @@ class ChatTokenizer:
             raise TokenizerError(f"The chat template shows {len(found) - 1} of {expected} texts; expected each once.")
         return tuple(found)
 
-    def encode_template(self, messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...]]:
-        """Encodes a rendered chat around the places where `SLOT` stands, each piece by itself.
-
-        Args:
-          messages: `role` and `content`; a content may contain `SLOT`.
-
-        Returns:
-          Token ids before, between and after the slots: one piece more than there are slots.
-
-        Raises:
-          TokenizerError: the template drops or repeats a slot.
-        """
-        return [tuple(self.encode(piece, control=True)) for piece in self.pieces(messages)]
-
     @functools.cached_property
     def chat_parts(self) -> ChatParts:
         """Head and tail of a one-turn chat with the template's default system message."""
-        [plain] = self.encode_filled(self.pieces(_ANSWER[:1]), [["a"]])
-        return ChatParts(tuple(self._shared_head[0]), tuple(plain.ids[plain.spans[0][1] :]))
+        head, [plain] = self.encode_chats(_ANSWER[:1], [["a"]])
+        return ChatParts(tuple(head), tuple(plain.ids[plain.spans[0][1] :]))
 
     @functools.cached_property
-    def _shared_head(self) -> tuple[list[int], str]:
-        return self._protected.shared_beginning(self.pieces(_ANSWER[:1]), _PROBES)
+    def _heads(self) -> dict[tuple[str, ...], tuple[list[int], str]]:
+        return {}
 
     @functools.cached_property
     def _answer_prefix(self) -> str:

@@ -72,7 +72,7 @@ class TeacherBatch:
 
 def refusal_ids(model: LanguageModel, refusal: str) -> np.ndarray:
     """Returns the refusal as tokens with the end of sequence behind them, `[R]` int32."""
-    return np.array([*model.tokenizer.encode(refusal), model.tokenizer.end_id], np.int32)
+    return np.array([*model.tokenizer.encode_answers([refusal])[0], model.tokenizer.end_id], np.int32)
 
 
 def outcome_hidden(
@@ -257,10 +257,11 @@ def make_teacher_data(
     refusal = refusal_ids(model, teacher.refusal).tolist()
     longest = max(max_tokens, len(refusal))
     prompts = encode_prompts(model, teacher.prompts, max_tokens=longest)
-    eos = model.tokenizer.end_id
+    # An answer keeps the end that the model gave it.
+    ends = teacher.responses.ends or [model.tokenizer.end_id if done else None for done in teacher.responses.finished]
     answers = [
-        [*tokens, *([eos] if ended else [])][:max_tokens]
-        for tokens, ended in zip(teacher.responses.tokens, teacher.responses.finished, strict=True)
+        [*tokens, *([] if end is None else [end])][:max_tokens]
+        for tokens, end in zip(teacher.responses.tokens, ends, strict=True)
     ]
     safe = np.asarray(teacher.safe_prob, np.float32)
     answered, refused = (np.flatnonzero((weight > 0) & (weight >= min_weight)) for weight in (safe, 1 - safe))
@@ -408,7 +409,7 @@ def _kept_or_sampled(
                 on_batch=progress,
             )
     else:
-        answers = Generation(kept["tokens"], kept["texts"], kept["finished"])
+        answers = Generation(kept["tokens"], kept["texts"], kept["finished"], ends=kept.get("ends"))
         if judged:
             safe_prob = np.array(kept["safe_prob"])
         else:
@@ -423,6 +424,7 @@ def _kept_or_sampled(
             "texts": sequence.responses.texts,
             "tokens": sequence.responses.tokens,
             "finished": sequence.responses.finished,
+            "ends": sequence.responses.ends,
             "guard": options.guard_id,
             "safe_prob": sequence.safe_prob.tolist(),
         }

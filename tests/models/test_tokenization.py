@@ -129,12 +129,17 @@ def test_templates_with_several_slots(tiny_tokenizer):
         {"role": "assistant", "content": f"in:\n{SLOT}"},
         {"role": "user", "content": "us?"},
     ]
-    pieces = tiny_tokenizer.encode_template(messages)
+    pieces = tiny_tokenizer.pieces(messages)
     assert len(pieces) == 3
     filled = [dict(m, content=m["content"].replace(SLOT, "the user")) for m in messages]
     ids = tiny_tokenizer.encode("the user")
-    whole = [*pieces[0], *ids, *pieces[1], *ids, *pieces[2]]
-    assert whole == tiny_tokenizer.encode(tiny_tokenizer.render_chat(filled), control=True)
+    whole = tiny_tokenizer.encode(tiny_tokenizer.render_chat(filled), control=True)
+    [chat] = tiny_tokenizer.encode_filled(pieces, [["the user", "the user"]])
+    assert chat.ids == whole
+    assert [whole[start:end] for start, end in chat.spans] == [ids, ids]
+    head, [row] = tiny_tokenizer.encode_chats(messages, [["the user", "the user"]])
+    assert [*head, *row.ids] == whole
+    assert [row.ids[start:end] for start, end in row.spans] == [ids, ids]
 
 
 def with_template(template):
@@ -146,11 +151,11 @@ def with_template(template):
 def test_template_errors_say_what_is_wrong():
     user = [{"role": "user", "content": SLOT}]
     with pytest.raises(TokenizerError, match="no chat template"):
-        with_template("").encode_template(user)
+        with_template("").pieces(user)
     with pytest.raises(TokenizerError, match="shows 0 of 1 texts"):
-        with_template("nothing").encode_template(user)
+        with_template("nothing").pieces(user)
     with pytest.raises(TokenizerError, match="shows 2 of 1 texts"):
-        with_template("{{ messages[0]['content'] }}{{ messages[0]['content'] }}").encode_template(user)
+        with_template("{{ messages[0]['content'] }}{{ messages[0]['content'] }}").pieces(user)
     with pytest.raises(TokenizerError, match="refuses these messages: no system role"):
         with_template("{{ raise_exception('no system role') }}").render_chat(user)
     for broken in ("{% for %}", "{{ messages[0].a.b }}"):
