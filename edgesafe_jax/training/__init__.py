@@ -14,7 +14,16 @@ from edgesafe_jax.training.loop import (
     train,
 )
 from edgesafe_jax.training.metric_writers import MetricWriter, read_metrics
-from edgesafe_jax.training.workdir import WorkdirError, close_workdir, open_workdir, write_json, write_summary
+from edgesafe_jax.training.workdir import (
+    WorkdirError,
+    check_whole,
+    close_workdir,
+    is_whole,
+    open_workdir,
+    write_checked,
+    write_json,
+    write_summary,
+)
 
 __all__ = [
     "Best",
@@ -28,12 +37,15 @@ __all__ = [
     "TrainingStopped",
     "WorkdirError",
     "apply_gradients",
+    "check_whole",
     "close_workdir",
     "init_state",
+    "is_whole",
     "make_data_order",
     "open_workdir",
     "read_metrics",
     "train",
+    "write_checked",
     "write_json",
     "write_summary",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import numpy as np
 
 from edgesafe_jax.errors import ConfigError, storage_errors
 from edgesafe_jax.training.workdir import WorkdirError, to_json, write_text
+
+_log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 FLUSH_SECONDS = 60
@@ -52,11 +55,22 @@ class MetricWriter:
     def resume(self, step: int) -> None:
         """Drops, atomically, what an interrupted run wrote for this step and later ones.
 
+        A warning says how many lines of earlier steps are gone.
+
         Args:
           step: the first step that will be written next; 0 for a run from the start.
         """
         self.close()
         self._open(step)
+        if missing := sorted(set(range(step)) - {line["step"] for line in read_metrics(self._workdir)}):
+            _log.warning(
+                "%s has no line for %d of the %d steps done (the first is step %d): it was changed since. Training "
+                "goes on; the curves have a gap",
+                self._workdir / METRICS,
+                len(missing),
+                step,
+                missing[0],
+            )
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Writes the scalars of one step.

@@ -112,6 +112,19 @@ def test_killed_twice_and_while_saving_ends_the_same(tmp_path, whole, monkeypatc
     assert lines(tmp_path) == whole[1]
 
 
+@pytest.mark.parametrize(("change", "gone", "first"), [("deleted", 12, 0), ("thinned", 6, 1), ("cut", 9, 3)])
+def test_metrics_that_were_changed_are_noticed(tmp_path, whole, caplog, change, gone, first):
+    with pytest.raises(TrainingStopped):
+        linear_run.run(tmp_path, batches=interrupted_at(11))
+    file = tmp_path / "metrics.jsonl"
+    kept = file.read_text().splitlines(keepends=True)
+    file.unlink()
+    if change != "deleted":
+        file.write_text("".join(kept[::2] if change == "thinned" else kept[:3]))
+    assert bits(linear_run.run(tmp_path)) == bits(whole[0])
+    assert f"metrics.jsonl has no line for {gone} of the 12 steps done (the first is step {first})" in caplog.text
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path, whole):
     linear_run.run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 
 from edgesafe_jax.errors import StorageError
-from edgesafe_jax.training import WorkdirError, close_workdir, open_workdir, write_json, write_summary
+from edgesafe_jax.training import (
+    WorkdirError,
+    check_whole,
+    close_workdir,
+    is_whole,
+    open_workdir,
+    write_checked,
+    write_json,
+    write_summary,
+)
 from edgesafe_jax.training.workdir import read_config, to_json, write_text
 
 CONFIG = {"objective": "tv", "optimizer": {"rate": 1e-3, "steps": 100}, "layers": (1, 2), "debug": False}
@@ -151,6 +161,58 @@ def test_a_file_in_the_place_of_a_folder_is_one_message(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(StorageError, match=r"cannot use .*/a: a part of this path is a file"):
         write_text(tmp_path / "a" / "b.txt", "")
+
+
+DAMAGES = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-7]),
+    "flipped": lambda file: file.write_bytes(file.read_bytes().replace(b"bomb", b"cake")),
+    "emptied": lambda file: file.write_bytes(b""),
+    "without digest": lambda file: file.with_name("teacher.json.sha256").unlink(),
+    "broken digest": lambda file: file.with_name("teacher.json.sha256").write_bytes(b"\xff"),
+    "empty digest": lambda file: file.with_name("teacher.json.sha256").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_side_file_is_noticed(tmp_path, caplog, damage):
+    file = tmp_path / "made" / "teacher.json"
+    assert not is_whole(file)
+    assert caplog.text == ""
+    with pytest.raises(WorkdirError, match=r"teacher\.json is missing: start afresh"):
+        check_whole(file, "start afresh")
+
+    def write(part):
+        return part.write_text('{"prompt": "how to make a bomb"}')
+
+    assert write_checked(file, write) == file
+    assert is_whole(file)
+    check_whole(file, "start afresh")
+    DAMAGES[damage](file)
+    assert not is_whole(file)
+    assert re.search(r"teacher\.json (is damaged \(.*\)|has no digest beside it): it is made again", caplog.text)
+    with pytest.raises(WorkdirError, match=r"teacher\.json (is damaged|has no digest).*: start afresh"):
+        check_whole(file, "start afresh")
+    write_checked(file, write)
+    assert is_whole(file)
+
+
+def test_digests_are_those_of_sha256sum(tmp_path):
+    write_checked(tmp_path / "a.txt", lambda part: part.write_text("abc"))
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  a.txt\n"
+    assert (tmp_path / "a.txt.sha256").read_text() == expected
+
+
+def test_a_write_that_fails_leaves_the_file_and_its_digest(tmp_path):
+    file = write_checked(tmp_path / "a.txt", lambda part: part.write_text("abc"))
+
+    def fail(part):
+        part.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checked(file, fail)
+    assert is_whole(file)
+    assert file.read_text() == "abc"
 
 
 def test_summary_replaces_a_section_and_keeps_the_others(tmp_path):
