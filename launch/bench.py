@@ -6,26 +6,24 @@ Each suite separates compilation from running, waits for the device, and prints 
 in the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
 """
 
-import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
-from launch import bench_align, bench_guards, bench_offline_rl, bench_planner, errors
+from launch import bench_align, bench_batches, bench_guards, bench_offline_rl, bench_planner, errors
+from launch.benchmarking import machine
 
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "align": bench_align.run,
     "guards": bench_guards.run,
     "offline_rl": bench_offline_rl.run,
     "planner": bench_planner.run,
-    "planner_learned": bench_planner.run_learned,
-    "planner_brax": bench_planner.run_brax,
+    "planner_learned": bench_batches.run_learned,
+    "planner_brax": bench_batches.run_brax,
 }
 """What `--suite` may name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
 
@@ -34,19 +32,6 @@ def define_flags() -> None:
     """Defines the command line; not on import, so that several launchers can be imported together."""
     flags.DEFINE_string("suite", "align", "Which benchmarks to run.")
     flags.DEFINE_string("workdir", None, "Where bench_SUITE.json and summary.json go; default nowhere.")
-
-
-def machine() -> dict[str, Any]:
-    """Describes the machine of a measurement."""
-    load = os.getloadavg() if hasattr(os, "getloadavg") else (float("nan"),) * 3
-    return {
-        "device": str(jax.devices()[0]),
-        "num_devices": jax.device_count(),
-        "cpu_count": os.cpu_count(),
-        "platform": platform.machine(),
-        "jax": jax.__version__,
-        "load_before": load[0],
-    }
 
 
 def main(argv: list[str]) -> None:

@@ -12,7 +12,6 @@ factors of both are rounded to TF32, as XLA does unless it is told otherwise.
 """
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +27,10 @@ from edgesafe_jax.models.decoder_config import flops_per_token
 from edgesafe_jax.models.generation import encode_shared
 from edgesafe_jax.models.loading import LanguageModel, load_model, with_precision
 from edgesafe_jax.training import apply_gradients, init_state
+from launch.benchmarking import in_turn, key_of, median_ratio
 
 HEAD, PROMPT, ANSWER, VIRTUAL = 24, 40, 40, 20
 BATCH, LARGE_BATCH = 8, 128
-NUM_RUNS = 7
 PEER, FAST_PEER = "transformers + torch", "transformers + torch, bfloat16 autocast"
 
 
@@ -48,7 +47,7 @@ def _project(decoder: Decoder, params: Any, hidden: jax.Array) -> jax.Array:
     return decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[return-value]
 
 
-def _ours(model: LanguageModel, start: SoftPrompt, batch: int, *, share: bool) -> Callable[[], tuple[float, Any]]:
+def _ours(model: LanguageModel, start: SoftPrompt, batch: int, *, share: bool) -> Callable[[], float]:
     head, tokens, teacher = _inputs(model, batch)
     decoder = model.decoder
     optimizer = optax.adam(1e-3)
@@ -79,9 +78,9 @@ def _ours(model: LanguageModel, start: SoftPrompt, batch: int, *, share: bool) -
     state = init_state(start, optimizer, key=jax.random.key(0))
     arguments = [jnp.asarray(x) for x in (head, tokens, teacher)]
 
-    def run() -> tuple[float, Any]:
+    def run() -> float:
         _, value = jax.block_until_ready(step(model.params, state, *arguments))
-        return float(value), None
+        return float(value)
 
     return run
 
@@ -139,7 +138,7 @@ def torch_model(model: LanguageModel) -> Any | None:
     return peer
 
 
-def _torch_peers(model: LanguageModel, start: SoftPrompt, batch: int) -> dict[str, Callable[[], tuple[float, Any]]]:
+def _torch_peers(model: LanguageModel, start: SoftPrompt, batch: int) -> dict[str, Callable[[], float]]:
     """The same step in transformers and torch by name; nothing where they are not installed."""
     peer = torch_model(model)
     if peer is None:
@@ -161,7 +160,7 @@ def _torch_peers(model: LanguageModel, start: SoftPrompt, batch: int) -> dict[st
     optimizer = torch.optim.Adam([vectors], lr=1e-3)
     states, first = tensor(teacher), vectors.detach().clone()
 
-    def run(low: bool) -> tuple[float, Any]:
+    def run(low: bool) -> float:
         with torch.no_grad():
             vectors.copy_(first)
         optimizer.zero_grad()
@@ -175,7 +174,7 @@ def _torch_peers(model: LanguageModel, start: SoftPrompt, batch: int) -> dict[st
             value = (target.exp() * (target - student)).sum(-1).mean()
         value.backward()
         optimizer.step()
-        return float(value.detach()), None
+        return float(value.detach())
 
     peers = {PEER: functools.partial(run, False)}
     return {**peers, FAST_PEER: functools.partial(run, True)} if on_gpu else peers
@@ -192,46 +191,32 @@ def _measure(model: LanguageModel, batch: int) -> tuple[list[dict[str, Any]], di
         "edgesafe_jax, nothing shared": _ours(model, start, batch, share=False),
         **_torch_peers(model, start, batch),
     }
-    first: dict[str, float] = {}
-    values: dict[str, float] = {}
-    for name, step in steps.items():
-        begun = time.perf_counter()
-        values[name] = step()[0]
-        first[name] = time.perf_counter() - begun
-    reference = next(iter(values.values()))
+    times = in_turn(steps)
+    reference = times["edgesafe_jax"].result
     exact = 1e-3 if jax.default_backend() == "cpu" else 1e-2
-    for name, value in values.items():
+    for name, value in ((name, measured.result) for name, measured in times.items()):
         if abs(value - reference) > (2e-2 if "bfloat16" in name else exact) * abs(reference):
             raise RuntimeError(f"{name} computes the loss {value}, edgesafe_jax {reference}: not the same work.")
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(NUM_RUNS):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - begun)
     positions = batch * (VIRTUAL + HEAD + PROMPT + ANSWER)
     body = flops_per_token(model.config, context=62, with_head=False) * positions * 2
     head = 2.0 * model.config.vocab_size * model.config.embed_dim * batch * ANSWER * 3
-    ours, fast = (np.array(times[name]) for name in ("edgesafe_jax", "edgesafe_jax, bfloat16 factors"))
+    ours, fast = (times[name].wall for name in ("edgesafe_jax", "edgesafe_jax, bfloat16 factors"))
     rows = []
     prefix = "" if batch == BATCH else f"batch_{batch}/"
     flat: dict[str, float] = {f"{prefix}tflop_nothing_shared": (body + head) / 1e12}
     for name, measured in times.items():
-        ratio = float(np.median(ours / np.array(measured)))
+        ratio = median_ratio(ours, measured.wall)
         rows.append(
             {
                 "step": name,
                 "batch": batch,
-                "first call (s)": first[name],
-                "median (s)": float(np.median(measured)),
-                "min (s)": min(measured),
-                "max (s)": max(measured),
+                **measured.columns(),
                 "edgesafe_jax / this": ratio,
-                "bfloat16 factors / this": float(np.median(fast / np.array(measured))),
+                "bfloat16 factors / this": median_ratio(fast, measured.wall),
             }
         )
-        key = prefix + name.replace(" ", "_").replace(",", "")
-        flat |= {f"{key}/median_seconds": float(np.median(measured)), f"{key}/ratio": ratio}
+        key = prefix + key_of(name)
+        flat |= {f"{key}/median_seconds": measured.median, f"{key}/ratio": ratio}
     return rows, flat
 
 

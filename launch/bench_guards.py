@@ -11,7 +11,6 @@ over threads, stands beside it. The third row has factors of bfloat16, sums of f
 """
 
 import os
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from edgesafe_jax.guards.registry import Field, GuardFormat
 from edgesafe_jax.guards.scoring import LanguageModelGuard, LowMassWarning, label_ids
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from launch.bench_align import torch_model
+from launch.benchmarking import in_turn, key_of
 
 BATCH, PAIRS, NUM_RUNS = 16, 32, 12
 OURS = "edgesafe_jax"
@@ -89,46 +89,31 @@ def run() -> dict[str, Any]:
         f"{OURS}, bfloat16 factors": ours(load_model(matmul_dtype=jnp.dtype(jnp.bfloat16))),
     }
     scorers = {name: score for name, score in candidates.items() if score is not None}
-    first, odds = {}, {}
     # The bare model is no guard and its labels hold little mass: here only the time matters.
     warnings.simplefilter("ignore", LowMassWarning)
-    for name, score in scorers.items():
-        begun = time.perf_counter()
-        odds[name] = score()
-        first[name] = time.perf_counter() - begun
-    if (peer := odds.get("transformers + torch")) is not None and np.max(np.abs(peer - odds[OURS])) > 1e-2:
-        raise RuntimeError(f"The two score otherwise by up to {np.max(np.abs(peer - odds[OURS]))}.")
-    wall: dict[str, list[float]] = {name: [] for name in scorers}
-    spent: dict[str, list[float]] = {name: [] for name in scorers}
-    for number in range(NUM_RUNS):
-        for name in list(scorers)[:: 1 if number % 2 else -1]:
-            begun, used = time.perf_counter(), time.process_time()
-            scorers[name]()
-            wall[name].append(time.perf_counter() - begun)
-            spent[name].append(time.process_time() - used)
+    times = in_turn(scorers, num_runs=NUM_RUNS, alternate=True)
+    if (peer := times.get("transformers + torch")) is not None:
+        apart = np.max(np.abs(peer.result - times[OURS].result))
+        if apart > 1e-2:
+            raise RuntimeError(f"The log-odds of the two differ by up to {apart}.")
     rows, flat = [], {}
-    for name in scorers:
-        ratio = _median_ratio(wall[name], wall[OURS])
+    for name, measured in times.items():
+        ratio = _median_ratio(measured.wall, times[OURS].wall)
+        processor = _median_ratio(measured.processor, times[OURS].processor).estimate
         rows.append(
             {
                 "guard": name,
-                "first call (s)": first[name],
-                "median (s)": float(np.median(wall[name])),
-                "min (s)": min(wall[name]),
-                "max (s)": max(wall[name]),
-                "pairs per second": PAIRS / float(np.median(wall[name])),
+                **measured.columns(),
+                "pairs per second": PAIRS / measured.median,
                 f"time / {OURS}": ratio.estimate,
                 "low": ratio.low,
                 "high": ratio.high,
-                f"processor time / {OURS}": _median_ratio(spent[name], spent[OURS]).estimate,
+                f"processor time / {OURS}": processor,
             }
         )
-        key = name.replace(" ", "_").replace(",", "")
-        flat |= {
-            f"{key}/pairs_per_second": PAIRS / float(np.median(wall[name])),
-            **ratio.named(f"{key}/ratio"),
-            f"{key}/processor_ratio": _median_ratio(spent[name], spent[OURS]).estimate,
-        }
+        key = key_of(name)
+        flat |= {f"{key}/pairs_per_second": PAIRS / measured.median, **ratio.named(f"{key}/ratio")}
+        flat[f"{key}/processor_ratio"] = processor
     return {"rows": rows, "values": flat}
 
 

@@ -10,7 +10,7 @@ On an accelerator the figure that counts is updates per second, which rise with 
 until the device is full: 64 seeds are measured there besides.
 """
 
-import time
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +27,7 @@ from edgesafe_jax.offline_rl import (
     make_td3_bc,
     make_trainer,
 )
+from launch.benchmarking import in_turn, key_of
 
 NUM_ROWS, STATE, ACTION, EPISODE, BATCH, HIDDEN = 20_000, 17, 6, 200, 256, (256, 256)
 NUM_UPDATES, NUM_RUNS = 96, 5
@@ -129,43 +130,37 @@ def run() -> dict[str, Any]:
         "d3rlpy": (_d3rlpy_peer(dataset), NUM_UPDATES, 1),
         "JAX-CORL": (_jax_corl_peer(dataset), NUM_UPDATES, 1),
     }
-    first: dict[str, float] = {}
-    rates: dict[str, list[tuple[float, float]]] = {}
     present = {name: (step, count, seeds) for name, (step, count, seeds) in candidates.items() if step is not None}
-    for name, (step, count, _) in present.items():
-        begun = time.perf_counter()
-        step(count)
-        first[name] = time.perf_counter() - begun
-    for _ in range(NUM_RUNS):
-        for name, (step, count, seeds) in present.items():
-            begun, cpu = time.perf_counter(), time.process_time()
-            step(count)
-            wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
-            rates.setdefault(name, []).append((count * seeds / cpu, count * seeds / wall))
-    ours = np.array(rates["edgesafe_jax"])
+    runs = {name: functools.partial(step, count) for name, (step, count, _) in present.items()}
+    times = in_turn(runs, num_runs=NUM_RUNS)
+
+    def rates(name: str) -> np.ndarray:
+        """Updates of one seed per second of processor and of wall time `[2, N]`."""
+        _, count, seeds = present[name]
+        return count * seeds / np.array([times[name].processor, times[name].wall])
+
+    ours_per_cpu, ours_per_wall = rates("edgesafe_jax")
     rows, values = [], {}
-    for name, measured in rates.items():
-        per_cpu, per_wall = np.array(measured).T
-        ratio, best = float(np.median(ours[:, 0] / per_cpu)), float(ours[:, 0].max() / per_cpu.max())
-        many_to_one = float(np.median(per_wall / ours[:, 1]))
+    for name, measured in times.items():
+        per_cpu, per_wall = rates(name)
+        ratio, best = float(np.median(ours_per_cpu / per_cpu)), float(ours_per_cpu.max() / per_cpu.max())
         rows.append(
             {
                 "update": name,
-                "first call (s)": first[name],
+                "first call (s)": measured.first,
                 "per CPU-second": float(np.median(per_cpu)),
                 "min": float(per_cpu.min()),
                 "max": float(per_cpu.max()),
                 "per second": float(np.median(per_wall)),
-                "per second / edgesafe_jax": many_to_one,
+                "per second / edgesafe_jax": float(np.median(per_wall / ours_per_wall)),
                 "edgesafe_jax / this": ratio,
                 "best / best": best,
             }
         )
-        key = name.replace(" ", "_").replace(",", "")
         values |= {
-            f"{key}/updates_per_cpu_second": float(np.median(per_cpu)),
-            f"{key}/updates_per_second": float(np.median(per_wall)),
-            f"{key}/ratio": ratio,
-            f"{key}/best_ratio": best,
+            f"{key_of(name)}/updates_per_cpu_second": float(np.median(per_cpu)),
+            f"{key_of(name)}/updates_per_second": float(np.median(per_wall)),
+            f"{key_of(name)}/ratio": ratio,
+            f"{key_of(name)}/best_ratio": best,
         }
     return {"rows": rows, "values": values}

@@ -3,18 +3,16 @@
 `run` works on a plain mapping and a work directory; `launch.plan` calls it, and `launch.quickstart` calls `compare`.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgesafe_jax import planning
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import POSITIVE_COUNT, Range, check_ranges
-from edgesafe_jax.planning import IcemSettings, JaxTask, MujocoTask, runs
-from edgesafe_jax.reporting import Section, build_report, curves, make_table, pose_animation, pose_strip, write_fragment
+from edgesafe_jax.planning import IcemSettings, MujocoTask, runs
+from edgesafe_jax.reporting import build_report, make_table, write_fragment
+from edgesafe_jax.reporting.episodes import episode_animation, episode_section
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
 from launch import errors
@@ -116,46 +114,6 @@ def run(config: Config, workdir: str | Path) -> Path:
 def _given(value: Any) -> Any:
     """None for -1, which stands for the task's own value."""
     return None if value == -1 else value
-
-
-def episode_section(
-    heading: str, episodes: Mapping[str, Mapping[str, np.ndarray]], task: JaxTask | MujocoTask
-) -> Section:
-    """Curves of the reward so far and, for MuJoCo, poses along each of the named episodes."""
-    section = Section(heading, order=1)
-    section.figure(
-        curves(
-            {name: list(enumerate(np.cumsum(episode["reward"]), start=1)) for name, episode in episodes.items()},
-            xlabel="step",
-            ylabel="reward so far",
-            markers=False,
-        ),
-        alt="Sum of the rewards against the step of the episode",
-        caption="Reward so far, in the true environment",
-    )
-    if isinstance(task, MujocoTask):
-        for name, episode in episodes.items():
-            chosen = np.linspace(0, len(episode["physics"]) - 1, 8).astype(int)
-            poses = [planning.figure_segments(task.world.model, episode["physics"][index]) for index in chosen]
-            seconds = [f"{(index + 1) * task.control_step:.1f} s" for index in chosen]
-            section.figure(
-                pose_strip(poses, captions=seconds, title=name),
-                alt=f"Eight poses along the episode of {name}, seen from the side",
-                caption="Segments of the bodies, seen from the side; each pose is centred",
-            )
-    return section
-
-
-def episode_animation(episode: Mapping[str, np.ndarray], task: MujocoTask) -> bytes:
-    """An episode at its own speed as a GIF of at most 75 poses, whatever its length."""
-    num_steps, step = len(episode["physics"]), task.control_step
-    stride = max(math.ceil(num_steps / 75), math.ceil(0.04 / step))
-    chosen = range(0, num_steps, stride)
-    return pose_animation(
-        [planning.figure_segments(task.world.model, episode["physics"][index]) for index in chosen],
-        frame_seconds=stride * step,
-        captions=[f"{(index + 1) * step:.1f} s" for index in chosen],
-    )
 
 
 COMPARED, COMPARED_STEPS, COMPARED_BUDGET = ("icem", "cem"), 60, 100

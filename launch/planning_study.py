@@ -17,14 +17,13 @@ from edgesafe_jax.errors import POSITIVE_COUNT, Range, check_ranges
 from edgesafe_jax.planning.study import (
     Cell,
     in_order,
-    interval_of,
     make_cells,
-    returns_by_seed,
     run_cells,
     samples_to_reach,
     study_results,
 )
-from edgesafe_jax.reporting import Section, build_report, curves, make_table, write_fragment
+from edgesafe_jax.reporting import build_report, make_table, write_fragment
+from edgesafe_jax.reporting.episodes import study_section
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
 from launch import errors, startup
@@ -109,28 +108,13 @@ def _report(config: Config, workdir: Path, wanted: Sequence[Cell]) -> Path:
             row = json.loads(file.read_text(encoding="utf-8"))
             cells.setdefault((cell.environment, cell.planner, cell.budget), []).append(row)
     rows, values = study_results(cells)
-    write_summary(workdir, "planning_study", values)
-    section = Section("Planning: planners over budgets", order=2)
-    num_done = sum(map(len, cells.values()))
-    if num_done < len(wanted):
-        section.notes([f"{num_done} of {len(wanted)} episodes are done; the same command continues."])
-        print(f"{num_done} of {len(wanted)} episodes are done; the same command continues.")
-    if rows:
-        section.table(rows, caption="Return in the true environment: mean and 95 % bootstrap interval over seeds")
-        print(make_table(rows).to_text())
     factors = samples_to_reach(cells)
-    if factors:
-        section.table(factors, caption="Trajectories that iCEM needs for the return of the best rival")
-        print(make_table(factors).to_text())
-    for environment in config["environments"]:
-        series: dict[str, list[tuple[float, Any]]] = {}
-        for (where, name, budget), seeds in cells.items():
-            if where == environment and (returns := returns_by_seed(seeds)):
-                series.setdefault(name, []).append((budget, interval_of(list(returns.values()))))
-        if series:
-            section.figure(
-                curves(series, xlabel="trajectories a step", ylabel="return", title=environment, log_x=True),
-                alt=f"Return against the budget of trajectories on {environment}",
-            )
+    write_summary(workdir, "planning_study", values)
+    num_done = sum(map(len, cells.values()))
+    section = study_section(cells, rows, factors, num_done=num_done, num_wanted=len(wanted))
+    if num_done < len(wanted):
+        print(f"{num_done} of {len(wanted)} episodes are done; the same command continues.")
+    for table in filter(None, (rows, factors)):
+        print(make_table(table).to_text())
     write_fragment(workdir, "planning_study", section)
     return build_report(workdir, title="edgesafe_jax: planning")

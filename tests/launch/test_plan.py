@@ -10,6 +10,7 @@ from PIL import Image
 
 from edgesafe_jax import planning as library
 from edgesafe_jax.planning import mpc, study
+from edgesafe_jax.reporting import episodes
 from launch import plan, planning
 from tests.launch import cli
 
@@ -249,13 +250,13 @@ def test_an_episode_in_mujoco_is_drawn_and_moves(monkeypatch, tmp_path):
 
 def test_a_long_episode_is_a_short_animation_at_its_own_speed(monkeypatch):
     asked = {}
-    monkeypatch.setattr(planning, "pose_animation", lambda poses, **options: asked.update(poses=poses, **options))
-    monkeypatch.setattr(library, "figure_segments", lambda model, physics: physics)
+    monkeypatch.setattr(episodes, "pose_animation", lambda poses, **options: asked.update(poses=poses, **options))
+    monkeypatch.setattr(episodes, "figure_segments", lambda model, physics: physics)
     task = SimpleNamespace(control_step=0.015, world=SimpleNamespace(model=None))
-    planning.episode_animation({"physics": np.arange(1000)}, task)
+    episodes.episode_animation({"physics": np.arange(1000)}, task)
     assert list(asked["poses"]) == list(range(0, 1000, 14))
     assert asked["frame_seconds"] == pytest.approx(14 * 0.015)
-    planning.episode_animation({"physics": np.arange(20)}, task)
+    episodes.episode_animation({"physics": np.arange(20)}, task)
     assert asked["frame_seconds"] == pytest.approx(0.045)
 
 
