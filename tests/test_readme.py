@@ -75,7 +75,10 @@ def test_the_names_and_arguments_of_a_snippet_exist(snippet):
             value_of(node)
         function = value_of(node.func) if isinstance(node, ast.Call) else None
         if function is not None and (getattr(function, "__module__", None) or "").startswith("edgesafe_jax"):
-            inspect.signature(function).bind(*node.args, **{keyword.arg: None for keyword in node.keywords})
+            given = {keyword.arg: None for keyword in node.keywords}
+            bind = inspect.signature(function).bind_partial if None in given else inspect.signature(function).bind
+            given.pop(None, None)  # keywords that come from a mapping
+            bind(*node.args, **given)
             checked += 1
     assert checked
 
