@@ -23,7 +23,7 @@ class EquivalenceReport:
       rejected: the fraction of rejected among the tested samples, with an interval over episodes; None if none was
         tested.
       verified: the fraction of verified among them.
-      dimensions: one row a dimension: tolerance, median error among the tested, fractions of tested samples in which
+      dimensions: one row per dimension: tolerance, median error among the tested, fractions of tested samples in which
         the model is trusted and the dimension alone would verify or reject.
     """
 

@@ -247,7 +247,7 @@ def equivalence_test(
       calibration: from `calibrate`, with the tolerance.
       support: from `fit_support`.
       group: the group.
-      elements: one element a transition or segment, leaves `[N, ...]`.
+      elements: one element per transition or segment, leaves `[N, ...]`.
       data: N transitions, or N segments of as many steps as the calibration's.
 
     Returns:
@@ -294,7 +294,7 @@ def check_tolerance(tolerance: Sequence[float] | np.ndarray, size: int) -> np.nd
     """
     limits = np.asarray(tolerance, np.float32)
     if limits.shape != (size,):
-        raise DynamicsError(f"tolerance has shape {limits.shape}: expected [{size}], one a dimension of the state")
+        raise DynamicsError(f"tolerance has shape {limits.shape}: expected [{size}], one per dimension of the state")
     bad = np.flatnonzero(~(limits > 0))
     if len(bad):
         raise DynamicsError(

@@ -134,7 +134,7 @@ class Translation:
         if len(lengths) != 1 or not self.state_axes:
             raise DynamicsError(
                 f"state_axes {self.state_axes}, goal_axes {self.goal_axes}, low {self.low}, high {self.high}: expected "
-                "one entry an axis in each, and at least one axis"
+                "one entry per axis in each, and at least one axis"
             )
         for axis, indices in enumerate(self.state_axes):
             self.sizes.check(f"state_axes[{axis}]", "state", indices)

@@ -55,7 +55,7 @@ class Study:
     """The result of a test of one transformation beside the truth of the simulator.
 
     Attributes:
-      curve: one row a tolerance: fractions of the samples that are verified and wrong, power (of the right samples,
+      curve: one row per tolerance: fractions of the samples that are verified and wrong, power (of the right samples,
         how many are verified), false acceptance (of the wrong ones), and what a model without an error could verify or
         reject of the tested samples; None where no sample is of the kind.
       result: the test at scale 1, the tolerance as it is given.

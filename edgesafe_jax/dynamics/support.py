@@ -164,7 +164,7 @@ class BoxDomain:
 
     Attributes:
       dims: dimensions of the state.
-      low: lower ends, one a dimension.
+      low: lower ends, one per dimension.
       high: upper ends.
     """
 

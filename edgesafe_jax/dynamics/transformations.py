@@ -294,7 +294,7 @@ def make_bank(
       data: N transitions, those that training uses.
       domain: where the user declares the dynamics to be the same; both ends of the transformed transition have to lie
         in it.
-      num_elements: M, elements a transition.
+      num_elements: M, elements per transition.
 
     Returns:
       The bank.

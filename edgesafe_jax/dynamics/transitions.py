@@ -130,7 +130,9 @@ def make_transitions(*, states: Array, actions: Array, next_states: Array, episo
         if kept[name].shape != shape:
             raise DynamicsError(f"{name} has shape {kept[name].shape}: expected {shape}, as states are {(num, size)}")
     if ids.shape != (num,) or not num:
-        raise DynamicsError(f"episodes has shape {ids.shape}: expected [{num}], one episode a transition, at least one")
+        raise DynamicsError(
+            f"episodes has shape {ids.shape}: expected [{num}], one episode per transition, at least one"
+        )
     return Transitions(**kept, episodes=ids.astype(np.int32))  # type: ignore[arg-type]
 
 

@@ -237,7 +237,7 @@ def read_sets(path: str | Path) -> list[ParaphraseSet]:
         raise ParaphraseError(f"{path} cannot be read ({error}).") from error
     sets = [_parse_set(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not sets:
-        raise ParaphraseError(f"{path} holds no sets: expected one JSON object a line.")
+        raise ParaphraseError(f"{path} holds no sets: expected one JSON object per line.")
     return sets
 
 

@@ -20,7 +20,7 @@ def uniform_bank(
       group: the group.
       data: N transitions.
       domain: where transformed states have to lie.
-      num_elements: M, elements a transition.
+      num_elements: M, elements per transition.
 
     Returns:
       The bank; its verdicts are all `EXTRAPOLATED`, since nothing is tested.

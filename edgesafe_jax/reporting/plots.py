@@ -69,7 +69,7 @@ def loss_curve(
     if len(values) != len(steps) or not np.isfinite(values).any():
         raise ValueError(
             f"{len(steps)} steps, {len(values)} losses, {np.isfinite(values).sum()} of them finite: "
-            "expected one loss a step and at least one that is finite"
+            "expected one loss per step and at least one that is finite"
         )
     figure, axes = _axes(6.4, 3.6, title, "step", label)
     smooth = _smooth(values, window or max(1, len(values) // 20))
@@ -218,7 +218,7 @@ def reliability_diagram(
     if not (confidence.shape == accuracy.shape == count.shape and confidence.ndim == 1) or not (count > 0).any():
         raise ValueError(
             f"confidence {confidence.shape}, accuracy {accuracy.shape}, count {count.shape}: expected one "
-            "of each a bin and at least one case"
+            "of each per bin and at least one case"
         )
     full = count > 0
     figure = _figure(4.6, 5.2)

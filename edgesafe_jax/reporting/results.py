@@ -5,7 +5,7 @@ A file has these fields, all of them required except `isa`, `notes` and `headlin
 ==============  ======================================================================================
 ``title``       what was measured, one line
 ``room``        a key of `ROOMS`; the page is ordered by it
-``command``     the command or commands that measure it, one a line
+``command``     the command or commands that measure it, one per line
 ``commit``      the git commit that was measured, or null where it is not known
 ``date``        the day, YYYY-MM-DD
 ``device``      where it ran, such as "CPU, 2 cores" or "1 x NVIDIA H100"

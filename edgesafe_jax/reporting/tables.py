@@ -119,7 +119,7 @@ def make_table(
             row = [row.get(name) for name in columns]
         elif isinstance(row, str) or len(row) != len(columns):
             raise ValueError(
-                f"row {number} is {row!r}: expected {len(columns)} values, one a column of {list(columns)}"
+                f"row {number} is {row!r}: expected {len(columns)} values, one per column of {list(columns)}"
             )
         cells.append(tuple(to_cell(value) for value in row))
     by_column = tuple(digits if isinstance(digits, int) else digits.get(name, 2) for name in columns)

@@ -490,7 +490,7 @@ def answer_rows(
       on_batch: called with (answers done, answers in total).
 
     Returns:
-      One mapping a prompt: prompt, label, response, refused_by_pattern, refused_by_meaning, unsafe (P by the teacher
+      One mapping per prompt: prompt, label, response, refused_by_pattern, refused_by_meaning, unsafe (P by the teacher
       guard), judge_unsafe (P by the judge), and further judges by name.
     """
     texts = [p.text for p in prompts]

@@ -76,7 +76,7 @@ class Aligned:
 
     Attributes:
       adapter: the trained adapter.
-      metrics: one mapping a step: `step`, `loss`, `answer_loss`, `refusal_loss`, `grad_norm`, and every `save_every`
+      metrics: one mapping per step: `step`, `loss`, `answer_loss`, `refusal_loss`, `grad_norm`, and every `save_every`
         steps `eval/refused/GROUP`, the refusal rate on held-out prompts of each group, where there are any.
     """
 

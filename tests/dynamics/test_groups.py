@@ -176,7 +176,7 @@ def test_what_breaks_the_symmetry_shows_by_its_size():
             r"state_axes\[1\] names dimension 8 of the state, which has 8",
         ),
         (lambda: dataclasses.replace(SHIFT, goal_axes=((4,), ())), r"goal_axes\[0\] names dimension 4 of the goal"),
-        (lambda: dataclasses.replace(SHIFT, low=(-1.0,)), "one entry an axis"),
+        (lambda: dataclasses.replace(SHIFT, low=(-1.0,)), "one entry per axis"),
         (
             lambda: dataclasses.replace(SHIFT, high=(-1.0, 2.0)),
             r"low\[0\]=-1.0, high\[0\]=-1.0: expected low below high",

@@ -37,7 +37,7 @@ def test_loss_curve_draws_both_lines_and_survives_gaps():
         assert share(png, "#ffffff") > 0.5
     assert loss_curve([3], [1.0]).startswith(b"\x89PNG")
     for bad in ([], [np.nan] * 40, [1.0]):
-        with pytest.raises(ValueError, match="expected one loss a step"):
+        with pytest.raises(ValueError, match="expected one loss per step"):
             loss_curve(steps, bad)
 
 
