@@ -110,7 +110,7 @@ def episode_interval(hits: np.ndarray, episodes: np.ndarray, *, confidence: floa
     """
     found = bootstrap_interval(np.asarray(hits, np.float64), clusters=episodes, confidence=confidence, num_samples=500)
     reach = wilson_interval(0, len(np.unique(episodes)), confidence=confidence).high
-    return dataclasses.replace(found, low=min(found.low, 1 - reach), high=max(found.high, reach))
+    return dataclasses.replace(found, low=float(np.fmin(found.low, 1 - reach)), high=float(np.fmax(found.high, reach)))
 
 
 def verdict_map(

@@ -171,7 +171,8 @@ def bootstrap_sets(
       seed: of the draws.
 
     Returns:
-      By name the number over all sets with its interval, over the draws in which it is finite.
+      By name the number over all sets with its interval, over the draws in which it is finite; one set gives no
+      interval, see `metrics.Interval`.
 
     Raises:
       ValueError: no sets, no draws, or a confidence outside (0, 1).
@@ -188,7 +189,7 @@ def bootstrap_sets(
     for name, estimate in whole.items():
         found = np.array([draw.get(name, np.nan) for draw in draws], np.float64)
         found = found[np.isfinite(found)]
-        low, high = np.quantile(found, [tail, 1 - tail]) if found.size else (np.nan, np.nan)
+        low, high = np.quantile(found, [tail, 1 - tail]) if found.size and num_sets > 1 else (np.nan, np.nan)
         intervals[name] = Interval(float(estimate), float(low), float(high), confidence)
     return intervals
 

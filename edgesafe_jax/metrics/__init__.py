@@ -11,6 +11,7 @@ from edgesafe_jax.metrics.agreement import (
 from edgesafe_jax.metrics.calibration import (
     binary_nll,
     brier_score,
+    equal_width_bins,
     expected_calibration_error,
     fit_temperature,
     scale_temperature,
@@ -24,6 +25,12 @@ from edgesafe_jax.metrics.intervals import (
     wilson_interval,
 )
 from edgesafe_jax.metrics.ranking import auroc, average_precision, fpr_at_tpr
+from edgesafe_jax.metrics.refusal import (
+    after_reasoning,
+    make_refusal_score,
+    make_refused_by_meaning,
+    refused_by_pattern,
+)
 
 __all__ = [
     "ConfusionCounts",
@@ -31,20 +38,25 @@ __all__ = [
     "LabelFlips",
     "SetSpread",
     "accuracy",
+    "after_reasoning",
     "auroc",
     "average_precision",
     "binary_nll",
     "bootstrap_interval",
     "brier_score",
     "confusion_counts",
+    "equal_width_bins",
     "excess_positive_rate",
     "expected_calibration_error",
     "f1_score",
     "fit_temperature",
     "fpr_at_tpr",
     "label_flips",
+    "make_refusal_score",
+    "make_refused_by_meaning",
     "paired_bootstrap_interval",
     "rate_interval",
+    "refused_by_pattern",
     "scale_temperature",
     "set_spread",
     "shared_positive_rate",

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.metrics._inputs import check_binary, check_same_length
 from edgesafe_jax.typing import ArrayLike
 
@@ -36,7 +37,7 @@ def confusion_counts(*, predictions: ArrayLike, labels: ArrayLike) -> ConfusionC
       The counts; they add up to N.
 
     Raises:
-      ValueError: If inputs are empty, of different length or not binary.
+      ConfigError: If inputs are empty, of different length or not binary.
 
     Example:
       >>> confusion_counts(predictions=[1, 1, 0], labels=[1, 0, 0]).false_positives
@@ -58,7 +59,7 @@ def accuracy(*, predictions: ArrayLike, labels: ArrayLike) -> float:
       A number in [0, 1].
 
     Raises:
-      ValueError: If inputs are empty, of different length or not binary.
+      ConfigError: If inputs are empty, of different length or not binary.
 
     Example:
       >>> accuracy(predictions=[1, 1, 0, 0], labels=[1, 0, 0, 0])
@@ -82,7 +83,7 @@ def f1_score(*, predictions: ArrayLike, labels: ArrayLike) -> float:
       A number in [0, 1].
 
     Raises:
-      ValueError: If inputs are empty, of different length or not binary, or neither side holds a
+      ConfigError: If inputs are empty, of different length or not binary, or neither side holds a
         positive.
 
     Example:
@@ -93,7 +94,7 @@ def f1_score(*, predictions: ArrayLike, labels: ArrayLike) -> float:
     found = 2 * counts.true_positives
     total = found + counts.false_positives + counts.false_negatives
     if total == 0:
-        raise ValueError(
+        raise ConfigError(
             "predictions and labels hold no positive, expected at least one: F1 is 0/0; report accuracy instead."
         )
     return found / total
@@ -114,7 +115,7 @@ def shared_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float
       A number in [0, 1].
 
     Raises:
-      ValueError: If inputs are empty, of different length or not binary, or ``reference`` holds no
+      ConfigError: If inputs are empty, of different length or not binary, or ``reference`` holds no
         positive.
 
     Example:
@@ -139,7 +140,7 @@ def excess_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float
       A number in [0, 1].
 
     Raises:
-      ValueError: As `shared_positive_rate`, or ``reference`` holds no negative.
+      ConfigError: As `shared_positive_rate`, or ``reference`` holds no negative.
 
     Example:
       >>> excess_positive_rate(reference=[1, 0, 0, 0, 0], candidate=[1, 1, 0, 0, 0])
@@ -153,7 +154,7 @@ def _rate(reference: ArrayLike, candidate: ArrayLike, *, among: bool) -> float:
     check_same_length(reference=a, candidate=b)
     chosen = b[a == among]
     if len(chosen) == 0:
-        raise ValueError(
+        raise ConfigError(
             f"reference holds no {int(among)} among its {len(a)} entries, expected at least one: "
             "a fraction of nothing is not defined."
         )

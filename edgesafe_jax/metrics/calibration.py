@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from edgesafe_jax.errors import ConfigError, check_counts
 from edgesafe_jax.metrics._inputs import check_binary, check_probs, check_same_length
 from edgesafe_jax.typing import ArrayLike
 
@@ -15,7 +16,7 @@ def expected_calibration_error(
               \Big| \frac{1}{n_b} \sum_{i \in b} p_i - \frac{1}{n_b} \sum_{i \in b} y_i \Big|
 
     Bins are over the probability of the *positive* class, not over the confidence of the predicted
-    one. Those of equal width are [k/n, (k+1)/n), the last one closed. Those of equal mass hold
+    one. Those of equal width are those of `equal_width_bins`. Those of equal mass hold
     about N/n samples each; equal probabilities share a bin, so the order of samples does not
     matter. Empty bins count nothing.
 
@@ -29,7 +30,7 @@ def expected_calibration_error(
       A number in [0, 1].
 
     Raises:
-      ValueError: If inputs are empty, of different length, not finite, not probabilities or not
+      ConfigError: If inputs are empty, of different length, not finite, not probabilities or not
         binary, or ``num_bins`` is less than 1.
 
     Example:
@@ -41,16 +42,44 @@ def expected_calibration_error(
     Reference:
       Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.
     """
-    if num_bins < 1:
-        raise ValueError(f"num_bins is {num_bins}, expected at least 1.")
+    check_counts(num_bins=num_bins)
     p, y = _check_predictions(probs, labels)
     if equal_mass:
         starts = np.sort(p)[np.arange(1, num_bins) * len(p) // num_bins]
         bins = np.searchsorted(starts, p, side="right")
     else:
-        bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
+        bins = equal_width_bins(probs, num_bins)
     gaps = np.bincount(bins, weights=p - y, minlength=num_bins)
     return float(np.sum(np.abs(gaps)) / len(p))
+
+
+def equal_width_bins(probs: ArrayLike, num_bins: int) -> np.ndarray:
+    """Bin of each probability, among [k/n, (k+1)/n) for k = 0 ... n - 1, the last one closed.
+
+    A probability that equals an edge in its own precision is above it: with 100 bins, 0.29 is in bin 29, as
+    a Python number and as float32, although 100 times either is below 29.
+
+    Args:
+      probs: [N], in [0, 1].
+      num_bins: n.
+
+    Returns:
+      [N] integers in [0, n).
+
+    Raises:
+      ConfigError: If ``probs`` is empty or not in [0, 1], or ``num_bins`` is less than 1.
+
+    Example:
+      >>> equal_width_bins([0.0, 0.28, 0.29, 1.0], 100).tolist()
+      [0, 28, 29, 99]
+    """
+    check_counts(num_bins=num_bins)
+    p, dtype = check_probs(probs, "probs"), np.asarray(probs).dtype
+    # One reading of the edges for all: in float64, and rounded as the probabilities were.
+    edges = np.arange(1, num_bins) / num_bins
+    if dtype.kind not in "iub":
+        edges = edges.astype(dtype).astype(np.float64)
+    return np.searchsorted(edges, p, side="right")
 
 
 def brier_score(*, probs: ArrayLike, labels: ArrayLike) -> float:
@@ -66,7 +95,7 @@ def brier_score(*, probs: ArrayLike, labels: ArrayLike) -> float:
       A number in [0, 1]; 0.25 for a constant prediction of one half.
 
     Raises:
-      ValueError: If inputs are empty, of different length, not finite, not probabilities or not
+      ConfigError: If inputs are empty, of different length, not finite, not probabilities or not
         binary.
 
     Example:
@@ -95,7 +124,7 @@ def binary_nll(*, probs: ArrayLike, labels: ArrayLike, eps: float = 1e-7) -> flo
       A number in nats; log 2 for a constant prediction of one half.
 
     Raises:
-      ValueError: If inputs are empty, of different length, not finite, not probabilities or not
+      ConfigError: If inputs are empty, of different length, not finite, not probabilities or not
         binary, or ``eps`` is not in [0, 0.5).
 
     Example:
@@ -103,7 +132,7 @@ def binary_nll(*, probs: ArrayLike, labels: ArrayLike, eps: float = 1e-7) -> flo
       0.164
     """
     if not 0.0 <= eps < 0.5:
-        raise ValueError(f"eps is {eps}, expected a number in [0, 0.5).")
+        raise ConfigError(f"eps is {eps}, expected a number in [0, 0.5).")
     p, y = _check_predictions(probs, labels)
     with np.errstate(divide="ignore"):
         return float(-np.mean(np.log(np.clip(np.where(y, p, 1.0 - p), eps, 1.0))))
@@ -126,7 +155,7 @@ def fit_temperature(*, probs: ArrayLike, labels: ArrayLike, eps: float = 1e-7) -
       make no error (1/1000).
 
     Raises:
-      ValueError: As `binary_nll`.
+      ConfigError: As `binary_nll`.
 
     Example:
       >>> probs = [0.99, 0.99, 0.99, 0.01, 0.01, 0.01]  # certain, and right two times in three
@@ -138,7 +167,7 @@ def fit_temperature(*, probs: ArrayLike, labels: ArrayLike, eps: float = 1e-7) -
     """
     p, y = _check_predictions(probs, labels)
     if not 0.0 < eps < 0.5:
-        raise ValueError(f"eps is {eps}, expected a number inside (0, 0.5).")
+        raise ConfigError(f"eps is {eps}, expected a number inside (0, 0.5).")
     z = _log_odds(p, eps)
     low, high = np.log(1e-3), np.log(1e3)  # of 1/T
     for _ in range(60):
@@ -160,14 +189,14 @@ def scale_temperature(*, probs: ArrayLike, temperature: float, eps: float = 1e-7
       [N] float64; one half stays one half, so verdicts at one half do not change.
 
     Raises:
-      ValueError: If ``probs`` is empty or not in [0, 1], or ``temperature`` is not positive and finite.
+      ConfigError: If ``probs`` is empty or not in [0, 1], or ``temperature`` is not positive and finite.
 
     Example:
       >>> scale_temperature(probs=[0.5, 0.9], temperature=2.0).round(3).tolist()
       [0.5, 0.75]
     """
     if not 0.0 < temperature < np.inf:
-        raise ValueError(f"temperature is {temperature}, expected positive and finite.")
+        raise ConfigError(f"temperature is {temperature}, expected positive and finite.")
     return _sigmoid(_log_odds(check_probs(probs, "probs"), eps) / temperature)
 
 

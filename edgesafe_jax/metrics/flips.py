@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.metrics._inputs import check_numbers, check_probs, check_same_length
 from edgesafe_jax.typing import ArrayLike
 
@@ -58,7 +59,7 @@ def set_spread(*, original: ArrayLike, paraphrases: ArrayLike, where: ArrayLike 
       Standard deviation and range per set; both 0 where all members score alike.
 
     Raises:
-      ValueError: As `label_flips`.
+      ConfigError: As `label_flips`.
 
     Example:
       >>> spread = set_spread(original=[0.2], paraphrases=[[0.6]])
@@ -88,8 +89,8 @@ def label_flips(
       Flips per set.
 
     Raises:
-      ValueError: Empty inputs, other numbers of sets, values that are no probabilities, a mask of another shape, or a
-        set without paraphrases (which cannot flip and would make any guard look steady).
+      ConfigError: Empty inputs, other numbers of sets, values that are no probabilities, a mask of another shape, or a
+        set without paraphrases, which cannot flip.
 
     Example:
       >>> flips = label_flips(original=[0.9, 0.1], paraphrases=[[0.8, 0.4], [0.2, 0.3]])
@@ -111,13 +112,13 @@ def _check_sets(
     first = check_probs(original, "original")
     rest = np.asarray(paraphrases, np.float64)
     if rest.ndim != 2 or rest.shape[1] == 0:
-        raise ValueError(f"paraphrases has shape {rest.shape}, expected [S, N] with at least one paraphrase.")
+        raise ConfigError(f"paraphrases has shape {rest.shape}, expected [S, N] with at least one paraphrase.")
     mask = np.ones(rest.shape, bool) if where is None else np.asarray(where)
     if mask.shape != rest.shape or mask.dtype != bool:
-        raise ValueError(f"where is {mask.dtype}{mask.shape}, expected bool{rest.shape}.")
+        raise ConfigError(f"where is {mask.dtype}{mask.shape}, expected bool{rest.shape}.")
     check_same_length(original=first, paraphrases=rest)
     if not mask.any(axis=1).all():
         row = int(np.flatnonzero(~mask.any(axis=1))[0])
-        raise ValueError(f"paraphrases of set {row}: there are none, so it cannot flip; leave the set out.")
+        raise ConfigError(f"paraphrases of set {row}: there are none, so it cannot flip; leave the set out.")
     check_probs(check_numbers(rest[mask], "paraphrases"), "paraphrases")
     return first, rest, mask

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from edgesafe_jax.errors import ConfigError, check_counts
 from edgesafe_jax.metrics._inputs import check_numbers, check_same_length
 from edgesafe_jax.typing import ArrayLike
 
@@ -23,8 +24,8 @@ class Interval:
 
     Attributes:
       estimate: The statistic of the data as they are.
-      low: Lower end.
-      high: Upper end.
+      low: Lower end; NaN where there is no interval, as of one sample.
+      high: Upper end; NaN where there is none.
       confidence: Coverage that the interval aims at, for instance 0.95.
     """
 
@@ -34,11 +35,13 @@ class Interval:
     confidence: float
 
     def named(self, name: str) -> dict[str, float]:
-        """The estimate as `name` and the ends as `name_low` and `name_high`, as summaries keep them.
+        """The estimate as `name` and the ends, where there is an interval, as `name_low` and `name_high`.
 
         >>> Interval(0.5, 0.4, 0.6, confidence=0.95).named("accuracy")
         {'accuracy': 0.5, 'accuracy_low': 0.4, 'accuracy_high': 0.6}
         """
+        if math.isnan(self.low) or math.isnan(self.high):
+            return {name: self.estimate}
         return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
@@ -54,9 +57,12 @@ def bootstrap_interval(
     """Percentile bootstrap interval of a statistic.
 
     Rows of ``values`` are drawn with replacement, as many as there are; the interval lies between
-    the (1 - confidence) / 2 quantiles of the statistic over the draws. With ``clusters`` whole
+    the outer (1 - confidence) / 2 quantiles of the statistic over the draws. With ``clusters`` whole
     clusters are drawn instead (as many as there are clusters): for rows that belong together, such
     as the paraphrases of one answer, drawing rows on their own makes intervals too narrow.
+
+    One row, or one cluster, says nothing about the spread: there is no interval, its ends are NaN,
+    and tables show "[no interval]".
 
     For a rate near 0 or 1, or of few samples, use `wilson_interval`: the bootstrap of values that
     are all equal has width zero.
@@ -74,7 +80,7 @@ def bootstrap_interval(
       The estimate and its interval.
 
     Raises:
-      ValueError: If ``values`` is empty or not finite, ``clusters`` is of different length,
+      ConfigError: If ``values`` is empty or not finite, ``clusters`` is of different length,
         ``num_samples`` is less than 1, ``confidence`` is not inside (0, 1), or the statistic of
         the data or of a draw is not finite.
 
@@ -92,10 +98,10 @@ def bootstrap_interval(
     if statistic == "mean":
         row_means = array.reshape(len(array), -1).mean(axis=1)
         draws = _mean_draws(row_means, groups, num_samples, seed)
-        return _percentiles(float(row_means.mean()), draws, confidence)
+        return _percentiles(float(row_means.mean()), draws, confidence, len(groups))
     function = _check_statistic(statistic)
     draws = np.array([function(array[rows]) for rows in _row_draws(groups, num_samples, seed)])
-    return _percentiles(float(function(array)), draws, confidence)
+    return _percentiles(float(function(array)), draws, confidence, len(groups))
 
 
 def paired_bootstrap_interval(
@@ -127,7 +133,7 @@ def paired_bootstrap_interval(
       The difference ``values`` minus ``baseline`` and its interval.
 
     Raises:
-      ValueError: If the two differ in shape, or as `bootstrap_interval`.
+      ConfigError: If the two differ in shape, or as `bootstrap_interval`.
 
     Example:
       >>> interval = paired_bootstrap_interval(values=[1.5, 2.5, 9.5], baseline=[1.0, 2.0, 9.0])
@@ -136,7 +142,7 @@ def paired_bootstrap_interval(
     """
     first, second = _check_rows(values, "values"), _check_rows(baseline, "baseline")
     if first.shape != second.shape:
-        raise ValueError(
+        raise ConfigError(
             f"baseline has shape {second.shape} but values has shape {first.shape}; expected the same samples in both."
         )
     _check_options(num_samples, confidence)
@@ -151,7 +157,7 @@ def paired_bootstrap_interval(
     groups = _check_clusters(clusters, len(first), "values")
     function = _check_statistic(statistic)
     draws = np.array([function(first[rows]) - function(second[rows]) for rows in _row_draws(groups, num_samples, seed)])
-    return _percentiles(float(function(first) - function(second)), draws, confidence)
+    return _percentiles(float(function(first) - function(second)), draws, confidence, len(groups))
 
 
 def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 0.95) -> Interval:
@@ -171,7 +177,7 @@ def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 
       The rate and its interval.
 
     Raises:
-      ValueError: If a count is out of range or ``confidence`` is not inside (0, 1).
+      ConfigError: If a count is out of range or ``confidence`` is not inside (0, 1).
 
     Example:
       >>> interval = wilson_interval(0, 20)
@@ -182,16 +188,15 @@ def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 
       Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
     """
     _check_confidence(confidence)
-    if num_trials < 1:
-        raise ValueError(f"num_trials is {num_trials}, expected at least 1.")
+    check_counts(num_trials=num_trials)
     if not 0 <= num_successes <= num_trials:
-        raise ValueError(f"num_successes is {num_successes}, expected a count from 0 to num_trials={num_trials}.")
+        raise ConfigError(f"num_successes is {num_successes}, expected a count from 0 to num_trials={num_trials}.")
     n, rate = num_trials, num_successes / num_trials
     z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
     scale = 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / scale
     margin = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale
-    # Exact at the ends, where rounding would leave a speck beyond them.
+    # Exact at the ends, where rounding could leave the interval.
     low = 0.0 if num_successes == 0 else centre - margin
     high = 1.0 if num_successes == num_trials else centre + margin
     return Interval(estimate=rate, low=low, high=high, confidence=confidence)
@@ -208,7 +213,7 @@ def rate_interval(hits: ArrayLike, *, confidence: float = 0.95) -> Interval:
       The fraction and its interval; see `wilson_interval`.
 
     Raises:
-      ValueError: If ``hits`` is empty.
+      ConfigError: If ``hits`` is empty.
 
     Example:
       >>> rate_interval([True, False, True, True]).estimate
@@ -221,25 +226,24 @@ def rate_interval(hits: ArrayLike, *, confidence: float = 0.95) -> Interval:
 def _check_rows(values: ArrayLike, name: str) -> np.ndarray:
     array = check_numbers(values, name, ndim=None)
     if array.ndim == 0:
-        raise ValueError(f"{name} is a single number, expected one row per sample.")
+        raise ConfigError(f"{name} is a single number, expected one row per sample.")
     return array
 
 
 def _check_statistic(statistic: Literal["mean"] | Statistic) -> Statistic:
     if not callable(statistic):
-        raise ValueError(f'statistic is {statistic!r}, expected "mean" or a callable.')
+        raise ConfigError(f'statistic is {statistic!r}, expected "mean" or a callable.')
     return statistic
 
 
 def _check_options(num_samples: int, confidence: float) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}, expected at least 1.")
+    check_counts(num_samples=num_samples)
     _check_confidence(confidence)
 
 
 def _check_confidence(confidence: float) -> None:
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}, expected a number inside (0, 1).")
+        raise ConfigError(f"confidence is {confidence}, expected a number inside (0, 1).")
 
 
 def _check_clusters(clusters: ArrayLike | None, num_rows: int, name: str) -> list[np.ndarray]:
@@ -248,7 +252,7 @@ def _check_clusters(clusters: ArrayLike | None, num_rows: int, name: str) -> lis
         return list(np.arange(num_rows)[:, None])
     ids = np.asarray(clusters)
     if ids.ndim != 1:
-        raise ValueError(f"clusters has shape {ids.shape}, expected [N].")
+        raise ConfigError(f"clusters has shape {ids.shape}, expected [N].")
     check_same_length(**{name: np.empty(num_rows), "clusters": ids})
     _, inverse = np.unique(ids, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
@@ -276,13 +280,13 @@ def _mean_draws(values: np.ndarray, groups: list[np.ndarray], num_samples: int, 
     return np.concatenate(means)
 
 
-def _percentiles(estimate: float, draws: np.ndarray, confidence: float) -> Interval:
+def _percentiles(estimate: float, draws: np.ndarray, confidence: float, num_groups: int) -> Interval:
     if not (math.isfinite(estimate) and np.all(np.isfinite(draws))):
         num_bad = int(np.sum(~np.isfinite(draws)))
-        raise ValueError(
+        raise ConfigError(
             f"statistic is {estimate} for the data and not finite for {num_bad} of {len(draws)} "
             "draws, expected finite numbers; a draw can lack a class or repeat one row only."
         )
     tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = np.quantile(draws, [tail, 1 - tail]) if num_groups > 1 else (math.nan, math.nan)
     return Interval(estimate=estimate, low=float(low), high=float(high), confidence=confidence)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.metrics._inputs import check_binary, check_numbers, check_same_length
 from edgesafe_jax.typing import ArrayLike
 
@@ -19,7 +20,7 @@ def auroc(*, scores: ArrayLike, labels: ArrayLike) -> float:
       A number in [0, 1]; one half for a score that knows nothing. Ties count one half.
 
     Raises:
-      ValueError: If inputs are empty, of different length, not finite or not binary, or one of the
+      ConfigError: If inputs are empty, of different length, not finite or not binary, or one of the
         classes is missing.
 
     Example:
@@ -52,7 +53,7 @@ def average_precision(*, scores: ArrayLike, labels: ArrayLike) -> float:
       A number in (0, 1]; the fraction of positives for a constant score.
 
     Raises:
-      ValueError: If inputs are empty, of different length, not finite or not binary, or one of the
+      ConfigError: If inputs are empty, of different length, not finite or not binary, or one of the
         classes is missing.
 
     Example:
@@ -81,7 +82,7 @@ def fpr_at_tpr(*, scores: ArrayLike, labels: ArrayLike, tpr: float = 0.95) -> fl
       A number in [0, 1].
 
     Raises:
-      ValueError: If inputs are empty, of different length, not finite or not binary, one of the
+      ConfigError: If inputs are empty, of different length, not finite or not binary, one of the
         classes is missing, or ``tpr`` is not in (0, 1].
 
     Example:
@@ -89,7 +90,7 @@ def fpr_at_tpr(*, scores: ArrayLike, labels: ArrayLike, tpr: float = 0.95) -> fl
       0.5
     """
     if not 0.0 < tpr <= 1.0:
-        raise ValueError(f"tpr is {tpr}, expected a fraction in (0, 1].")
+        raise ConfigError(f"tpr is {tpr}, expected a fraction in (0, 1].")
     true_positives, false_positives = _cumulative_counts(*_check_ranking(scores, labels))
     # A tolerance far below one sample: 0.95 * 20 is not 19 in floating point.
     enough = true_positives >= tpr * true_positives[-1] - 1e-9 * true_positives[-1]
@@ -100,7 +101,7 @@ def _check_ranking(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np
     s, y = check_numbers(scores, "scores"), check_binary(labels, "labels")
     check_same_length(scores=s, labels=y)
     if np.all(y) or not np.any(y):
-        raise ValueError(
+        raise ConfigError(
             f"labels holds only {int(y[0])} ({len(y)} times), expected both classes: a ranking of "
             "one class is not defined."
         )

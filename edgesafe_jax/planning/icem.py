@@ -248,7 +248,7 @@ def make_elite_search(
         sampler=sampler,
         settings=settings,
         num_elites=num_elites,
-        num_carried=int(settings.elite_fraction * num_elites),
+        num_carried=int(settings.elite_fraction * num_elites + 1e-9),  # 0.29 times 100 is 29, not 28.99...
         warm_start=warm_start,
         proposal=proposal,
     )

@@ -199,9 +199,9 @@ def returns_by_seed(seeds: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     }
 
 
-def interval_of(values: Sequence[float]) -> Interval | float:
-    """Returns the mean with a bootstrap interval, without one where there is a single value."""
-    return metrics.bootstrap_interval(np.asarray(values)) if len(values) > 1 else float(values[0])
+def interval_of(values: Sequence[float]) -> Interval:
+    """Returns the mean with a bootstrap interval; a single value has none, and tables say so."""
+    return metrics.bootstrap_interval(np.asarray(values))
 
 
 def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]:

@@ -307,8 +307,8 @@ def _table_html(item: Mapping[str, Any]) -> str:
 
 def _cell_html(cell: Cell, digits: int) -> str:
     if isinstance(cell, Estimate):
-        value, low, high = map(_escape, format_estimate(cell, digits=digits))
-        return f'{value} <span class="interval">[{low}, {high}]</span>'
+        value, interval = map(_escape, format_estimate(cell, digits=digits))
+        return f'{value} <span class="interval">{interval}</span>'
     return _escape(format_cell(cell, digits=digits))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from edgesafe_jax.metrics import equal_width_bins
 from edgesafe_jax.reporting.tables import Estimate, to_cell
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def verdict_reliability(*, unsafe_prob: np.ndarray, labels: np.ndarray, num_bins
     Returns:
       A PNG.
     """
-    bins = np.minimum((unsafe_prob * num_bins).astype(int), num_bins - 1)
+    bins = equal_width_bins(unsafe_prob, num_bins)
     count = np.bincount(bins, minlength=num_bins)
     each = np.maximum(count, 1)
     return reliability_diagram(
@@ -346,16 +347,26 @@ def _png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _estimate(value: Any, name: str) -> Estimate:
+class _Drawn(NamedTuple):
+    """A point and the ends of its error bar, which has no length where there is no interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _estimate(value: Any, name: str) -> _Drawn:
     cell = to_cell(value)
-    if isinstance(cell, Estimate):
-        return cell
     if cell is None or isinstance(cell, str):
         raise ValueError(f"{name}: cannot draw {value!r}, expected a finite number or an interval")
-    return Estimate(cell, cell, cell)
+    if not isinstance(cell, Estimate):
+        return _Drawn(cell, cell, cell)
+    if cell.low is None or cell.high is None:
+        return _Drawn(cell.value, cell.value, cell.value)
+    return _Drawn(cell.value, cell.low, cell.high)
 
 
-def _errors(estimates: Sequence[Estimate]) -> np.ndarray:
+def _errors(estimates: Sequence[_Drawn]) -> np.ndarray:
     """Returns how far the ends are from the values, `[2, N]`; NaN, for no bar, where there is no interval."""
     ends = np.array([(each.value - each.low, each.high - each.value) for each in estimates]).reshape(-1, 2).T
     return np.where(np.any(ends != 0, axis=0), np.maximum(ends, 0.0), np.nan)
@@ -376,7 +387,7 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _label_points(
-    figure: "Figure", axes: "Axes", names: Sequence[str], estimates: Sequence[tuple[Estimate, Estimate]]
+    figure: "Figure", axes: "Axes", names: Sequence[str], estimates: Sequence[tuple[_Drawn, _Drawn]]
 ) -> None:
     """Writes names beside points so that they cover neither each other nor a point nor its error bars."""
     texts = [axes.text(0.0, 0.0, name, fontsize=9, color=_INK, parse_math=False, va="bottom") for name in names]

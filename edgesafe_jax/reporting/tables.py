@@ -14,13 +14,13 @@ class Estimate(NamedTuple):
 
     Attributes:
       value: the estimate.
-      low: the lower end.
-      high: the upper end.
+      low: the lower end, or None where one sample gives no interval, shown like ``0.91 [no interval]``.
+      high: the upper end, or None as well.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 Cell = str | int | float | Estimate | None
@@ -144,8 +144,11 @@ def to_cell(value: Any) -> Cell:
         return "yes" if value else "no"
     if hasattr(value, "low") and hasattr(value, "high"):
         estimate = value.value if hasattr(value, "value") else value.estimate
-        ends = [float(end) for end in (estimate, value.low, value.high)]
-        return Estimate(*ends) if all(map(math.isfinite, ends)) else to_cell(ends[0])
+        ends = [math.nan if end is None else float(end) for end in (estimate, value.low, value.high)]
+        if all(map(math.isfinite, ends)):
+            return Estimate(*ends)
+        none = math.isfinite(ends[0]) and math.isnan(ends[1]) and math.isnan(ends[2])
+        return Estimate(ends[0], None, None) if none else to_cell(ends[0])
     if not isinstance(value, numbers.Real) and getattr(value, "shape", None) == ():
         value = value.item()  # A numpy or jax scalar.
     if isinstance(value, bool):
@@ -181,8 +184,7 @@ def format_cell(cell: Cell, *, digits: int = 2) -> str:
     if isinstance(cell, str):
         return cell
     if isinstance(cell, Estimate):
-        value, low, high = format_estimate(cell, digits=digits)
-        return f"{value} [{low}, {high}]"
+        return " ".join(format_estimate(cell, digits=digits))
     if isinstance(cell, int):
         return f"{cell:,}"
     if cell and (abs(cell) < 0.5 * 10.0**-digits or abs(cell) >= 1e6):
@@ -190,8 +192,8 @@ def format_cell(cell: Cell, *, digits: int = 2) -> str:
     return f"{cell:,.{digits}f}"
 
 
-def format_estimate(estimate: Estimate, *, digits: int = 2) -> tuple[str, str, str]:
-    """Returns an estimate and the ends of its interval as text, with as many decimals each.
+def format_estimate(estimate: Estimate, *, digits: int = 2) -> tuple[str, str]:
+    """Returns an estimate and its interval as text, the ends with as many decimals as the estimate.
 
     Small ones get up to three more than `digits` decimals, so that the largest has two significant figures.
 
@@ -200,20 +202,25 @@ def format_estimate(estimate: Estimate, *, digits: int = 2) -> tuple[str, str, s
       digits: decimals at least.
 
     Returns:
-      The three.
+      The two.
 
     Example:
       >>> format_estimate(Estimate(0.0101, 0.0046, 0.0218))
-      ('0.010', '0.005', '0.022')
+      ('0.010', '[0.005, 0.022]')
+      >>> format_estimate(Estimate(0.75, None, None))
+      ('0.75', '[no interval]')
     """
-    largest = max(map(abs, estimate))
+    if estimate.low is None or estimate.high is None:
+        return format_cell(float(estimate.value), digits=digits), "[no interval]"
+    ends = (estimate.value, estimate.low, estimate.high)
+    largest = max(map(abs, ends))
     if 0 < largest < 10.0 ** (1 - digits):
         digits = min(1 - math.floor(math.log10(largest)), digits + 3)
     if 0 < largest < 0.5 * 10.0**-digits or largest >= 1e6:
-        value, low, high = (format_cell(float(end), digits=digits) for end in estimate)
+        value, low, high = (format_cell(float(end), digits=digits) for end in ends)
     else:
-        value, low, high = (f"{round(end, digits) + 0.0:,.{digits}f}" for end in estimate)  # no minus before zeros
-    return value, low, high
+        value, low, high = (f"{round(end, digits) + 0.0:,.{digits}f}" for end in ends)  # no minus before zeros
+    return value, f"[{low}, {high}]"
 
 
 def _escape(text: str) -> str:

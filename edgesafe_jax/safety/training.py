@@ -354,7 +354,7 @@ def make_step(
     """
     optimizer = make_optimizer(settings)
     loss = make_loss(model.decoder, head=model.tokenizer.chat_parts.head, objective=objective)
-    first = int(settings.average_from * settings.num_steps)
+    first = int(settings.average_from * settings.num_steps + 1e-9)  # 0.29 times 100 is 29, not 28.99...
 
     @jax.jit
     def step(params: Any, state: TrainState, batch: TeacherBatch) -> tuple[TrainState, dict[str, Array]]:

@@ -9,6 +9,7 @@ from edgesafe_jax.metrics import (
     binary_nll,
     brier_score,
     calibration,
+    equal_width_bins,
     expected_calibration_error,
     fit_temperature,
     scale_temperature,
@@ -86,6 +87,22 @@ class TestExpectedCalibrationError:
         assert expected_calibration_error(probs=probs, labels=labels) < 0.015
         assert expected_calibration_error(probs=np.sqrt(probs), labels=labels) > 0.15
 
+    @pytest.mark.parametrize("num_bins", [1, 3, 7, 10, 15, 100, 200, 1000])
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32, jnp.bfloat16])
+    def test_a_probability_at_an_edge_is_in_the_bin_above(self, num_bins, dtype):
+        edges = (np.arange(num_bins) / num_bins).astype(dtype)
+        if len(np.unique(edges)) == num_bins:
+            np.testing.assert_array_equal(equal_width_bins(edges, num_bins), np.arange(num_bins))
+        assert equal_width_bins([0, 1], num_bins).tolist() == [0, num_bins - 1]
+
+    def test_a_rounded_product_does_not_put_a_probability_into_the_bin_below(self):
+        assert int(0.29 * 100) == 28
+        assert equal_width_bins([0.29, 0.57, 0.58, 0.285], 100).tolist() == [29, 57, 58, 28]
+        assert equal_width_bins([0.285], 200).tolist() == [57]
+        # In one bin with .285 and .28 it would be off by less.
+        error = expected_calibration_error(probs=[0.29, 0.28], labels=[1, 0], num_bins=100)
+        assert error == pytest.approx((0.71 + 0.28) / 2)
+
 
 class TestProperScores:
     def test_by_hand(self):
@@ -150,7 +167,7 @@ def test_bad_input(metric, probs, labels, message):
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="num_bins is 0, expected at least 1"):
+    with pytest.raises(ValueError, match="num_bins=0: expected at least 1"):
         expected_calibration_error(probs=[0.5], labels=[1], num_bins=0)
     with pytest.raises(ValueError, match=r"eps is 0.5, expected a number in \[0, 0.5\)"):
         binary_nll(probs=[0.5], labels=[1], eps=0.5)

@@ -1,4 +1,5 @@
 import doctest
+import json
 import math
 
 import jax.numpy as jnp
@@ -6,6 +7,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from edgesafe_jax import reporting
+from edgesafe_jax.dynamics import episode_interval
+from edgesafe_jax.guards.robustness import bootstrap_sets
 from edgesafe_jax.metrics import (
     auroc,
     bootstrap_interval,
@@ -13,6 +17,10 @@ from edgesafe_jax.metrics import (
     paired_bootstrap_interval,
     wilson_interval,
 )
+from edgesafe_jax.offline_rl import seed_interval
+from edgesafe_jax.offline_rl.runs import over_runs
+from edgesafe_jax.planning.study import interval_of
+from edgesafe_jax.reporting.curves import curves
 
 
 def test_examples_run():
@@ -120,11 +128,41 @@ class TestBootstrap:
         whole = bootstrap_interval(values, num_samples=100)
         assert [parts.low, parts.high] == pytest.approx([whole.low, whole.high])
 
-    def test_one_value_and_equal_values_have_no_width(self):
-        for values in ([0.3], [0.3] * 10):
-            interval = bootstrap_interval(values, num_samples=50)
-            assert interval.low == pytest.approx(0.3)
-            assert interval.high == pytest.approx(0.3)
+    def test_equal_values_have_no_width(self):
+        interval = bootstrap_interval([0.3] * 10, num_samples=50)
+        assert interval.low == pytest.approx(0.3)
+        assert interval.high == pytest.approx(0.3)
+
+    @pytest.mark.parametrize(
+        ("interval", "estimate"),
+        [
+            (lambda: bootstrap_interval([0.75]), 0.75),
+            (lambda: bootstrap_interval([0.75], statistic=np.median), 0.75),
+            (lambda: bootstrap_interval([0.5, 1.0], clusters=["a", "a"]), 0.75),
+            (lambda: bootstrap_interval([[0.5, 1.0]]), 0.75),
+            (lambda: paired_bootstrap_interval(values=[1.0], baseline=[0.25]), 0.75),
+            (lambda: paired_bootstrap_interval(values=[1.0], baseline=[0.25], statistic=np.mean), 0.75),
+            (lambda: seed_interval(np.array([[1, 1, 1, 0]])), 0.75),
+            (lambda: over_runs([0.75]), 0.75),
+            (lambda: interval_of([0.75]), 0.75),
+            (lambda: bootstrap_sets(lambda rows: {"x": 0.75}, 1)["x"], 0.75),
+        ],
+    )
+    def test_one_sample_has_no_interval_and_tables_say_so(self, interval, estimate):
+        found = interval()
+        assert found.estimate == estimate
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+        assert found.named("rate") == {"rate": estimate}
+        fragment = reporting.Section("name").table([{"rate": found}]).to_fragment()
+        assert json.loads(json.dumps(fragment, allow_nan=False)) == fragment
+        assert "0.75 [no interval]" in reporting.make_table([{"rate": found}]).to_text()
+        assert curves({"rate": [(1.0, found)]}, xlabel="x", ylabel="y")
+
+    def test_one_episode_still_has_the_interval_of_a_rate(self):
+        found = episode_interval(np.array([True, False, True, True]), np.zeros(4))
+        reach = wilson_interval(0, 1).high
+        assert (found.low, found.estimate, found.high) == (1 - reach, 0.75, reach)
 
     def test_jax_arrays_and_booleans(self):
         flags = np.random.default_rng(0).random(40) < 0.3
@@ -203,7 +241,7 @@ class TestBadInput:
             ([], {}, "values is empty, expected at least one entry"),
             (1.0, {}, "values is a single number, expected one row per sample"),
             ([1.0, math.nan], {}, "values holds nan, expected finite numbers"),
-            ([1.0], {"num_samples": 0}, "num_samples is 0, expected at least 1"),
+            ([1.0], {"num_samples": 0}, "num_samples=0: expected at least 1"),
             ([1.0], {"confidence": 95}, r"confidence is 95, expected a number inside \(0, 1\)"),
             ([1.0, 2.0], {"clusters": [1]}, "clusters has 1 entries but values has 2"),
             ([1.0], {"clusters": [[1]]}, r"clusters has shape \(1, 1\), expected \[N\]"),
@@ -229,7 +267,7 @@ class TestBadInput:
             paired_bootstrap_interval(values=[1.0], baseline=[])
 
     def test_wilson(self):
-        with pytest.raises(ValueError, match="num_trials is 0, expected at least 1"):
+        with pytest.raises(ValueError, match="num_trials=0: expected at least 1"):
             wilson_interval(0, 0)
         with pytest.raises(ValueError, match="num_successes is 3, expected a count from 0 to"):
             wilson_interval(3, 2)
