@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task = "alignment"
     config.seed = 0
     config.model = "smollm2-135m-instruct"
+    config.template_variables = ""  # of the chat template, as JSON, such as {"enable_thinking": false}
     config.guard = ""  # a stored head of configs/guard_probe.py; empty for the packaged one
 
     config.matmul_dtype = "bfloat16"  # factors of matrix products; sums and everything between stay float32

@@ -22,14 +22,14 @@ from edgesafe_jax.guards.probe import (
     packaged_head,
 )
 from edgesafe_jax.guards.verdicts import Guard, judged_once
-from edgesafe_jax.models.loading import LanguageModel, load_model
+from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.parallel import is_main_process, main_process_first
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety import evaluation, prompts, report, settings, training
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.training import open_workdir, read_metrics
 from edgesafe_jax.training.workdir import read_config
-from launch.startup import MATMUL_DTYPES
+from launch.startup import MATMUL_DTYPES, load_config_model, template_variables
 
 Config = Mapping[str, Any]
 _log = logging.getLogger("edgesafe_jax.launch.alignment")
@@ -58,6 +58,12 @@ def check(config: Config) -> settings.AlignSettings:
     """Returns the settings of a config, or refuses it before any work starts (ConfigError)."""
     data, mining, kind = config["data"], config["mining"], config["adapter"]["kind"]
     lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
+    template_variables(config)
+    if config["guard"] and not Path(config["guard"]).is_file():
+        raise ConfigError(
+            f"config.guard={config['guard']!r} is no file: expected the head that configs/guard_probe.py stores in its "
+            "work directory, or nothing for the packaged one."
+        )
     options = lookup(adapters.ADAPTERS, kind, "config.adapter.kind").options
     for name, value in config["adapter"].get(kind, {}).items():
         lookup(options, name, f"config.adapter.{kind}: option").check(f"config.adapter.{kind}.{name}", value)
@@ -121,7 +127,7 @@ def _count(value: int) -> int | None:
 
 def load_system(config: Config) -> tuple[LanguageModel, HiddenStateGuard, SafeSystem]:
     """Loads the language model, its guard, and the safe system of both."""
-    model = load_model(config["model"], matmul_dtype=MATMUL_DTYPES[config["matmul_dtype"]])
+    model = load_config_model(config)
     guard = load_hidden_state_guard(model, config["guard"] or None)
     return model, guard, SafeSystem(model, _gate(config, guard), config["refusal"])
 
@@ -158,19 +164,7 @@ def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str], l
 
 
 def train(config: Config, workdir: str | Path) -> Path:
-    """Distils the safe system of a config into an adapter.
-
-    Args:
-      config: that of configs/align_soft_prompt.py.
-      workdir: where everything is written; an interrupted run continues there.
-
-    Returns:
-      The stored adapter.
-
-    Raises:
-      ConfigError: a value of the config is invalid.
-      WorkdirError: the work directory holds a run with another config.
-    """
+    """Distils the safe system of a config into an adapter, or continues an interrupted run; returns the stored file."""
     options = check(config)
     with main_process_first("alignment/workdir"):
         workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))

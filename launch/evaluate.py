@@ -49,19 +49,15 @@ def main(argv: list[str]) -> None:
                     f"{task!r}."
                 )
             GUARDS[task](workdir)
-            return
-        config = alignment.read_run(workdir)
-        if given.prompts is None:
-            alignment.evaluate(config, workdir)
-            return
-        try:
+        elif given.prompts is None:
+            alignment.evaluate(alignment.read_run(workdir), workdir)
+        else:
+            config = alignment.read_run(workdir)
+            output = Path(given.output) if given.output else workdir / "answers.jsonl"
+            if output.is_dir() or not output.parent.is_dir():
+                raise errors.ConfigError(f"--output={output}: expected the name of a file in a directory that exists.")
             chosen = read_prompts(given.prompts)
-        except (OSError, ValueError) as error:
-            raise errors.ConfigError(str(error)) from error
-        output = Path(given.output) if given.output else workdir / "answers.jsonl"
-        if output.is_dir():
-            raise errors.ConfigError(f"--output={output} is a folder: expected the name of a file.")
-        print(f"wrote {alignment.answer_prompts(config, workdir, chosen, output)}")
+            print(f"wrote {alignment.answer_prompts(config, workdir, chosen, output)}")
 
 
 def run() -> None:

@@ -1,5 +1,7 @@
 """The start of every launcher: connects the hosts of a run, sets up logging, and runs the task of a config."""
 
+import dataclasses
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from ml_collections import config_flags
 
 from edgesafe_jax import assets
 from edgesafe_jax.errors import ConfigError, lookup
+from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.parallel import check_platform, initialize_multihost
 from launch.errors import reported
 
@@ -39,6 +42,25 @@ def configure() -> None:
 
 MATMUL_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
 """What `config.matmul_dtype` may name: dtypes of the factors of matrix products."""
+
+
+def template_variables(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads `config.template_variables`, JSON text or nothing; anything else is a ConfigError."""
+    text = config.get("template_variables") or "{}"
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        example = json.dumps({"enable_thinking": False})
+        raise ConfigError(f"config.template_variables={text!r}: expected a JSON object, such as {example}.")
+    return found
+
+
+def load_config_model(config: Mapping[str, Any]) -> LanguageModel:
+    """Loads the language model of a config: its `model`, `matmul_dtype` and `template_variables`."""
+    model = load_model(config["model"], matmul_dtype=MATMUL_DTYPES[config["matmul_dtype"]])
+    return dataclasses.replace(model, tokenizer=model.tokenizer.with_variables(template_variables(config)))
 
 
 def define_config_flags() -> None:

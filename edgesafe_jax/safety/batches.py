@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.errors import ConfigError, check_counts
 
 BatchOrder = Callable[[int], np.ndarray]
 """From a step to the row numbers of its batch, `[B]`."""
@@ -22,8 +22,9 @@ def row_counts(batch_size: int, mixture: Mapping[str, float]) -> dict[str, int]:
       Rows by group, at least one each, B in all.
 
     Raises:
-      ConfigError: a weight that is not positive, or too small for a row.
+      ConfigError: a batch size below 1, or a weight that is not positive or too small for a row.
     """
+    check_counts(batch_size=batch_size)
     for name, weight in mixture.items():
         if not weight > 0:
             raise ConfigError(f"Weight of {name!r} is {weight}: expected more than 0.")

@@ -2,15 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 
 from edgesafe_jax.corpora import MULTIPLE_CHOICE, Choice, Prompt
 from edgesafe_jax.corpora import multiple_choice as read_choices
-from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, check_ranges, lookup
+from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, check_ranges, check_texts, lookup
 from edgesafe_jax.guards.probe import load_encoder_guard
 from edgesafe_jax.guards.styles import STYLES
 from edgesafe_jax.guards.verdicts import Guard, checked
@@ -23,6 +23,8 @@ from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety.prompts import EVALUATION_SETS
 from edgesafe_jax.safety.system import SafeSystem
 from edgesafe_jax.typing import Adapter, ProgressFn
+
+Record = TypeVar("Record")
 
 Verdict = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """From N prompts and N responses to `[N]`: whether each is a refusal (bool), or P(unsafe)."""
@@ -68,13 +70,14 @@ def _of_responses(refused: Callable[[Sequence[str]], np.ndarray]) -> Verdict:
     return lambda prompts, responses: refused(responses)
 
 
-def make_judges(guard: Guard, encode: Encode, names: Sequence[str] = tuple(JUDGES)) -> dict[str, Judge]:
+def make_judges(guard: Guard, encode: Encode, names: Sequence[str] | None = None) -> dict[str, Judge]:
     """Makes judges of the table.
 
     Args:
       guard: the guard of the teacher.
       encode: a sentence encoder.
-      names: in `JUDGES`; "refused" and "teacher", which the report is built on, are always among the result.
+      names: in `JUDGES`; "refused" and "teacher", which the report is built on, are always among the result. None for
+        all.
 
     Returns:
       Judges by name.
@@ -82,6 +85,7 @@ def make_judges(guard: Guard, encode: Encode, names: Sequence[str] = tuple(JUDGE
     Raises:
       ConfigError: an unknown name.
     """
+    names = list(JUDGES) if names is None else check_texts("names", names)
     wanted = dict.fromkeys(("refused", "teacher", *names))
     return {name: lookup(JUDGES, name, "judge")(guard, encode) for name in wanted}
 
@@ -133,13 +137,19 @@ def judge_responses(
       Responses and verdicts.
 
     Raises:
-      GuardError: a guard returned something other than probabilities.
+      ConfigError: one string where several are expected, or other numbers of prompts and responses.
+      GuardError: a judge returned something other than verdicts or probabilities.
     """
+    prompts, responses = check_texts("prompts", prompts), check_texts("responses", responses)
+    if not len(prompts) == len(responses) == len(tokens):
+        raise ConfigError(
+            f"{len(prompts)} prompts, {len(responses)} responses and {len(tokens)} rows of tokens: expected as many."
+        )
     return Judged(
         responses=list(responses),
         tokens=[list(row) for row in tokens],
         refusals={
-            name: np.asarray(judge.verdict(prompts, responses), bool)
+            name: checked(judge.verdict)(prompts, responses) > 0.5
             for name, judge in judges.items()
             if judge.kind == "refusal"
         },
@@ -147,6 +157,20 @@ def judge_responses(
             name: checked(judge.verdict)(prompts, responses) for name, judge in judges.items() if judge.kind == "unsafe"
         },
     )
+
+
+def _records(name: str, records: Sequence[Record], kind: type[Record]) -> list[Record]:
+    """Returns records as a list; texts, or one record where several are expected, are refused."""
+    found: list[Any] = list(records) if isinstance(records, Iterable) and not isinstance(records, str) else [records]
+    for record in found:
+        if not isinstance(record, kind):
+            expected = f"edgesafe_jax.corpora.{kind.__name__}"
+            raise ConfigError(f"{name} has a {type(record).__name__}: expected a list of {expected}.")
+    return found
+
+
+def _texts(prompts: Sequence[Prompt]) -> list[str]:
+    return [prompt.text for prompt in _records("prompts", prompts, Prompt)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +220,7 @@ def evaluate_set(
     Returns:
       Responses and verdicts.
     """
-    texts = [p.text for p in prompts]
+    texts = _texts(prompts)
     total = 2 * len(texts)
 
     def report(offset: int) -> ProgressFn | None:
@@ -282,10 +306,12 @@ def multiple_choice(
       Which of the questions were answered correctly.
 
     Raises:
-      ValueError: no questions.
+      ConfigError: no questions.
+      NonFiniteError: the model computed NaN or infinity.
     """
+    choices = _records("choices", choices, Choice)
     if not choices:
-        raise ValueError("There are no questions: expected at least one.")
+        raise ConfigError("There are no questions: expected at least one.")
     contexts = [choice.context for choice in choices for _ in choice.options]
     options = [option for choice in choices for option in choice.options]
     total, count = answer_log_probs(model, contexts, options, adapter=adapter, batch_size=batch_size, on_batch=on_batch)
@@ -368,6 +394,8 @@ class EvaluationSettings:
     num_choices: int | None = None
 
     def __post_init__(self):
+        check_texts("rewordings", self.rewordings)
+        check_texts("multiple_choice", self.multiple_choice)
         ranges = {"max_tokens": POSITIVE_COUNT, **dict.fromkeys(("num_prefill", "num_reworded", "num_kl"), COUNT)}
         if self.multiple_choice:
             ranges["num_choices"] = POSITIVE_COUNT
@@ -493,7 +521,7 @@ def answer_rows(
       One mapping per prompt: prompt, label, response, refused_by_pattern, refused_by_meaning, unsafe (P by the teacher
       guard), judge_unsafe (P by the judge), and further judges by name.
     """
-    texts = [p.text for p in prompts]
+    texts = _texts(prompts)
     answers = generate(model, texts, max_tokens=max_tokens, adapter=adapter, batch_size=64, on_batch=on_batch)
     judged = judge_responses(texts, answers.texts, answers.tokens, judges)
     names = {"refused": "refused_by_pattern", "teacher": "unsafe", "judge": "judge_unsafe"}

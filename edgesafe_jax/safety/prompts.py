@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from edgesafe_jax import corpora
 from edgesafe_jax.corpora import Prompt
-from edgesafe_jax.errors import lookup
+from edgesafe_jax.errors import COUNT, check_ranges, lookup
 from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.contrast import contrast_prompts, is_plain
 
@@ -101,10 +101,11 @@ def evaluation_prompts(sizes: Mapping[str, int | None], split: Split) -> dict[st
       Prompts by set, in the order of `EVALUATION_SETS`; a set that is not named, or empty, is left out.
 
     Raises:
-      ConfigError: an unknown set.
+      ConfigError: an unknown set, or a negative size.
     """
     for name in sizes:
         lookup(EVALUATION_SETS, name, "evaluation set")
+    check_ranges(sizes, dict.fromkeys(sizes, COUNT), prefix="the size of ")
     sets = {name: each.load(sizes[name], split) for name, each in EVALUATION_SETS.items() if sizes.get(name, 0) != 0}
     return {name: prompts for name, prompts in sets.items() if prompts}
 
@@ -131,7 +132,12 @@ def training_prompts(
 
     Returns:
       Prompts by group, and how many were removed because they overlap an evaluation prompt.
+
+    Raises:
+      ConfigError: a negative number.
     """
+    wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": num_plain}
+    check_ranges(wanted, dict.fromkeys(wanted, COUNT), prefix="num_")
     contrast = contrast_prompts()
     requests = [
         p
@@ -148,7 +154,6 @@ def training_prompts(
         {name: None for name, each in EVALUATION_SETS.items() if each.disjoint}, split
     ).values()
     held_out = [*reserved, *(p for prompts in evaluated for p in prompts)]
-    wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": num_plain}
     removed = 0
     chosen: dict[str, list[Prompt]] = {}
     for name, prompts in groups.items():

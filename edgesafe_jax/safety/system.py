@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from edgesafe_jax.errors import FRACTION, POSITIVE, PROBABILITY, ConfigError, check_ranges, check_texts
 from edgesafe_jax.guards.verdicts import Guard, GuardError, checked
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel
@@ -23,6 +24,12 @@ from edgesafe_jax.typing import Adapter, PRNGKey, ProgressFn
 
 REFUSAL = "Sorry, I cannot help with this matter."
 """The refusal of the paper."""
+
+
+def check_refusal(refusal: str) -> None:
+    """Raises `ConfigError` unless a refusal says something."""
+    if not isinstance(refusal, str) or not refusal.strip():
+        raise ConfigError(f"The refusal is empty or no text ({refusal!r}): expected a sentence such as {REFUSAL!r}.")
 
 
 def sharpened(guard: Guard, *, sharpness: float = 1.0, threshold: float = 0.5) -> Guard:
@@ -38,7 +45,13 @@ def sharpened(guard: Guard, *, sharpness: float = 1.0, threshold: float = 0.5) -
 
     Returns:
       The guard.
+
+    Raises:
+      ConfigError: a factor or a threshold outside its range.
     """
+    check_ranges(
+        {"sharpness": sharpness, "threshold": threshold}, {"sharpness": POSITIVE, "threshold": PROBABILITY}, prefix=""
+    )
     return functools.partial(_sharpen, guard, float(sharpness), float(threshold))
 
 
@@ -99,8 +112,7 @@ class SafeSystem:
     refusal: str = REFUSAL
 
     def __post_init__(self):
-        if not self.refusal.strip():
-            raise ValueError("The refusal is empty: expected a sentence such as " + repr(REFUSAL))
+        check_refusal(self.refusal)
 
     def sequence_teacher(
         self,
@@ -175,8 +187,10 @@ class SafeSystem:
           The answers and the verdicts.
 
         Raises:
+          ConfigError: a threshold outside [0, 1], or an argument that `generate` refuses.
           GuardError: the guard returned NaN or left [0, 1].
         """
+        check_ranges({"threshold": threshold}, {"threshold": FRACTION}, prefix="")
         base = generate(
             self.model,
             prompts,
@@ -252,8 +266,10 @@ class CategoricalSystem:
           The outcomes and their probabilities.
 
         Raises:
+          ConfigError: one string where several are expected.
           GuardError: class probabilities of another shape, negative, NaN, or that do not sum to one.
         """
+        prompts, responses = check_texts("prompts", prompts), check_texts("responses", responses)
         probs = np.asarray(self.classify(prompts, responses), np.float64)
         if probs.shape != (len(prompts), len(self.actions)):
             raise GuardError(

@@ -24,14 +24,15 @@ import safetensors.numpy
 
 from edgesafe_jax import losses
 from edgesafe_jax.assets import write_atomically
-from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.errors import ConfigError, check_counts, check_texts
 from edgesafe_jax.guards.verdicts import checked
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
+from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.generation import Generation, bucket_length, encode_prompts, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.scoring import first_token_margins
 from edgesafe_jax.reporting.progress import ProgressBar
-from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher
+from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher, check_refusal
 from edgesafe_jax.typing import Adapter, Array, Params, ProgressFn
 
 _log = logging.getLogger(__name__)
@@ -155,6 +156,7 @@ def refusal_margins(
     Returns:
       `[N]`, the log-probability of that token less that of the likeliest other one.
     """
+    check_refusal(refusal)
     first = int(refusal_ids(model, refusal)[0])
     return first_token_margins(model, prompts, first, adapter=adapter, batch_size=batch_size)
 
@@ -252,6 +254,7 @@ def make_teacher_data(
       ConfigError: `min_weight` is not in [0, 0.5).
       edgesafe_jax.models.generation.ContextError: a prompt with its answer does not fit into the context.
     """
+    check_counts(max_tokens=max_tokens, batch_size=batch_size)
     if not 0 <= min_weight < 0.5:
         raise ConfigError(f"min_weight={min_weight}: expected in [0, 0.5), so that each prompt keeps an outcome.")
     refusal = refusal_ids(model, teacher.refusal).tolist()
@@ -282,6 +285,7 @@ def make_teacher_data(
     kept = teacher.responses.hidden
     if kept is not None and kept.shape[1] >= max_tokens:
         hidden[:, :max_tokens] = kept[:, :max_tokens]
+        check_finite(hidden, "The kept hidden states of answer")
         return dataclasses.replace(data, teacher_hidden=hidden)
     plain = dataclasses.replace(
         data, sample=np.arange(len(prompts)), outcomes=answers, is_refusal=np.zeros(len(prompts), bool), weight=safe
@@ -295,6 +299,7 @@ def make_teacher_data(
         hidden[chosen] = states[: len(chosen)]
         if on_batch is not None:
             on_batch(min(start + batch_size, len(order)), len(order))
+    check_finite(hidden, "The hidden states of answer", sources=(("parameter", model.params),))
     return dataclasses.replace(data, teacher_hidden=hidden)
 
 
@@ -363,9 +368,10 @@ def make_teacher(
       The teacher.
 
     Raises:
-      ConfigError: a label is called like the group of refusals, or a group has no row.
+      ConfigError: one string where several are expected, a label that is called like the group of refusals, or a group
+        without a row.
     """
-    texts = list(prompts)
+    texts, labels = check_texts("prompts", prompts), check_texts("labels", labels)
     if len(labels) != len(texts):
         raise ConfigError(f"{len(labels)} labels for {len(texts)} prompts: expected as many.")
     if REFUSE in labels:
@@ -453,6 +459,7 @@ def _encoded(
         data = encode(with_hidden=False)
         hidden = safetensors.numpy.load_file(file)["hidden"]
         if hidden.shape[:2] == (len(data.prompts), data.max_tokens):
+            check_finite(hidden, f"{file}: the hidden states of answer")
             return dataclasses.replace(data, teacher_hidden=hidden)
     with ProgressBar("reading the teacher's hidden states") as progress:
         data = encode(with_hidden=options.with_hidden, on_batch=progress)

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from edgesafe_jax import losses, parallel
 from edgesafe_jax.adapters import make_adapter
 from edgesafe_jax.assets import write_atomically
-from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.errors import ConfigError, check_texts
 from edgesafe_jax.guards.verdicts import Guard
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import LanguageModel
@@ -113,7 +113,7 @@ def align(
       The adapter and the metrics of each step.
 
     Raises:
-      ConfigError: the prompts leave a group without a row.
+      ConfigError: one string where several are expected, or prompts that leave a group without a row.
       GuardError: the guard returned something other than probabilities.
       WorkdirError: the work directory holds a run with other settings or prompts.
       TrainingError: the loss is not finite.
@@ -123,8 +123,8 @@ def align(
       >>> aligned = align(model, my_guard, my_prompts, workdir="runs/mine")  # doctest: +SKIP
       >>> generate(model, ["Hello"], max_tokens=40, adapter=aligned.adapter).texts  # doctest: +SKIP
     """
-    settings = settings or AlignSettings()
-    labels = ["answer"] * len(prompts) if labels is None else labels
+    settings, prompts = settings or AlignSettings(), check_texts("prompts", prompts)
+    labels = ["answer"] * len(prompts) if labels is None else check_texts("labels", labels)
     gate = sharpened(guard, sharpness=settings.gate_sharpness, threshold=settings.gate_threshold)
     if adapter is None:
         key = jax.random.fold_in(jax.random.key(settings.seed), 2)

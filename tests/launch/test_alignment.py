@@ -18,7 +18,7 @@ from edgesafe_jax.safety import teacher, training
 from edgesafe_jax.safety.evaluation import base_judges
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.training import WorkdirError
-from launch import alignment, evaluate, train
+from launch import alignment, evaluate, startup, train
 from tests.launch import cli
 from tests.processes import run_connected
 
@@ -292,6 +292,30 @@ def test_a_run_of_an_earlier_version_is_evaluated(finished, tmp_path):
     assert set(alignment.evaluate(alignment.read_run(tmp_path), tmp_path).results) == {"strongreject"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--checkpoint={tmp}/missing",), "missing/config.json"),
+        (("--checkpoint={run}/adapter/adapter.safetensors",), "adapter.safetensors/config.json"),
+        (("--checkpoint={run}", "--prompts={tmp}/missing.jsonl"), "There is no prompt file"),
+        (("--checkpoint={run}", "--prompts={tmp}"), "There is no prompt file"),
+        (("--checkpoint={run}", "--prompts=strongreject", "--output={tmp}"), "expected the name of a file"),
+        (("--checkpoint={run}", "--prompts=strongreject", "--output={tmp}/no/out"), "in a directory that exists"),
+    ],
+)
+def test_a_path_that_cannot_be_meant_is_named(finished, tmp_path, monkeypatch, capsys, arguments, message):
+    given = [argument.format(run=finished, tmp=tmp_path) for argument in arguments]
+    assert message in cli.refused(monkeypatch, capsys, evaluate, *given)
+
+
+def test_variables_of_the_chat_template_come_from_the_config(tiny_model, monkeypatch):
+    monkeypatch.setattr(startup, "load_model", lambda name, matmul_dtype: tiny_model)
+    config = small(template_variables='{"enable_thinking": false}')
+    model = startup.load_config_model(config)
+    assert model.tokenizer.template_variables == {"enable_thinking": False}
+    assert startup.load_config_model(small()).tokenizer.hash == tiny_model.tokenizer.hash != model.tokenizer.hash
+
+
 def test_evaluation_without_any_set_is_refused(finished):
     config = small()
     config["evaluation"] |= dict.fromkeys(("strongreject", "sensitive", "plain"), 0)
@@ -333,6 +357,13 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         ("mining", {"mixture": {"plain": 0.1}}, "config.mining.mixture: Weight of 'plain'"),
         ("num_steps", 0, "config.num_steps=0"),
         ("refusal", " ", "config.refusal is empty"),
+        ("guard", ".", "config.guard='.' is no file: expected the head that configs/guard_probe.py stores"),
+        ("guard", "missing.safetensors", "config.guard='missing.safetensors' is no file"),
+        (
+            "template_variables",
+            "enable_thinking",
+            "config.template_variables='enable_thinking': expected a JSON object",
+        ),
         (
             "adapter",
             {"kind": "lara"},
