@@ -10,6 +10,7 @@ import numpy as np
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families import FAMILIES, Family, LoadingError
 from edgesafe_jax.models.families.family import GgufLayout
+from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tensors import TensorReader, read_params
 from edgesafe_jax.models.tokenization import ChatTokenizer
 from edgesafe_jax.models.tokenizer_files import tokenizer_from_gguf
@@ -41,6 +42,11 @@ def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]
             f"({path.stat().st_size:,} bytes): delete it and fetch or copy it again."
         ) from error
     metadata = {name: field.contents() for name, field in reader.fields.items()}
+    if int(metadata.get("split.count", 1)) > 1:
+        raise LoadingError(
+            f"{path} is part {int(metadata.get('split.no', 0)) + 1} of {metadata['split.count']} of a split GGUF file: "
+            "join the parts first (llama-gguf-split --merge)."
+        )
     family, layout = _layout(metadata.get("general.architecture"), path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     try:
@@ -55,7 +61,10 @@ def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]
         return layout.transform(config, name, weight)
 
     params = read_params(family, config, TensorReader(frozenset(names), read, str(path)))
-    return config, params, tokenizer_from_gguf(metadata)
+    try:
+        return config, params, tokenizer_from_gguf(metadata)
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
 
 
 def _layout(architecture: object, path: Path) -> tuple[Family, GgufLayout]:

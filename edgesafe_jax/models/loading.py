@@ -1,33 +1,27 @@
-"""Loading a language model: where it comes from, its precision, and the cache of converted weights."""
+"""Loading a language model: where it comes from, and in which precision it computes."""
 
 import dataclasses
 import functools
-import hashlib
-import json
-import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 
 from edgesafe_jax import assets
+from edgesafe_jax.models.converted import load_gguf
 from edgesafe_jax.models.decoder import FLOAT32, Decoder
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.directories import read_directory
 from edgesafe_jax.models.families import LoadingError
-from edgesafe_jax.models.gguf_files import read_gguf
 from edgesafe_jax.models.matmul import pack_bfloat16, unpack_bfloat16
-from edgesafe_jax.models.tensors import flatten, unflatten
 from edgesafe_jax.models.tokenization import ChatTokenizer
 from edgesafe_jax.typing import Array, Params
 
 __all__ = ["DEFAULT_MODEL", "LanguageModel", "LoadingError", "load_model", "with_precision"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-_FORMAT = "3"  # of the cache of converted weights; raise it when the layout changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +33,8 @@ class LanguageModel:
       config: sizes and constants.
       params: frozen parameters, as `Decoder` names them.
       tokenizer: tokenizer with the chat template.
-      hash: sha256 of the weights' file or files: adapters are bound to it.
+      hash: sha256 of the weights, to which adapters are bound: of names, shapes, dtypes and bytes of the tensors of a
+        directory, however they are split into files; of a GGUF file as a whole.
       dtype: dtype of activations.
       matmul_dtype: dtype of the factors of matrix products; None for that of the activations.
     """
@@ -59,7 +54,11 @@ class LanguageModel:
 
 
 def load_model(
-    spec: str = DEFAULT_MODEL, *, dtype: jnp.dtype = FLOAT32, matmul_dtype: jnp.dtype | None = None
+    spec: str = DEFAULT_MODEL,
+    *,
+    dtype: jnp.dtype = FLOAT32,
+    matmul_dtype: jnp.dtype | None = None,
+    template_variables: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Loads a frozen language model with its tokenizer.
 
@@ -71,6 +70,7 @@ def load_model(
       dtype: dtype of parameters and activations: float32, or bfloat16 on accelerators.
       matmul_dtype: dtype of the factors of matrix products, and of the matrices that are stored; None for `dtype`.
         bfloat16 beside float32 activations halves time and memory where the processor has such products.
+      template_variables: what the chat template is given beside the messages, such as `{"enable_thinking": False}`.
 
     Returns:
       The model.
@@ -82,14 +82,15 @@ def load_model(
     source = assets.resolve_model(spec)
     path = Path(source.path)
     if source.kind == "gguf":
-        config, params, tokenizer, digest = _load_gguf_cached(path)
+        config, params, tokenizer, digest = load_gguf(path)
     else:
-        digest = _hash_files(sorted(path.glob("*.safetensors")))
-        config, params, tokenizer = read_directory(path)
-    if tokenizer.vocab_size > config.vocab_size:
+        config, params, tokenizer, digest = read_directory(path)
+    if tokenizer.max_id >= config.vocab_size:
         raise LoadingError(
-            f"{spec}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding table {config.vocab_size} rows."
+            f"{spec}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding table {config.vocab_size} rows; "
+            f"the largest token id is {tokenizer.max_id}. They do not belong together."
         )
+    tokenizer = tokenizer.with_variables(template_variables)
     model = LanguageModel(spec, config, params, tokenizer, digest)
     return with_precision(model, dtype=dtype, matmul_dtype=matmul_dtype)
 
@@ -116,49 +117,3 @@ def with_precision(
 
     params = jax.tree_util.tree_map_with_path(convert, model.params)
     return dataclasses.replace(model, params=params, dtype=jnp.dtype(dtype), matmul_dtype=matmul_dtype)
-
-
-def _hash_files(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _load_gguf_cached(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer, str]:
-    """Loads the converted copy of a GGUF file, converting it first when there is none."""
-    digest = _hash_files([path])
-    folder = assets.cache_dir() / "converted" / f"{digest[:24]}-v{_FORMAT}"
-    weights, description = folder / "weights.safetensors", folder / "model.json"
-    if weights.exists() and description.exists():
-        try:
-            about = json.loads(description.read_text(encoding="utf-8"))
-            if weights.stat().st_size != about["bytes"]:
-                raise ValueError(f"{weights.stat().st_size} bytes instead of {about['bytes']}")
-            config = DecoderConfig(**about["config"])
-            params = unflatten(safetensors.numpy.load_file(weights))
-            import tokenizers  # only this path needs it by name
-
-            tokenizer = tokenizers.Tokenizer.from_str(about["tokenizer"].pop("json"))
-            return config, params, ChatTokenizer(tokenizer, **about["tokenizer"]), digest
-        except Exception as error:  # whatever is wrong with the copy, the original is there
-            logging.getLogger(__name__).warning("Converting %s again: its cached copy is damaged (%s).", path, error)
-    config, params, tokenizer = read_gguf(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(params)}
-    assets.write_atomically(weights, lambda part: safetensors.numpy.save_file(flat, part))
-    about = {
-        "config": dataclasses.asdict(config),
-        "bytes": weights.stat().st_size,
-        "tokenizer": {
-            "json": tokenizer.to_json(),
-            "chat_template": tokenizer.chat_template,
-            "eos_ids": tokenizer.eos_ids,
-            "pad_id": tokenizer.pad_id,
-            "bos_token": tokenizer.bos_token,
-            "eos_token": tokenizer.eos_token,
-        },
-    }
-    assets.write_atomically(description, lambda part: part.write_text(json.dumps(about), encoding="utf-8"))
-    return config, params, tokenizer, digest

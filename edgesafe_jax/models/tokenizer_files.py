@@ -35,6 +35,11 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> ChatTokenizer:
             raise TokenizerError(f"The GGUF metadata has no tokenizer.{name}; is the file complete?")
         return metadata[f"tokenizer.{name}"]
 
+    if "tokenizer.ggml.pre" not in metadata and "tokenizer.ggml.model" in metadata:
+        raise TokenizerError(
+            "The GGUF metadata has no tokenizer.ggml.pre, without which text cannot be split as the model was trained: "
+            "the file was made by an old converter. Convert it again, or use the model's Hugging Face directory."
+        )
     model, pre = field("ggml.model"), field("ggml.pre")
     if model != "gpt2" or pre not in _DIGIT_PRE_TOKENIZERS + _PLAIN_PRE_TOKENIZERS:
         raise TokenizerError(
