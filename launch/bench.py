@@ -1,29 +1,32 @@
-r"""Benchmarks: `python -m launch.bench --suite=align|guards|offline_rl|planner [--workdir=DIR]`.
+r"""Benchmarks: `python -m launch.bench --suite=align|guards|offline_rl|planner|large [--workdir=DIR]`.
 
-`planner_learned` and `planner_brax` are the batches of problems of `planner`, alone.
+`planner_learned` and `planner_brax` are batches of problems; `large` is a 1B model, for accelerators.
 
 Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured
 in the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
+from edgesafe_jax.benchmarks import align, batches, guards, large, offline_rl, planner
+from edgesafe_jax.benchmarks.harness import machine
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
-from launch import bench_align, bench_batches, bench_guards, bench_offline_rl, bench_planner, errors
-from launch.benchmarking import machine
+from launch import errors, peers
 
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
-    "align": bench_align.run,
-    "guards": bench_guards.run,
-    "offline_rl": bench_offline_rl.run,
-    "planner": bench_planner.run,
-    "planner_learned": bench_batches.run_learned,
-    "planner_brax": bench_batches.run_brax,
+    "align": functools.partial(align.run, peers.align_peers),
+    "guards": functools.partial(guards.run, peers.guard_peer),
+    "large": large.run,
+    "offline_rl": functools.partial(offline_rl.run, {"d3rlpy": peers.d3rlpy_peer, "JAX-CORL": peers.jax_corl_peer}),
+    "planner": planner.run,
+    "planner_learned": batches.run_learned,
+    "planner_brax": batches.run_brax,
 }
 """What `--suite` may name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
 

@@ -17,6 +17,7 @@ LAYERS = (
     {"models", "adapters", "dynamics", "planning"},
     {"peers", "parallel", "training", "reporting"},
     {"guards", "safety", "offline_rl"},
+    {"benchmarks"},
 )
 SAME_LAYER = {
     "corpora": {"assets"},

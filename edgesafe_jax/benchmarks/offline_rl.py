@@ -11,13 +11,13 @@ until the device is full: 64 seeds are measured there besides.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.benchmarks.harness import in_turn, key_of
 from edgesafe_jax.offline_rl import (
     OfflineDataset,
     Sampling,
@@ -27,10 +27,10 @@ from edgesafe_jax.offline_rl import (
     make_td3_bc,
     make_trainer,
 )
-from launch.benchmarking import in_turn, key_of
 
 NUM_ROWS, STATE, ACTION, EPISODE, BATCH, HIDDEN = 20_000, 17, 6, 200, 256, (256, 256)
 NUM_UPDATES, NUM_RUNS = 96, 5
+Peer: TypeAlias = Callable[[OfflineDataset], Callable[[int], None] | None]
 SEEDS_AT_ONCE, SEEDS_ON_ACCELERATOR = (8,), (8, 64)
 
 
@@ -64,71 +64,22 @@ def _ours(dataset: OfflineDataset, *, num_seeds: int) -> Callable[[int], None]:
     return measured
 
 
-def _d3rlpy_peer(dataset: OfflineDataset) -> Callable[[int], None] | None:
-    """The same networks and batches in d3rlpy, or None where it is not installed."""
-    try:
-        import d3rlpy  # pyright: ignore[reportMissingImports]  # the peer only
-    except ImportError:
-        return None
-    d3rlpy.logging.set_log_context(epoch=0)
-    size = NUM_ROWS // EPISODE
-    replay = d3rlpy.dataset.MDPDataset(
-        observations=np.asarray(dataset.states),
-        actions=np.asarray(dataset.actions),
-        rewards=np.asarray(dataset.rewards)[:, None],
-        terminals=np.zeros(NUM_ROWS, np.float32),
-        timeouts=np.asarray(dataset.ends, np.float32),
-    )
-    assert replay.size() == size
-    encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=list(HIDDEN))
-    algorithm = d3rlpy.algos.TD3PlusBCConfig(
-        batch_size=BATCH, actor_encoder_factory=encoder, critic_encoder_factory=encoder
-    ).create(device="cpu")
-    algorithm.build_with_dataset(replay)
+def run(peers: Mapping[str, Peer] | None = None) -> dict[str, Any]:
+    """Measures the candidates in turn.
 
-    def measured(num_updates: int) -> None:
-        for _ in range(num_updates):
-            algorithm.update(replay.sample_transition_batch(BATCH))
+    Args:
+      peers: by name, what makes the same update in another library: from the data set to a function of the number of
+        updates, or None where it is not installed.
 
-    return measured
-
-
-def _jax_corl_peer(dataset: OfflineDataset) -> Callable[[int], None] | None:
-    """The same in JAX-CORL, or None where its files or what they import are not on the path."""
-    try:
-        import td3bc  # pyright: ignore[reportMissingImports]  # the peer only
-    except ImportError:
-        return None
-    config = td3bc.TD3BCConfig(batch_size=BATCH, hidden_dims=HIDDEN)
-    data = td3bc.Transition(
-        observations=jnp.asarray(dataset.states),
-        actions=jnp.asarray(dataset.actions),
-        rewards=jnp.asarray(dataset.rewards),
-        next_observations=jnp.asarray(dataset.next_states),
-        dones=jnp.zeros(NUM_ROWS),
-    )
-    key = jax.random.key(0)
-    start = td3bc.create_td3bc_train_state(key, data.observations[0], data.actions[0], config)
-    update = jax.jit(td3bc.TD3BC.update_n_times, static_argnums=3)
-
-    def measured(num_updates: int) -> None:
-        state = start
-        for call in range(num_updates // config.n_jitted_updates):
-            state, _ = update(state, data, jax.random.fold_in(key, call), config)
-        jax.block_until_ready(state)
-
-    return measured
-
-
-def run() -> dict[str, Any]:
-    """Measures the candidates in turn; returns rows of a table and flat numbers."""
+    Returns:
+      Rows of a table and flat numbers.
+    """
     dataset = _dataset()
     many = SEEDS_AT_ONCE if jax.default_backend() == "cpu" else SEEDS_ON_ACCELERATOR
     candidates = {
         "edgesafe_jax": (_ours(dataset, num_seeds=1), NUM_UPDATES, 1),
         **{f"edgesafe_jax, {num} seeds at once": (_ours(dataset, num_seeds=num), NUM_UPDATES, num) for num in many},
-        "d3rlpy": (_d3rlpy_peer(dataset), NUM_UPDATES, 1),
-        "JAX-CORL": (_jax_corl_peer(dataset), NUM_UPDATES, 1),
+        **{name: (make(dataset), NUM_UPDATES, 1) for name, make in (peers or {}).items()},
     }
     present = {name: (step, count, seeds) for name, (step, count, seeds) in candidates.items() if step is not None}
     runs = {name: functools.partial(step, count) for name, (step, count, _) in present.items()}

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import parallel, planning
+from edgesafe_jax.benchmarks.harness import NUM_RUNS, Row, in_turn, median_ratio, on_accelerator, same_columns
 from edgesafe_jax.planning import JaxTask
 from edgesafe_jax.planning.search import Population
 from edgesafe_jax.reporting import curves
-from launch.benchmarking import NUM_RUNS, Row, in_turn, median_ratio, on_accelerator, same_columns
 
 PROBLEMS = (1, 4, 16, 64, 256)
 ACCELERATOR_PROBLEMS = (1, 16, 64, 256, 1024, 4096)

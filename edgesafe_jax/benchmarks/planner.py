@@ -1,7 +1,7 @@
 """Planners: the cost of a plan against its bare rollouts, batches of problems, and real time on the paper's tasks.
 
 1. iCEM at 97 trajectories of 30 steps on HalfCheetah against `mujoco.rollout` of as many trajectories, the two in turn.
-2. Batches of problems in one call on a learned world model, see `launch.bench_batches`.
+2. Batches of problems in one call on a learned world model, see `benchmarks.batches`.
 3. Planners on the five tasks at budgets of 50 and 100 trajectories: time of a plan, the fraction of it spent in MuJoCo,
    and the control step that it should fit into; processor time too, which other work on the machine does not lengthen.
 4. Coloured noise against the package colorednoise, where that is installed, in processor time: a call is so short that
@@ -22,11 +22,11 @@ import mujoco.rollout
 import numpy as np
 
 from edgesafe_jax import planning
+from edgesafe_jax.benchmarks import batches
+from edgesafe_jax.benchmarks.harness import Row, in_turn, median_ratio, timed
 from edgesafe_jax.planning import MujocoTask
 from edgesafe_jax.planning.paper_tasks import half_cheetah
 from edgesafe_jax.planning.physics import available_threads
-from launch import bench_batches
-from launch.benchmarking import Row, in_turn, median_ratio, timed
 
 TASK_BUDGETS = (50, 100)
 PLANNERS = ("icem", "cem")
@@ -154,9 +154,9 @@ def run() -> dict[str, Any]:
     """Measures; returns rows of a table, flat numbers and a figure."""
     rows, values = _against_bare_rollout()
     values["threads"] = available_threads()
-    more, numbers, points = bench_batches.learned()
+    more, numbers, points = batches.learned()
     parts = [(more, numbers), *(_real_time(make()) for make in planning.TASKS.values()), _noise()]
     for more, numbers in parts:
         rows += more
         values |= numbers
-    return bench_batches.result(rows, values, points)
+    return batches.result(rows, values, points)
