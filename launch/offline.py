@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from edgesafe_jax import dynamics
-from edgesafe_jax.errors import COUNT, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, check_ranges
+from edgesafe_jax.errors import COUNT, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, check_ranges, check_texts
 from edgesafe_jax.offline_rl import OfflineDataset, formats, tasks, worlds
 from edgesafe_jax.offline_rl.learners import LEARNERS, make_learner
 from edgesafe_jax.offline_rl.methods import METHODS
@@ -49,7 +49,7 @@ def train_dynamics(config: Config, workdir: str | Path) -> Path:
       ConfigError: a name or a number of the config is invalid.
       WorkdirError: the work directory holds a run with another config.
     """
-    for name in config["cases"]:
+    for name in check_texts("config.cases", config["cases"]):
         errors.lookup(CASES, name, "config.cases")
     check_ranges(config, STUDY_RANGES)
     settings = {name: _model_settings(config, config["per_case"].get(name, {})) for name in config["cases"]}
@@ -99,7 +99,7 @@ def train_policies(config: Config, workdir: str | Path, *, report: str | Path | 
     """
     check_ranges(config, RANGES)
     make_task = errors.lookup(worlds.WORLDS, config["world"], "config.world")
-    for name in config["methods"]:
+    for name in check_texts("config.methods", config["methods"]):
         errors.lookup(METHODS, name, "config.methods")
     errors.lookup(LEARNERS, config["learner"]["name"], "config.learner.name")
     learner, settings = make_learner(**config["learner"]), pipeline_settings(config)

@@ -106,7 +106,9 @@ class Ensemble(struct.PyTreeNode):
         network = GaussianMLP(state.shape[0], self.hidden)
         inputs = self.normalize(state, action)
         means, log_vars = jax.vmap(lambda params: apply_gaussian(network, params, inputs))(self.params)
-        disagreement = jnp.std(means, axis=0)
+        variance = jnp.var(means, axis=0)
+        # The square root has no derivative at 0, where members agree, one of one elite always.
+        disagreement = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
         spread = jnp.sqrt(jnp.mean(jnp.exp(log_vars), axis=0) + disagreement**2)
         mean = state + self.target_mean + self.target_std * jnp.mean(means, axis=0)
         return Prediction(mean, self.target_std * spread, self.target_std * disagreement)

@@ -101,8 +101,24 @@ def residuals(
         prediction = ensemble.rollout(moved[0], acted)
         return prediction.mean - moved[1:], prediction.spread
 
+    check_group(group, data, elements)
     segments = as_segments(data)
     return jax.vmap(one)(elements, jnp.asarray(segments.states), jnp.asarray(segments.actions))
+
+
+def check_group(group: GroupAction, data: Transitions | Segments, elements: Element = None) -> None:
+    """Refuses a group over vectors of other lengths than the data's, and elements of another number.
+
+    Raises:
+      DynamicsError: if sizes or numbers differ; the message says which.
+    """
+    for name, wanted in (("state", group.sizes.state), ("action", group.sizes.action)):
+        size = (data.states if name == "state" else data.actions).shape[-1]
+        if size != wanted:
+            raise DynamicsError(f"the group acts on a {name} of {wanted}, the data have {size}: expected the same")
+    for leaf in jax.tree.leaves(elements):
+        if not leaf.shape or leaf.shape[0] != len(data.states):
+            raise DynamicsError(f"elements of shape {leaf.shape} for {len(data.states)} samples: expected one a sample")
 
 
 def _moved(group: GroupAction, element: Element, states: Array, actions: Array) -> tuple[Array, Array]:

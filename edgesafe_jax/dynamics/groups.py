@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.dynamics.transitions import DynamicsError
+from edgesafe_jax.errors import check_counts
 from edgesafe_jax.typing import Array, PRNGKey, PyTree
 
 Element = PyTree
@@ -420,6 +421,7 @@ class Product:
 
 def sample_elements(key: PRNGKey, group: GroupAction, num: int) -> Element:
     """Draws `num` elements of the base distribution; every leaf gets a leading axis `[num]`."""
+    check_counts(num=num)
     return jax.vmap(group.sample)(jax.random.split(key, num))
 
 
@@ -468,7 +470,8 @@ def _rotate(angle: Array, vector: Array, pairs: tuple[tuple[int, int], ...]) -> 
     if not pairs:
         return vector
     first, second = (jnp.array(dims) for dims in zip(*pairs, strict=True))
-    u, v, cos, sin = vector[first], vector[second], jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle).astype(vector.dtype), jnp.sin(angle).astype(vector.dtype)
+    u, v = vector[first], vector[second]
     return vector.at[first].set(cos * u - sin * v).at[second].set(sin * u + cos * v)
 
 

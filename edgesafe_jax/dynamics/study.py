@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.dynamics.equivalence_report import episode_interval
-from edgesafe_jax.dynamics.equivariance import Equivalence, Verdict, calibrate, equivalence_test
+from edgesafe_jax.dynamics.equivariance import Equivalence, Verdict, calibrate, check_group, equivalence_test
 from edgesafe_jax.dynamics.groups import Element, GroupAction
 from edgesafe_jax.dynamics.transitions import DynamicsError, Segments, Transitions, as_segments
 from edgesafe_jax.dynamics.world_model import WorldModel
@@ -38,9 +38,20 @@ def true_gaps(step: StepFn, group: GroupAction, elements: Element, data: Transit
         truth, _ = jax.lax.scan(lambda s, a: (step(s, a), None), group.state(element, states[0]), acted)
         return jnp.abs(truth - group.state(element, states[-1]))
 
+    check_group(group, data, elements)
     segments = as_segments(data)
+    _check_step(step, segments)
     over_elements = jax.vmap(gap, in_axes=(0, None, None))
     return np.asarray(jax.jit(jax.vmap(over_elements))(elements, segments.states, segments.actions))
+
+
+def _check_step(step: StepFn, data: Segments) -> None:
+    state, action = jnp.asarray(data.states[0, 0]), jnp.asarray(data.actions[0, 0])
+    after = jax.eval_shape(step, state, action)
+    if getattr(after, "shape", None) != state.shape:
+        raise DynamicsError(
+            f"the simulator turns a state of shape {list(state.shape)} into {after}: expected one of its shape"
+        )
 
 
 def is_wrong(

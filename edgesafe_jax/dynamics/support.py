@@ -12,6 +12,7 @@ from flax import struct
 
 from edgesafe_jax.dynamics.ensemble import Ensemble, model_inputs
 from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims, varies
+from edgesafe_jax.errors import check_counts
 from edgesafe_jax.typing import Array
 
 
@@ -114,6 +115,7 @@ def fit_support(
       DynamicsError: if a dimension is named that the state lacks.
     """
     check_dims("moved", moved, training.states.shape[1])
+    check_counts(max_references=max_references)
     size = len(ensemble.input_mean)
     views = [tuple(moved), tuple(range(size))]
     if ensemble.relations:

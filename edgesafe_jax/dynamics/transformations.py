@@ -33,11 +33,11 @@ import optax
 from flax import struct
 
 from edgesafe_jax.dynamics.ensemble import Ensemble
-from edgesafe_jax.dynamics.equivariance import Calibration, accept, equivalence_test
+from edgesafe_jax.dynamics.equivariance import Calibration, accept, check_group, equivalence_test
 from edgesafe_jax.dynamics.groups import Translation
 from edgesafe_jax.dynamics.support import BoxDomain, Support
 from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_settings, standardizer
-from edgesafe_jax.errors import POSITIVE, POSITIVE_COUNT, Range
+from edgesafe_jax.errors import POSITIVE, POSITIVE_COUNT, Range, check_counts
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
 
@@ -187,6 +187,7 @@ def fit_translations(
         failed.
     """
     settings = settings or ReachSettings()
+    check_group(group, data)
     if calibration.horizon != 1:
         raise DynamicsError(f"a calibration for {calibration.horizon} steps: expected one for single transitions")
     for axis, (low, high) in enumerate(zip(group.low, group.high, strict=True)):
@@ -299,7 +300,9 @@ def make_bank(
     Returns:
       The bank.
     """
+    check_counts(num_elements=num_elements)
     group = distribution.group
+    check_group(group, data)
     draw = jax.jit(jax.vmap(distribution.sample))
     elements, verdicts, declared = [], [], []
     inside = jax.jit(jax.vmap(lambda e, s: domain.contains(group.state(e, s)))) if domain else None
@@ -332,5 +335,6 @@ def coverage(positions: np.ndarray, *, low: tuple[float, ...], high: tuple[float
       >>> coverage(np.array([[0.1, 0.1], [0.9, 0.9]]), low=(0, 0), high=(1, 1), num_cells=2)
       0.5
     """
+    check_counts(num_cells=num_cells)
     edges = [np.linspace(a, b, num_cells + 1) for a, b in zip(low, high, strict=True)]
     return float(np.mean(np.histogramdd(np.asarray(positions), bins=edges)[0] > 0))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from edgesafe_jax.errors import ConfigError, EdgesafeError, Range, check_ranges
+from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, EdgesafeError, Range, check_ranges
 from edgesafe_jax.typing import Array
 
 
@@ -75,7 +75,7 @@ def make_segments(data: Transitions, horizon: int) -> Segments:
       >>> make_segments(data, 2).states[:, :, 0].tolist()
       [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]
     """
-    if horizon < 1:
+    if horizon not in POSITIVE_COUNT:
         raise DynamicsError(f"horizon={horizon}: expected at least 1 step")
     states, actions, after, episodes = (
         np.asarray(x) for x in (data.states, data.actions, data.next_states, data.episodes)

@@ -5,7 +5,8 @@ from edgesafe_jax.offline_rl.bc import make_bc
 from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, Provenance, concatenate, make_dataset
 from edgesafe_jax.offline_rl.evaluation import Episodes, interquartile_mean, make_evaluator, seed_interval
 from edgesafe_jax.offline_rl.iql import expectile_loss, make_iql
-from edgesafe_jax.offline_rl.learning import Agent, Learner, Trainer, make_trainer
+from edgesafe_jax.offline_rl.learners import LEARNERS, make_learner
+from edgesafe_jax.offline_rl.learning import Agent, Learner, Trainer, check_agent, make_trainer
 from edgesafe_jax.offline_rl.relabelling import (
     Batch,
     BatchSampler,
@@ -25,6 +26,7 @@ from edgesafe_jax.offline_rl.relabelling import (
 from edgesafe_jax.offline_rl.td3_bc import make_td3_bc
 
 __all__ = [
+    "LEARNERS",
     "Agent",
     "Batch",
     "BatchSampler",
@@ -42,6 +44,7 @@ __all__ = [
     "TerminalFn",
     "Trainer",
     "binary_weights",
+    "check_agent",
     "concatenate",
     "expectile_loss",
     "exponential_weights",
@@ -51,6 +54,7 @@ __all__ = [
     "make_dataset",
     "make_evaluator",
     "make_iql",
+    "make_learner",
     "make_sampler",
     "make_sampler_data",
     "make_td3_bc",

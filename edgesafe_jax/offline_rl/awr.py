@@ -19,6 +19,7 @@ from edgesafe_jax.offline_rl.learning import (
     MLP,
     Learner,
     NetworkState,
+    check_learner,
     critic_values,
     descend,
     init_critics,
@@ -76,7 +77,12 @@ def make_awr(
 
     Returns:
       The learner. Its metrics are ``critic_loss``, ``actor_loss`` and ``value``.
+
+    Raises:
+      LearningError: a setting is out of range.
     """
+    check_learner(hidden=hidden, learning_rate=learning_rate, discount=discount, target_rate=target_rate)
+    check_learner(num_actions=num_actions)
     weigh = weights or exponential_weights()
     network = MLP((*hidden, 1))
     optimizer = optax.adam(learning_rate)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.dynamics import BoxDomain, Ensemble, GroupAction, TransformBank, Transitions, Verdict
+from edgesafe_jax.dynamics.equivariance import check_group
+from edgesafe_jax.errors import check_counts
 from edgesafe_jax.offline_rl.datasets import OfflineDataset, Provenance, make_episodes
 from edgesafe_jax.offline_rl.relabelling import RewardFn, TerminalFn, scalar
 from edgesafe_jax.typing import Array, PRNGKey
@@ -25,6 +27,8 @@ def uniform_bank(
     Returns:
       The bank; its verdicts are all `EXTRAPOLATED`, since nothing is tested.
     """
+    check_counts(num_elements=num_elements)
+    check_group(group, data)
     num = len(data.states)
     keys = jax.random.split(key, num * num_elements)
     elements = jax.tree.map(
@@ -62,6 +66,7 @@ def model_rollouts(
     Returns:
       The rollouts, with the provenance `MODEL`.
     """
+    check_counts(num_rollouts=num_rollouts, length=length)
 
     @jax.jit
     def rollouts(ensemble: Ensemble, states: Array, actions: Array, goals: Array) -> tuple[Array, ...]:

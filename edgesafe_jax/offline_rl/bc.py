@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from edgesafe_jax.offline_rl.learning import MLP, Learner, NetworkState, descend, start_training
+from edgesafe_jax.offline_rl.learning import MLP, Learner, NetworkState, check_learner, descend, start_training
 from edgesafe_jax.offline_rl.relabelling import Batch
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
@@ -20,7 +20,11 @@ def make_bc(*, hidden: tuple[int, ...] = (256, 256), learning_rate: float = 3e-4
 
     Returns:
       The learner. Its metric is ``actor_loss``.
+
+    Raises:
+      LearningError: a setting is out of range.
     """
+    check_learner(hidden=hidden, learning_rate=learning_rate)
     optimizer = optax.adam(learning_rate)
 
     def policy(params: Params, observations: Array) -> Array:

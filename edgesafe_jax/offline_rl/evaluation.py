@@ -1,5 +1,7 @@
 """Evaluation of policies in the true dynamics, by stratum, all seeds and episodes at once."""
 
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -7,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from edgesafe_jax.errors import check_counts
 from edgesafe_jax.metrics import bootstrap_interval
 from edgesafe_jax.metrics.intervals import Interval
-from edgesafe_jax.offline_rl.learning import Agent, Learner
-from edgesafe_jax.offline_rl.tasks import Stratum, Task, sample_goal, sample_start
+from edgesafe_jax.offline_rl.datasets import DatasetError
+from edgesafe_jax.offline_rl.learning import Agent, Learner, check_agent
+from edgesafe_jax.offline_rl.tasks import Stratum, Task, check_task, sample_goal, sample_start
 from edgesafe_jax.typing import Array, PRNGKey
 
 
@@ -40,6 +44,8 @@ def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callab
       From a key, agents with a leading axis of seeds `[R, ...]` and a stratum to episodes `[R, N]`. Every seed sees the
       same starts and goals.
     """
+    check_counts(num_episodes=num_episodes)
+    check_task(task)
 
     def episode(key: PRNGKey, agent: Agent, stratum: Stratum) -> Episodes:
         key_start, key_goal = jax.random.split(key)
@@ -54,12 +60,17 @@ def make_evaluator(task: Task, learner: Learner, *, num_episodes: int) -> Callab
         distance = jnp.linalg.norm(task.achieved(last) - goal)
         return Episodes(distance < task.radius, distance, jnp.linalg.norm(task.achieved(start) - goal))
 
-    def evaluate(key: PRNGKey, agents: Agent, stratum: Stratum) -> Episodes:
+    @functools.partial(jax.jit, static_argnums=2)
+    def compiled(key: PRNGKey, agents: Agent, stratum: Stratum) -> Episodes:
         keys = jax.random.split(key, num_episodes)
         many = jax.vmap(episode, in_axes=(0, None, None))
         return jax.vmap(many, in_axes=(None, 0, None))(keys, agents, stratum)
 
-    return jax.jit(evaluate, static_argnums=2)
+    def evaluate(key: PRNGKey, agents: Agent, stratum: Stratum) -> Episodes:
+        check_agent(agents)
+        return compiled(key, agents, stratum)
+
+    return evaluate
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -71,6 +82,9 @@ def interquartile_mean(values: np.ndarray) -> float:
     Returns:
       The mean of the rest.
 
+    Raises:
+      DatasetError: there is no value.
+
     Example:
       >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 9.0]))
       1.5
@@ -78,6 +92,8 @@ def interquartile_mean(values: np.ndarray) -> float:
     Reference:
       Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", 2021.
     """
+    if not np.size(values):
+        raise DatasetError("values has no entry: expected at least one")
     ordered = np.sort(np.asarray(values, np.float64).reshape(-1))
     cut = len(ordered) // 4
     return float(np.mean(ordered[cut : len(ordered) - cut]))
@@ -91,8 +107,26 @@ def seed_interval(success: np.ndarray, *, confidence: float = 0.95) -> Interval:
       confidence: coverage aimed at.
 
     Returns:
-      The estimate and its interval. Episodes are shared by the seeds and are not resampled: the interval speaks of
-      training again, not of other episodes.
+      The estimate and its interval, none of one seed. Episodes are shared by the seeds and are not resampled: the
+      interval speaks of training again, not of other episodes.
     """
-    rates = np.asarray(success, np.float64).mean(axis=1)
-    return bootstrap_interval(rates, statistic=interquartile_mean, confidence=confidence)
+    return interval_over(np.asarray(success, np.float64).mean(axis=1), confidence=confidence)
+
+
+def interval_over(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
+    """Interquartile mean of seeds or runs with a bootstrap interval over them.
+
+    Args:
+      values: `[R]`.
+      confidence: coverage aimed at.
+
+    Returns:
+      The estimate and its interval. Of a single value there is none: the ends are NaN, which summaries write as null.
+
+    Example:
+      >>> interval_over(np.array([0.75]))
+      Interval(estimate=0.75, low=nan, high=nan, confidence=0.95)
+    """
+    if len(values) == 1:
+        return Interval(float(values[0]), math.nan, math.nan, confidence)
+    return bootstrap_interval(values, statistic=interquartile_mean, confidence=confidence)

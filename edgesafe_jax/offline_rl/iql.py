@@ -13,6 +13,7 @@ from edgesafe_jax.offline_rl.learning import (
     MLP,
     Learner,
     NetworkState,
+    check_learner,
     critic_values,
     descend,
     init_critics,
@@ -20,7 +21,7 @@ from edgesafe_jax.offline_rl.learning import (
     start_training,
 )
 from edgesafe_jax.offline_rl.policies import GaussianPolicy, log_likelihood
-from edgesafe_jax.offline_rl.relabelling import Batch, LearningError
+from edgesafe_jax.offline_rl.relabelling import Batch
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
 
@@ -79,10 +80,10 @@ def make_iql(
       The learner. Its metrics are ``critic_loss``, ``value_loss``, ``actor_loss`` and ``value``.
 
     Raises:
-      LearningError: if `expectile` is not inside (0, 1).
+      LearningError: a setting is out of range.
     """
-    if not 0 < expectile < 1:
-        raise LearningError(f"expectile={expectile}: expected a number inside (0, 1)")
+    check_learner(hidden=hidden, learning_rate=learning_rate, discount=discount, target_rate=target_rate)
+    check_learner(expectile=expectile, temperature=temperature, max_weight=max_weight)
     network = MLP((*hidden, 1))
     optimizer = optax.adam(learning_rate)
 

@@ -5,15 +5,26 @@ that moves its policy every second critic step takes two batches a call, so that
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.core import Tracer
 
 from edgesafe_jax.dynamics import standardizer
+from edgesafe_jax.errors import (
+    FRACTION,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_COUNT,
+    ConfigError,
+    Range,
+    check_counts,
+    check_ranges,
+)
 from edgesafe_jax.offline_rl.datasets import Provenance
 from edgesafe_jax.offline_rl.relabelling import Batch, BatchSampler, LearningError, SamplerData
 from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
@@ -111,8 +122,9 @@ def make_trainer(
       >>> callable(trainer.init) and callable(trainer.run)
       True
     """
+    check_counts(batch_size=batch_size, normalizer_samples=normalizer_samples)
     count = learner.batches_per_call
-    if num_updates < 1 or num_updates % count:
+    if num_updates not in POSITIVE_COUNT or num_updates % count:
         raise LearningError(f"num_updates={num_updates}: expected a multiple of {count}, at least {count}")
 
     def init(key: PRNGKey, data: SamplerData) -> Agent:
@@ -139,9 +151,60 @@ def make_trainer(
             return state, {**metrics, "augmented": changed}
 
         state, metrics = jax.lax.scan(step, agent.learner, jax.random.split(key, num_updates // count))
-        return agent.replace(learner=state), jax.tree.map(jnp.mean, metrics)
+        trained, means = agent.replace(learner=state), jax.tree.map(jnp.mean, metrics)
+        check_agent(trained, means)
+        return trained, means
 
     return Trainer(init, run)
+
+
+def check_agent(agent: Agent, metrics: Mapping[str, Array] | None = None) -> None:
+    """Refuses agents whose training failed; within a compiled function it does nothing.
+
+    Args:
+      agent: one agent, or several with leading axes.
+      metrics: of its training.
+
+    Raises:
+      LearningError: a parameter or a metric is not finite.
+    """
+    named = jax.tree_util.tree_leaves_with_path((agent, dict(metrics or {})))
+    if any(isinstance(leaf, Tracer) for _, leaf in named):
+        return
+    for path, leaf in named:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf))):
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            raise LearningError(
+                f"training failed: {name} is not finite; try a smaller learning rate or look at the data"
+            )
+
+
+def check_learner(**settings: Any) -> None:
+    """Checks settings that learners have in common.
+
+    Raises:
+      LearningError: a number is out of range.
+    """
+    try:
+        check_ranges(settings, {name: _RANGES[name] for name in settings}, prefix="")
+    except ConfigError as error:
+        raise LearningError(str(error)) from None
+
+
+_RANGES = {
+    "hidden": POSITIVE_COUNT,
+    "learning_rate": POSITIVE,
+    "discount": FRACTION,
+    "target_rate": FRACTION,
+    "policy_noise": NON_NEGATIVE,
+    "noise_clip": NON_NEGATIVE,
+    "policy_delay": POSITIVE_COUNT,
+    "bc_weight": NON_NEGATIVE,
+    "expectile": Range(0, 1, above=True, below=True, expected="a number inside (0, 1)"),
+    "temperature": POSITIVE,
+    "max_weight": POSITIVE,
+    "num_actions": POSITIVE_COUNT,
+}
 
 
 class MLP(nn.Module):

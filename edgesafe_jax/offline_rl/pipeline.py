@@ -31,7 +31,7 @@ from edgesafe_jax.dynamics import (
     make_bank,
 )
 from edgesafe_jax.dynamics.transitions import check_settings
-from edgesafe_jax.errors import COUNT, FRACTION, NON_NEGATIVE, POSITIVE_COUNT, lookup
+from edgesafe_jax.errors import COUNT, FRACTION, NON_NEGATIVE, POSITIVE_COUNT, check_texts, lookup
 from edgesafe_jax.offline_rl import baselines, tasks
 from edgesafe_jax.offline_rl.datasets import OfflineDataset
 from edgesafe_jax.offline_rl.evaluation import Episodes, make_evaluator
@@ -176,7 +176,7 @@ def choose_methods(names: Sequence[str]) -> dict[str, Method]:
     Raises:
       ConfigError: there is no method of a name.
     """
-    return {name: lookup(METHODS, name, "methods") for name in names}
+    return {name: lookup(METHODS, name, "methods") for name in check_texts("methods", names)}
 
 
 def run_pipeline(
@@ -206,6 +206,7 @@ def run_pipeline(
       DynamicsError: the data are too few for the model or its calibration.
     """
     chosen, started, seed = choose_methods(methods), time.monotonic(), settings.seed
+    tasks.check_task(task)
     dataset = tasks.fit_dataset(task, dataset)
     replaced = tasks.compare_rules(task, dataset)
     for name, fraction in replaced.items():

@@ -26,7 +26,7 @@ from flax import struct
 
 from edgesafe_jax.dynamics import BoxDomain, GroupAction, TransformBank, act_on_segment
 from edgesafe_jax.dynamics.transitions import check_settings
-from edgesafe_jax.errors import FRACTION, EdgesafeError
+from edgesafe_jax.errors import FRACTION, EdgesafeError, check_counts
 from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, Provenance
 from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
 
@@ -297,6 +297,7 @@ def make_sampler(sampling: Sampling) -> BatchSampler:
         return row, provenance
 
     def sample(key: PRNGKey, data: SamplerData, batch_size: int) -> Batch:
+        check_counts(batch_size=batch_size)
         if sampling.her_fraction:
             _check_goals(sampling, data)
             if data.has_terminals and sampling.terminal_fn is None and not sampling.keep_terminals:

@@ -63,8 +63,7 @@ def report_policies(results: PipelineResults) -> RunReport:
     section = reporting.Section(f"Offline RL: {task.name.replace('_', ' ')}", order=20)
     section.table(
         rows,
-        caption=f"Success, interquartile mean over {num_seeds} seeds of the policy with bootstrap 95 % "
-        "intervals: all share one data set, one model and one bank of translations.",
+        caption=_caption(num_seeds),
         digits=3,
     )
     tables = [reporting.make_table(rows, digits=3)]
@@ -91,6 +90,13 @@ def report_policies(results: PipelineResults) -> RunReport:
         caption="Success by goal distance, all strata.",
     )
     return RunReport(section, values, tables)
+
+
+def _caption(num_seeds: int) -> str:
+    shared = "all share one data set, one model and one bank of translations."
+    if num_seeds == 1:
+        return f"Success of one seed of the policy, of which no interval can be given; {shared}"
+    return f"Success, interquartile mean over {num_seeds} seeds of the policy with bootstrap 95 % intervals: {shared}"
 
 
 def bank_numbers(task: Task, bank: TransformBank, data: Transitions) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgesafe_jax import reporting
-from edgesafe_jax.metrics import bootstrap_interval
 from edgesafe_jax.metrics.intervals import Interval
-from edgesafe_jax.offline_rl.evaluation import interquartile_mean
+from edgesafe_jax.offline_rl.evaluation import interval_over
 from edgesafe_jax.offline_rl.report import RunReport
 from edgesafe_jax.training import open_workdir
 from edgesafe_jax.training.workdir import SUMMARY, to_json
@@ -56,7 +55,7 @@ def run_seeds(
 
 def over_runs(values: Sequence[float]) -> Interval:
     """Returns the interquartile mean over runs with its 95 % bootstrap interval."""
-    return bootstrap_interval(np.asarray(values, np.float64), statistic=interquartile_mean)
+    return interval_over(np.asarray(values, np.float64))
 
 
 def report_runs(summaries: Sequence[Mapping[str, float]], methods: Sequence[str]) -> RunReport:

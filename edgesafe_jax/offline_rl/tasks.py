@@ -10,6 +10,7 @@ test of a symmetry should have said.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.dynamics import BoxDomain, Sizes, Translation
+from edgesafe_jax.errors import EdgesafeError, check_counts
 from edgesafe_jax.offline_rl.datasets import DatasetError, OfflineDataset, make_episodes
 from edgesafe_jax.offline_rl.relabelling import scalar
 from edgesafe_jax.typing import Array, PRNGKey
@@ -320,6 +322,43 @@ def make_reacher() -> Task:
     )
 
 
+class TaskError(EdgesafeError, ValueError):
+    """A task with a callable that returns another shape than it should."""
+
+
+def check_task(task: Task) -> None:
+    """Checks the shapes that a task's callables return, before anything is compiled.
+
+    Raises:
+      TaskError: one of them is another; the message names the callable and both shapes.
+    """
+    sizes, key = task.sizes, jax.random.key(0)
+    state, action, goal = (jnp.zeros(size) for size in (sizes.state, sizes.action, sizes.goal))
+    place = jnp.zeros(2)
+    calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...] | None]] = {
+        "step": (task.step, (state, action), (sizes.state,)),
+        "achieved": (task.achieved, (state,), (sizes.goal,)),
+        "start": (task.start, (key, place), (sizes.state,)),
+        "behaviour": (task.behaviour, (key, state, goal), (sizes.action,)),
+        "place": (lambda key: task.place(key, task.data.starts), (key,), (2,)),
+    }
+    for name in ("reward_fn", "terminal"):
+        if (function := getattr(task, name)) is not None:
+            calls[name] = (function, (state, goal), None)
+    for name, (function, arguments, wanted) in calls.items():
+        found = jax.eval_shape(lambda *given, call=function: jnp.asarray(call(*given)), *arguments).shape
+        if found != wanted if wanted is not None else math.prod(found) != 1:
+            expected = "one number" if wanted is None else f"{list(wanted)}"
+            raise TaskError(f"{name} of the task {task.name!r} returns the shape {list(found)}: expected {expected}")
+    if task.group.sizes != sizes:
+        raise TaskError(f"the group of the task {task.name!r} acts on {task.group.sizes}: expected {sizes}")
+    if len(task.tolerance) != sizes.state:
+        raise TaskError(
+            f"tolerance of the task {task.name!r} has {len(task.tolerance)} entries: expected {sizes.state}, one a "
+            "dimension of the state"
+        )
+
+
 def generate(key: PRNGKey, task: Task, *, num_episodes: int, stratum: Stratum | None = None) -> OfflineDataset:
     """Lets the scripted behaviour act in the true dynamics.
 
@@ -332,6 +371,8 @@ def generate(key: PRNGKey, task: Task, *, num_episodes: int, stratum: Stratum | 
     Returns:
       The data set, with the task's reward.
     """
+    check_counts(num_episodes=num_episodes)
+    check_task(task)
     stratum = stratum or task.data
 
     def episode(key: PRNGKey) -> tuple[Array, ...]:

@@ -15,6 +15,7 @@ from edgesafe_jax.offline_rl.learning import (
     MLP,
     Learner,
     NetworkState,
+    check_learner,
     critic_values,
     descend,
     init_critics,
@@ -62,7 +63,12 @@ def make_td3_bc(
 
     Returns:
       The learner. Its metrics are ``critic_loss``, ``actor_loss`` and ``value``.
+
+    Raises:
+      LearningError: a setting is out of range.
     """
+    check_learner(hidden=hidden, learning_rate=learning_rate, discount=discount, target_rate=target_rate)
+    check_learner(policy_noise=policy_noise, noise_clip=noise_clip, policy_delay=policy_delay, bc_weight=bc_weight)
     critic = MLP((*hidden, 1))
     optimizer = optax.adam(learning_rate)
 

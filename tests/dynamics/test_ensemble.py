@@ -178,3 +178,12 @@ def test_an_episode_in_both_parts_is_refused():
     data = collect(num_episodes=4)
     with pytest.raises(ValueError, match="episode 1 is in training and in validation"):
         fit_ensemble(jax.random.key(0), data.take(data.episodes < 2), data.take(data.episodes >= 1))
+
+
+def test_members_that_agree_have_finite_gradients(fitted):
+    one = fitted.ensemble.replace(params=jax.tree.map(lambda leaf: leaf[:1], fitted.ensemble.params))
+    state, action = jnp.array([0.1, 0.2]), jnp.array([0.3])
+    prediction = one.predict(state, action)
+    np.testing.assert_array_equal(prediction.disagreement, 0)
+    slope = jax.grad(lambda s: jnp.sum(one.predict(s, action).spread))(state)
+    assert np.all(np.isfinite(slope))

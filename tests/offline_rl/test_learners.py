@@ -1,5 +1,6 @@
 """Every learner on a problem whose answer is known, and how training treats seeds, data and the ends of episodes."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,17 +112,16 @@ def test_seeds_together_are_the_seeds_apart():
     agents = jax.vmap(trainer.init, in_axes=(0, None))(keys, data)
     together, _ = jax.jit(jax.vmap(trainer.run, in_axes=(0, 0, None)))(keys, agents, data)
     alone, _ = jax.jit(trainer.run)(keys[1], trainer.init(keys[1], data), data)
-    for many, one in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(many[1], one, rtol=2e-3, atol=2e-5)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[1], together), alone, rtol=2e-3, atol=2e-5)
 
 
 def test_data_are_an_argument_of_one_compilation():
     trainer = make_trainer(make_bc(hidden=(8,)), plain_sampler(), num_updates=2, batch_size=8)
-    run = jax.jit(trainer.run)
+    chex.clear_trace_counter()
+    run = jax.jit(chex.assert_max_traces(trainer.run, n=1))
     for seed in (0, 1):
         data = make_sampler_data(bandit(seed=seed))
         run(jax.random.key(0), trainer.init(jax.random.key(0), data), data)
-    assert run._cache_size() == 1
 
 
 def test_the_normaliser_is_fitted_on_batches_as_they_are_drawn():
