@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgesafe_jax import (
         adapters,
         assets,
+        benchmarks,
         corpora,
         dynamics,
         errors,
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "adapters",
     "assets",
+    "benchmarks",
     "corpora",
     "dynamics",
     "errors",
