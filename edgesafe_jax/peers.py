@@ -1,8 +1,8 @@
-"""The end of one process of several ends the others, with one line that says which and what to do.
+"""Failure detection between the processes of a run: when one ends, the others end with one line that names it.
 
 Without it, JAX aborts the other processes with a C++ stack trace after 100 s, or leaves them waiting in a collective
 for a process that has raised an error. Each process keeps a connection to process 0, which breaks at once when either
-of the two is killed. A host that vanishes breaks no connection: each process also writes a sign of life to the
+of the two is killed. A host that vanishes breaks no connection: each process also writes a heartbeat to the
 key-value store of JAX's coordination service, which process 0 runs, and reads those of the others.
 """
 
@@ -22,9 +22,9 @@ from typing import Any
 import jax
 
 PERIOD = 1.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 PATIENCE = 15.0
-"""Seconds without a sign of life after which a process counts as dead."""
+"""Seconds without a heartbeat after which a process counts as dead."""
 GRACE = 1.0
 """Seconds that a process has to report an error of its own before that of another ends it."""
 STATUS = 1
@@ -164,7 +164,7 @@ class Watch:
             port = int(self._client.blocking_key_value_get(_PORT, 60_000))
             link = socket.create_connection((self._host, port), timeout=10)
         except (OSError, jax.errors.JaxRuntimeError):
-            return  # A port that is closed between the hosts: the signs of life remain.
+            return  # A port that is closed between the hosts: the heartbeats remain.
         with link:
             link.settimeout(None)
             link.sendall(str(self._number).encode())
@@ -178,7 +178,7 @@ class Watch:
                 self._end(f"{self._name(0)} ended")
 
     def _exchange(self) -> None:
-        """Writes and reads signs of life, and waits for a failure that another process announces."""
+        """Writes and reads heartbeats, and waits for a failure that another process announces."""
         beats = 0
         while not self._leaving:
             try:
@@ -217,7 +217,7 @@ class Watch:
             if number not in self._seen or self._seen[number][0] != text:
                 self._seen[number] = text, now
             elif text != _LEFT and number != self._number and now - self._seen[number][1] > PATIENCE:
-                return f"{self._name(number)} ended: it gave no sign of life for {PATIENCE:.0f} s"
+                return f"{self._name(number)} ended: it gave no heartbeat for {PATIENCE:.0f} s"
         return None
 
     def _read(self, folder: str) -> dict[int, str]:

@@ -67,7 +67,7 @@ def _products_per_second(rows: int, size: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """What is measured in one go: how many problems, how the population is compiled, precision of products, devices."""
+    """One measurement: the number of problems, how the population is compiled, precision of products, devices."""
 
     problems: int
     population: Population = "unrolled"

@@ -1,4 +1,4 @@
-"""What all benchmarks share: runs in turn, waiting for the device, medians, ratios, and the machine they ran on."""
+"""The harness of all benchmarks: runs in turn, waiting for the device, medians, ratios, and the machine they ran on."""
 
 import contextlib
 import dataclasses
