@@ -136,7 +136,15 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, whole):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_sigkill_and_sigterm_of_a_process_end_the_same(tmp_path):
+def truncate_newest(workdir: Path) -> None:
+    """Cuts every file of the newest checkpoint in half, as a disk that failed may have left it."""
+    newest = workdir / "checkpoints" / str(Checkpoints(workdir / "checkpoints").steps()[-1])
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_kills_a_full_disk_and_a_damaged_checkpoint_of_a_process_end_the_same(tmp_path):
     killed, steady = tmp_path / "killed", tmp_path / "steady"
     trained = linear_run.run(steady, num_steps=120)
 
@@ -158,6 +166,17 @@ def test_sigkill_and_sigterm_of_a_process_end_the_same(tmp_path):
     assert process.returncode == -signal.SIGKILL
     seen = len(read_metrics(killed))
     assert 17 <= seen < 120
+    truncate_newest(killed)
+
+    with start() as process:
+        wait_for(process, seen)
+        if hasattr(resource, "prlimit"):  # No file may grow from now on.
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            message = process.communicate()[1]
+            assert "StorageError: cannot use" in message
+            assert "damaged" in message
+        process.kill()
+    seen = len(read_metrics(killed))
 
     with start() as process:
         wait_for(process, seen + 8)
