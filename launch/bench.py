@@ -1,4 +1,4 @@
-r"""Benchmarks: `python -m launch.bench --suite=align|guards|offline_rl|planner|large [--workdir=DIR]`.
+r"""Benchmarks: `python -m launch.bench --suite=align|guards|offline_rl|planner|large|kills [--workdir=DIR]`.
 
 `planner_learned` and `planner_brax` are batches of problems; `large` is a 1B model, for accelerators.
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import app, flags
 
-from edgesafe_jax.benchmarks import align, batches, guards, large, offline_rl, planner
+from edgesafe_jax.benchmarks import align, batches, guards, kills, large, offline_rl, planner
 from edgesafe_jax.benchmarks.harness import machine
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
@@ -22,6 +22,7 @@ from launch import errors, peers
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "align": functools.partial(align.run, peers.align_peers),
     "guards": functools.partial(guards.run, peers.guard_peer),
+    "kills": functools.partial(kills.run, ("launch.train", "--config=configs/align_soft_prompt.py:runlocal")),
     "large": large.run,
     "offline_rl": functools.partial(offline_rl.run, {"d3rlpy": peers.d3rlpy_peer, "JAX-CORL": peers.jax_corl_peer}),
     "planner": planner.run,
