@@ -1,8 +1,8 @@
 """Random kills of an alignment run: does it end with the parameters of a run that nothing interrupts?
 
-The command is run once to its end, and once with `NUM_KILLS` random ends of its process: SIGKILL, SIGTERM, SIGKILL with every file of the newest checkpoint cut in half,
-and a disk that takes no more bytes (Linux). Each comes at a random step, or at a random second of the start, and the
-same command continues.
+The command is run once to its end, and once with `NUM_KILLS` random ends of its process: SIGKILL, SIGTERM, SIGKILL with
+every file of the newest checkpoint cut in half, and a disk that takes no more bytes (Linux). Each comes at a random
+step, or at a random second of the start, and the same command continues.
 """
 
 import os

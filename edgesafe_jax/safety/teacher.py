@@ -23,7 +23,6 @@ import numpy as np
 import safetensors.numpy
 
 from edgesafe_jax import losses
-from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import ConfigError, check_counts, check_texts
 from edgesafe_jax.guards.verdicts import checked
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
@@ -33,6 +32,7 @@ from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.scoring import first_token_margins
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher, check_refusal
+from edgesafe_jax.training import is_whole, write_checked
 from edgesafe_jax.typing import Adapter, Array, Params, ProgressFn
 
 _log = logging.getLogger(__name__)
@@ -400,7 +400,10 @@ def _kept_or_sampled(
 ) -> tuple[SequenceTeacher, TeacherData]:
     """Answers and verdicts on them, those of the work directory where it keeps any of these prompts."""
     file = workdir / RECORD
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    hidden = workdir / HIDDEN
+    # Hidden states that are computed apart from the sampling differ in the last bits: both are made again.
+    usable = is_whole(file) and (not options.with_hidden or not hidden.exists() or is_whole(hidden))
+    kept = json.loads(file.read_text(encoding="utf-8")) if usable else None
     if kept is not None and kept["prompts"] != texts:
         kept = None
     judged = kept is not None and options.guard_id is not None and kept.get("guard") == options.guard_id
@@ -435,7 +438,7 @@ def _kept_or_sampled(
             "safe_prob": sequence.safe_prob.tolist(),
         }
         # The last file of the teacher: where it is, the hidden states that belong to it are too.
-        write_atomically(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
+        write_checked(file, lambda part: part.write_text(json.dumps(record), encoding="utf-8"))
     return sequence, data
 
 
@@ -466,5 +469,5 @@ def _encoded(
     if options.with_hidden:
         # Safetensors writes the buffer of an array as it lies: it must be contiguous.
         hidden = np.ascontiguousarray(data.teacher_hidden)
-        write_atomically(file, lambda part: safetensors.numpy.save_file({"hidden": hidden}, part))
+        write_checked(file, lambda part: safetensors.numpy.save_file({"hidden": hidden}, part))
     return data

@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 
 from edgesafe_jax import losses, parallel
 from edgesafe_jax.adapters import make_adapter
-from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import ConfigError, check_texts
 from edgesafe_jax.guards.verdicts import Guard
 from edgesafe_jax.models.decoder import Decoder
@@ -50,10 +49,12 @@ from edgesafe_jax.training import (
     TrainState,
     WorkdirError,
     apply_gradients,
+    check_whole,
     close_workdir,
     init_state,
     open_workdir,
     read_metrics,
+    write_checked,
 )
 from edgesafe_jax.training import train as run_training
 from edgesafe_jax.typing import Adapter, Array, Params
@@ -376,15 +377,17 @@ def make_step(
 def write_margins(workdir: Path, margins: np.ndarray) -> None:
     """Keeps the margins by which a student decided its training prompts."""
     text = json.dumps({"margins": margins.tolist()})
-    write_atomically(workdir / MARGINS, lambda part: part.write_text(text, encoding="utf-8"))
+    write_checked(workdir / MARGINS, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_margins(workdir: Path, num: int) -> np.ndarray:
     """Reads the margins of `num` prompts back.
 
     Raises:
-      WorkdirError: they are those of other prompts.
+      WorkdirError: the file is damaged, or the margins are those of other prompts.
     """
+    way_out = "delete it and the folder checkpoints beside it; the same command then trains anew with the same teacher"
+    check_whole(workdir / MARGINS, way_out)
     margins = np.array(json.loads((workdir / MARGINS).read_text(encoding="utf-8"))["margins"])
     if margins.shape != (num,):
         raise WorkdirError(

@@ -17,7 +17,7 @@ from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.safety import teacher, training
 from edgesafe_jax.safety.evaluation import base_judges
 from edgesafe_jax.safety.system import SafeSystem, sharpened
-from edgesafe_jax.training import WorkdirError
+from edgesafe_jax.training import WorkdirError, write_checked
 from launch import alignment, evaluate, startup, train
 from tests.launch import cli
 from tests.processes import run_connected
@@ -228,8 +228,8 @@ def test_kept_answers_are_weighed_again_when_the_guard_was_replaced(finished, tm
     stored = json.loads((finished / "teacher.json").read_text())
     for folder, changed in (("same", {}), ("other", {"guard": "0" * 64, "safe_prob": [0.5] * len(stored["prompts"])})):
         workdir = tmp_path / folder
-        workdir.mkdir()
-        (workdir / "teacher.json").write_text(json.dumps(stored | changed))
+        text = json.dumps(stored | changed)
+        write_checked(workdir / "teacher.json", lambda part, text=text: part.write_text(text))
         alignment.train(small(num_steps=1), workdir)
         again = json.loads((workdir / "teacher.json").read_text())
         assert again["guard"] == stored["guard"]

@@ -14,6 +14,7 @@ from edgesafe_jax.models.generation import generate
 from edgesafe_jax.safety import OBJECTIVES, AlignSettings, MiningSettings, Needs, Objective, align
 from edgesafe_jax.safety.settings import RANGES
 from edgesafe_jax.safety.teacher import TeacherBatch
+from edgesafe_jax.safety.training import read_margins, write_margins
 from edgesafe_jax.training import WorkdirError
 from edgesafe_jax.typing import Array
 
@@ -60,6 +61,25 @@ def test_a_stopped_alignment_continues_to_the_same_bits(tiny_model, aligned, tmp
     np.testing.assert_array_equal(found.adapter.embeddings, aligned.adapter.embeddings)
     with pytest.raises(WorkdirError, match="prompts"):
         align(tiny_model, unsafe_if_the, PROMPTS[:-2], settings=TINY, workdir=tmp_path)
+
+
+def test_damaged_files_of_the_teacher_are_made_again_with_the_same_bits(tiny_model, tmp_path, caplog):
+    align(tiny_model, unsafe_if_the, PROMPTS, settings=TINY, workdir=tmp_path)
+    names = ("teacher.json", "teacher_hidden.safetensors")
+    whole = {name: (tmp_path / name).read_bytes() for name in names}
+    for name in names:
+        (tmp_path / name).write_bytes(whole[name][:-9] + b"x" * 9)
+        align(tiny_model, unsafe_if_the, PROMPTS, settings=TINY, workdir=tmp_path)
+        assert f"{name} is damaged (its bytes are not those that were written): it is made again" in caplog.text
+        assert {name: (tmp_path / name).read_bytes() for name in names} == whole
+
+
+def test_damaged_margins_say_how_to_train_anew(tmp_path):
+    write_margins(tmp_path, np.array([0.5, -1.0]))
+    np.testing.assert_array_equal(read_margins(tmp_path, 2), [0.5, -1.0])
+    (tmp_path / "margins.json").write_text('{"margins": [0.5, -1.')
+    with pytest.raises(WorkdirError, match=r"margins\.json is damaged .*: delete it and the folder checkpoints"):
+        read_margins(tmp_path, 2)
 
 
 def test_any_adapter_is_trained_on_labelled_prompts(tiny_model):
