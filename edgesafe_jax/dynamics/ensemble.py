@@ -93,6 +93,16 @@ class Ensemble(struct.PyTreeNode):
     hidden: tuple[int, ...] = struct.field(pytree_node=False)
     relations: tuple[tuple[int, int], ...] = struct.field(pytree_node=False, default=())
 
+    @property
+    def num_members(self) -> int:
+        """E, how many networks there are."""
+        return jax.tree.leaves(self.params)[0].shape[0]
+
+    def member(self, index: Array | int) -> "Ensemble":
+        """Returns one network as an ensemble of one; the index may be traced."""
+        params = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=True), self.params)
+        return self.replace(params=params)
+
     def normalize(self, state: Array, action: Array) -> Array:
         """Returns the normalised input, `[M]`, of one state and action."""
         return (model_inputs(state, action, self.relations) - self.input_mean) / self.input_std

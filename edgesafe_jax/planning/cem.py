@@ -86,7 +86,11 @@ def make_pets_cem(
     init_std: float = 0.5,
     momentum: float = 0.1,
 ) -> Planner:
-    """Makes CEM as in PETS: `make_cem` with std at most half the distance to the bounds and noise within 2 std.
+    """Makes CEM as in PETS: `make_cem` with another sampler, memory and average.
+
+    The std is at most half the distance to the nearer bound and the noise lies within 2 std; momentum averages
+    variances; of the mean that moves one step on the last entry is the middle between the bounds. An action at a bound
+    has no spread there: it stays until it is executed, and the plan follows a new target from its end.
 
     Args:
       simulator: from the state of the environment and sequences `[N, T, A]` to `Outcomes` `[N]`.
@@ -114,6 +118,8 @@ def make_pets_cem(
         _settings(num_elites, init_std, momentum),
         num_iterations=num_iterations,
         num_samples=num_samples,
+        moved="middle_last",
+        smooth_variance=True,
     )
 
 
@@ -155,7 +161,7 @@ def make_planet_cem(
         _settings(num_elites, init_std, momentum=0.0),
         num_iterations=num_iterations,
         num_samples=num_samples,
-        warm_start=False,
+        moved="middle",
     )
 
 

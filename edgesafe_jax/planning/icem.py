@@ -36,6 +36,9 @@ from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
 Execute: TypeAlias = Literal["best", "mean"]
 """Which sequence is executed: the best of the last iteration, or the mean of its elites."""
 
+Moved: TypeAlias = Literal["repeat_last", "middle_last", "middle"]
+"""mu at the next step: moved one step on with its last entry repeated, or set to the middle; or all in the middle."""
+
 Proposal: TypeAlias = Callable[[PRNGKey, PyTree], Array]
 """From a key and the state of the environment to candidates `[N, K, A]`: actions, or knots where those are searched."""
 
@@ -210,7 +213,8 @@ def make_elite_search(
     *,
     num_iterations: int,
     num_samples: int,
-    warm_start: bool = True,
+    moved: Moved = "repeat_last",
+    smooth_variance: bool = False,
     proposal: Proposal | None = None,
 ) -> Planner:
     """Makes a planner of the CEM family; `make_icem` and `edgesafe_jax.planning.cem` choose its parts.
@@ -222,7 +226,8 @@ def make_elite_search(
       settings: of the search; the noise convention is that of the sampler.
       num_iterations: iterations at each step of the environment.
       num_samples: N_0, sequences of the first iteration.
-      warm_start: whether mu moves on to the next step; else each step starts from the middle.
+      moved: mu at the next step.
+      smooth_variance: whether momentum averages variances instead of standard deviations.
       proposal: more candidates of the first iteration.
 
     Returns:
@@ -249,7 +254,8 @@ def make_elite_search(
         settings=settings,
         num_elites=num_elites,
         num_carried=int(settings.elite_fraction * num_elites + 1e-9),  # 0.29 times 100 is 29, not 28.99...
-        warm_start=warm_start,
+        moved=moved,
+        smooth_variance=smooth_variance,
         proposal=proposal,
     )
     return make_search(simulator, method, space, sampler, sizes=sizes, population=settings.population)
@@ -276,7 +282,8 @@ class _EliteSearch:
     settings: IcemSettings
     num_elites: int
     num_carried: int
-    warm_start: bool
+    moved: Moved
+    smooth_variance: bool
     proposal: Proposal | None
 
     @property
@@ -296,14 +303,16 @@ class _EliteSearch:
             mean=memory.mean,
             std=self.space.std(self.settings.init_std),
             elites=jnp.broadcast_to(self.space.middle(), (self.num_elites, *self.space.shape)),
-            outcomes=Outcomes(jnp.full((self.num_elites,), jnp.inf), jnp.zeros((self.num_elites,))),
+            outcomes=Outcomes(
+                jnp.full((self.num_elites,), jnp.inf, jnp.float32), jnp.zeros((self.num_elites,), jnp.float32)
+            ),
             extra=self._extra(keys, memory, env_state),
         )
 
     def _extra(self, keys: PRNGKey, memory: ElitesState, env_state: PyTree) -> Candidates:
         """The elites of the last step, one step later, and what is proposed."""
         space = self.space
-        found, present = [jnp.zeros((0, *space.shape))], [jnp.zeros((0,), bool)]
+        found, present = [jnp.zeros((0, *space.shape), jnp.float32)], [jnp.zeros((0,), bool)]
         if self.num_extra:
             noise = jax.vmap(lambda each: self.sampler.draw(each, space.shape))(keys[:-1])
             fresh = self._placed(noise, memory.mean, space.std(self.settings.init_std))
@@ -314,7 +323,7 @@ class _EliteSearch:
             if proposed.ndim != 3 or proposed.shape[1:] != space.shape:
                 expected = ", ".join(map(str, space.shape))
                 raise PlanningError(f"the proposal has shape {list(proposed.shape)}: expected [N, {expected}]")
-            found.append(clipped(proposed, space.low, space.high))
+            found.append(clipped(proposed.astype(jnp.float32), space.low, space.high))
             present.append(jnp.ones((proposed.shape[0],), bool))
         return Candidates(jnp.concatenate(found), jnp.concatenate(present))
 
@@ -349,10 +358,14 @@ class _EliteSearch:
         elite_mean = jnp.sum(weight * elites, axis=0) / number
         elite_std = jnp.sqrt(jnp.sum(weight * (elites - elite_mean[None]) ** 2, axis=0) / number)
         stay = jnp.where(jnp.any(weight > 0), self.settings.momentum, 1.0)
+        if self.smooth_variance:
+            std = jnp.sqrt((1 - stay) * elite_std**2 + stay * search.std**2)
+        else:
+            std = (1 - stay) * elite_std + stay * search.std
         return dataclasses.replace(
             search,
             mean=(1 - stay) * elite_mean + stay * search.mean,
-            std=(1 - stay) * elite_std + stay * search.std,
+            std=std,
             elites=elites,
             outcomes=elite_outcomes,
         )
@@ -361,8 +374,11 @@ class _EliteSearch:
         space = self.space
         found = is_finite(search.outcomes)[0]
         best = jnp.where(found, search.elites[0], search.mean)
+        mean = space.middle() if self.moved == "middle" else space.shifted(search.mean)
+        if self.moved == "middle_last":
+            mean = mean.at[-1].set(space.middle()[-1])
         memory = ElitesState(
-            mean=space.shifted(search.mean) if self.warm_start else space.middle(),
+            mean=mean,
             elites=search.elites[: self.num_carried],
             has_elites=found,
         )

@@ -30,7 +30,7 @@ def _usual_promotion() -> Iterator[None]:
 def brax_task(name: str, *, backend: str = "spring") -> JaxTask:
     """Makes a task of a brax environment: its cost is its reward with the sign turned.
 
-    Episodes have a fixed length: where brax says that one is done (an ant that has fallen), it goes on.
+    An episode ends where brax says that it is done, such as an ant that has fallen.
 
     Args:
       name: a key of `BRAX_TASKS`.
@@ -60,7 +60,7 @@ def brax_task(name: str, *, backend: str = "spring") -> JaxTask:
     def step(state: PyTree, action: Array) -> tuple[PyTree, StepResult]:
         with _usual_promotion():
             state = env.step(state, action)
-        return state, step_result(-state.reward)
+        return state, step_result(-state.reward, done=state.done > 0)
 
     return JaxTask(
         name=f"brax_{name}",

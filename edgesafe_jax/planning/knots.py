@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.planning.planner import PlanningError
+from edgesafe_jax.planning.planner import PlanningError, checked_count
 from edgesafe_jax.typing import Array
 
 
@@ -54,6 +54,7 @@ def make_knots(horizon: int, num_knots: int, *, order: int = 3) -> Knots:
       >>> make_knots(4, 2, order=1).expand[:, 1].round(2)
       array([0.  , 0.33, 0.67, 1.  ], dtype=float32)
     """
+    horizon, num_knots = checked_count(horizon, "horizon"), checked_count(num_knots, "num_knots")
     if order not in (0, 1, 3):
         raise PlanningError(f"order={order}: expected 0 (hold), 1 (linear) or 3 (cubic)")
     if not min(horizon, 2) <= num_knots <= horizon:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.planning.planner import Planner, PlanningError, checked_count
-from edgesafe_jax.planning.simulators import Step, StepResult
+from edgesafe_jax.planning.simulators import Step, StepResult, make_ending_step
 from edgesafe_jax.planning.tasks import JaxTask, MujocoTask
 from edgesafe_jax.typing import Array, PRNGKey, ProgressFn, PyTree
 
@@ -21,6 +22,9 @@ class DivergedError(PlanningError):
 @dataclasses.dataclass(frozen=True)
 class Episode:
     """An episode in the true environment, one entry per plan.
+
+    Of `scan_episode` it has as many entries as plans were asked for; after the end of the episode (`StepResult.done`)
+    they cost and pay 0 and the state stays. Of `run_episode` and `loop_episode` it ends with the end.
 
     Attributes:
       results: of the steps `[T]`, summed over the repeats of an action; success is that of the last repeat.
@@ -61,14 +65,18 @@ def scan_episode(
     num_steps = checked_count(num_steps, "num_steps")
     action_repeat = checked_count(action_repeat, "action_repeat")
 
-    def body(carry: tuple[PyTree, PyTree], step_key: PRNGKey) -> tuple[tuple[PyTree, PyTree], Episode]:
-        state, env = carry
-        action, state, plan = planner.plan(step_key, state, env)
-        env, results = jax.lax.scan(lambda env, _: step(env, action), env, length=action_repeat)
-        episode = Episode(_joined(results), action, plan.best_cost, plan.num_nonfinite, env, jnp.zeros((), jnp.float32))
-        return (state, env), episode
+    ending = make_ending_step(step)
 
-    return jax.lax.scan(body, (planner.init(), env_state), jax.random.split(key, num_steps))[1]
+    def body(carry: tuple[PyTree, PyTree], step_key: PRNGKey) -> tuple[tuple[PyTree, PyTree], Episode]:
+        state, current = carry
+        action, state, plan = planner.plan(step_key, state, current[0])
+        current, results = jax.lax.scan(lambda now, _: ending(now, action), current, length=action_repeat)
+        none = jnp.zeros((), jnp.float32)
+        episode = Episode(_joined(results), action, plan.best_cost, plan.num_nonfinite, current[0], none)
+        return (state, current), episode
+
+    start = (env_state, jnp.zeros((), bool))
+    return jax.lax.scan(body, (planner.init(), start), jax.random.split(key, num_steps))[1]
 
 
 def loop_episode(
@@ -115,10 +123,14 @@ def loop_episode(
             if not np.isfinite(result.cost):  # MuJoCo would go on from another state
                 raise _diverged(task, number, num_steps)
             results.append(result)
+            if result.done:
+                break
         joined = _joined(jax.tree.map(lambda *leaves: np.stack(leaves), *results))
         steps.append(Episode(joined, action, made.best_cost, made.num_nonfinite, env_state, np.float32(seconds)))  # type: ignore[arg-type]
         if on_step is not None:
             on_step(number + 1, num_steps)
+        if joined.done:
+            break
     return jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
 
 
@@ -172,6 +184,8 @@ def run_episode(
     start = jax.jit(task.reset)(start_key)
     episode = _compiled_episode(plan_key, planner, task.step, start, num_steps=num_steps, action_repeat=action_repeat)
     episode = jax.tree.map(np.asarray, episode)
+    if episode.results.done.any():
+        episode = jax.tree.map(lambda leaf: leaf[: np.argmax(episode.results.done) + 1], episode)
     bad = np.flatnonzero(~np.isfinite(episode.results.cost))
     if len(bad):
         raise _diverged(task, int(bad[0]), num_steps)
@@ -189,9 +203,12 @@ _compiled_episode = jax.jit(scan_episode, static_argnames=("planner", "step", "n
 
 def _joined(results: StepResult) -> StepResult:
     """The results of the repeats of one action as those of one step."""
+    done: Any = results.done
+    last = (~done[:-1]).sum(dtype=np.int32)  # the last repeat, or the one with which the episode ended
     return StepResult(
         cost=results.cost.sum(0),
         violation=results.violation.sum(0),
-        success=results.success[-1],
+        success=results.success[last],
         reward=results.reward.sum(0),
+        done=done[-1],
     )

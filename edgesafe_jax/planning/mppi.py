@@ -32,7 +32,7 @@ class MppiSettings:
     """The settings of MPPI.
 
     Attributes:
-      temperature: of the weights, in units of the costs' std.
+      temperature: of the weights, in units of `cost_scale`.
       noise_convention: normalisation of the noise, see `colored_noise`.
       std: of the noise, in units of half the range.
       iteration_decay: by which the noise shrinks from one iteration to the next.
@@ -46,11 +46,53 @@ class MppiSettings:
     horizon_decay: float = 1.0
 
 
-def path_integral_weights(outcomes: Outcomes, temperature: float) -> Array:
-    r"""Weights of trajectories: softmax of -cost / (temperature * std of the costs).
+_HALF_NORMAL = (1 - 2 / np.pi) ** 0.5
+"""Standard deviation of the better half of normally distributed costs, in units of their own."""
+_MOST_GROWTH = 10.0
+"""A half whose costs spread this many times more than those of its own better half holds outliers."""
 
-    The std over the finite trajectories makes the temperature independent of the scale of the costs. Where some
-    trajectories keep the constraints, the others weigh nothing; where none does, the violation stands for the cost.
+
+def cost_scale(cost: Array, counted: Array) -> Array:
+    r"""Returns the scale of costs that outliers do not move.
+
+    It is the standard deviation of the better half divided by sqrt(1 - 2 / pi), which for normally distributed costs is
+    their standard deviation. Where more than half of the costs are outliers, the better half of the better half is
+    taken, and so on: a half counts where its standard deviation is at most 10 times that of its own better half.
+
+    Args:
+      cost: of N trajectories `[N]`.
+      counted: which of them count `[N]`.
+
+    Returns:
+      The scale `[]`; 0 where no two costs differ.
+    """
+    number = jnp.sum(counted, dtype=jnp.int32)
+    away = jnp.sort(jnp.where(counted, cost, jnp.inf))
+    away = jnp.where(jnp.arange(len(cost)) < number, away - away[0], 0.0)
+    halvings = 2 ** np.arange(1, max(2, len(cost).bit_length() - 1))
+    sizes = jnp.minimum(jnp.maximum(-(-number // jnp.asarray(halvings, jnp.int32)), 4), number)  # of the halves
+
+    def std(size: Array) -> Array:
+        inside = jnp.arange(len(cost)) < size
+        largest = jnp.maximum(away[jnp.maximum(size - 1, 0)], 1e-30)  # squares of costs may be too large for float32
+        part = jnp.where(inside, away / largest, 0.0)
+        count = jnp.maximum(size, 1).astype(jnp.float32)
+        mean = jnp.sum(part) / count
+        return largest * jnp.sqrt(jnp.sum(jnp.where(inside, (part - mean) ** 2, 0.0)) / count)
+
+    stds = jax.vmap(std)(sizes)
+    scale = stds[-1]
+    for larger in stds[-2::-1]:
+        scale = jnp.where((larger <= _MOST_GROWTH * scale) | (scale == 0), larger, scale)
+    return scale / _HALF_NORMAL
+
+
+def path_integral_weights(outcomes: Outcomes, temperature: float) -> Array:
+    r"""Weights of trajectories: softmax of -cost / (temperature * scale of the costs).
+
+    The scale is `cost_scale` of the finite trajectories: a collision that costs 1e20 weighs as one that costs infinity.
+    Where some trajectories keep the constraints, the others weigh nothing; where none does, the violation stands for
+    the cost.
 
     Args:
       outcomes: of N trajectories.
@@ -68,11 +110,9 @@ def path_integral_weights(outcomes: Outcomes, temperature: float) -> Array:
     some = jnp.any(feasible)
     counted = jnp.where(some, feasible, finite)
     cost = jnp.where(counted, jnp.where(some, outcomes.cost, outcomes.violation), 0.0)
-    number = jnp.maximum(jnp.sum(counted), 1).astype(jnp.float32)
-    centre = jnp.sum(cost) / number
-    scale = jnp.sqrt(jnp.sum(jnp.where(counted, (cost - centre) ** 2, 0.0)) / number)
     best = jnp.min(jnp.where(counted, cost, jnp.inf))
-    logits = jnp.where(counted, -(cost - best) / (temperature * jnp.maximum(scale, 1e-9)), -jnp.inf)
+    scale = jnp.maximum(cost_scale(cost, counted), 1e-9)
+    logits = jnp.where(counted, -(cost - best) / scale / temperature, -jnp.inf)
     weight = jnp.where(counted, jnp.exp(logits), 0.0)
     return weight / jnp.maximum(jnp.sum(weight), 1e-30)
 
@@ -154,7 +194,7 @@ class _PathIntegral:
 
     def begin(self, keys: PRNGKey, memory: Array, env_state: PyTree) -> _Search:
         del keys, env_state
-        return _Search(memory, jnp.full((), jnp.inf), jnp.zeros(()))
+        return _Search(memory, jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.float32))
 
     def sample(self, search: _Search, noise: Array, iteration: Iteration) -> Candidates:
         space, settings = self.space, self.settings

@@ -119,7 +119,7 @@ class _BestOf:
 
     def begin(self, keys: PRNGKey, memory: Array, env_state: PyTree) -> _Search:
         del keys, env_state
-        return _Search(memory, jnp.full((), jnp.inf), jnp.zeros(()))
+        return _Search(memory, jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.float32))
 
     def sample(self, search: _Search, noise: Array, iteration: Iteration) -> Candidates:
         del iteration

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,33 +22,50 @@ class StepResult:
       violation: how far the step leaves the state constraints `[]`; 0 where it keeps them or there are none.
       success: whether the goal is reached after the step `[]`.
       reward: what the environment itself pays for the step, by which episodes are judged `[]`.
+      done: whether the episode ends with the step `[]`: nothing after it costs, pays or violates anything. False, the
+        constant, where an environment never ends.
     """
 
     cost: Array
     violation: Array
     success: Array
     reward: Array
+    done: Array | bool = False
 
 
 def step_result(
-    cost: Array, *, violation: ArrayLike = 0.0, success: ArrayLike = False, reward: Array | None = None
+    cost: ArrayLike,
+    *,
+    violation: ArrayLike = 0.0,
+    success: ArrayLike = False,
+    reward: ArrayLike | None = None,
+    done: ArrayLike = False,
 ) -> StepResult:
     """Makes a `StepResult`, of which all but the cost may be left out.
 
     Args:
-      cost: `[...]`.
+      cost: `[...]`, an array or a number.
       violation: `[...]`, not negative.
       success: `[...]`.
       reward: `[...]`; None for the cost with its sign turned.
+      done: `[...]`, whether the episode ends with this step.
 
     Returns:
       The result, all of the shape of the cost.
+
+    Example:
+      >>> bool(step_result(2.0, done=True).done)
+      True
     """
+    cost = jnp.asarray(cost)
+    if not jnp.issubdtype(cost.dtype, jnp.floating):
+        cost = cost.astype(jnp.float32)
     return StepResult(
         cost,
         jnp.broadcast_to(jnp.asarray(violation, cost.dtype), cost.shape),
         jnp.broadcast_to(jnp.asarray(success, bool), cost.shape),
-        -cost if reward is None else reward,
+        -cost if reward is None else jnp.asarray(reward),
+        done if done is False else jnp.broadcast_to(jnp.asarray(done, bool), cost.shape),
     )
 
 
@@ -56,15 +73,89 @@ Step: TypeAlias = Callable[[PyTree, Array], tuple[PyTree, StepResult]]
 """One step of one environment: from its state and an action `[A]` to the next state and its `StepResult`."""
 
 
+def as_result(result: StepResult | ArrayLike, shape: tuple[int, ...]) -> StepResult:
+    """Returns what a step or a cost function returned as a `StepResult` of arrays of one shape.
+
+    Numbers, bools and a further axis of one entry are taken as they are meant; a bare cost is a result without more.
+
+    Args:
+      result: a `StepResult`, or the cost alone.
+      shape: that each part has to have: `[]` of one step, `[N, T]` of many.
+
+    Returns:
+      The result; `done` stays the constant False where it is.
+
+    Raises:
+      PlanningError: if a part has another shape.
+    """
+    result = result if isinstance(result, StepResult) else step_result(result)
+
+    def part(name: str, dtype: Any) -> Array:
+        value = jnp.asarray(getattr(result, name))
+        if value.shape == (*shape, 1):
+            value = jnp.reshape(value, shape)
+        if value.shape not in ((), shape):
+            raise PlanningError(f"the step's {name} has shape {list(value.shape)}: expected {list(shape)}")
+        return jnp.broadcast_to(value, shape).astype(dtype)
+
+    return StepResult(
+        part("cost", jnp.float32),
+        part("violation", jnp.float32),
+        part("success", bool),
+        part("reward", jnp.float32),
+        False if result.done is False else part("done", bool),
+    )
+
+
+def until_done(result: StepResult, ended: Array | bool) -> StepResult:
+    """Returns a result that costs, pays and violates nothing where the episode ended before the step."""
+    return dataclasses.replace(
+        result,
+        cost=jnp.where(ended, 0.0, result.cost),
+        violation=jnp.where(ended, 0.0, result.violation),
+        reward=jnp.where(ended, 0.0, result.reward),
+        done=jnp.asarray(ended) | result.done,
+    )
+
+
+def make_ending_step(step: Step) -> Callable[[tuple[PyTree, Array], Array], tuple[tuple[PyTree, Array], StepResult]]:
+    """Makes a step that respects `StepResult.done`.
+
+    Args:
+      step: one step of one environment.
+
+    Returns:
+      A step whose state is that of the environment with whether the episode has ended `[]`. After the end the state
+      stays that of the end, and cost, violation and reward are 0.
+    """
+
+    def ending(carry: tuple[PyTree, Array], action: Array) -> tuple[tuple[PyTree, Array], StepResult]:
+        state, ended = carry
+        after, result = step(state, action)
+        result = as_result(result, ())
+        if result.done is False:  # it never ends
+            return (after, ended), dataclasses.replace(result, done=ended)
+        after = jax.tree.map(lambda new, old: jnp.where(ended, old, new), after, state)
+        return (after, ended | result.done), until_done(result, ended)
+
+    return ending
+
+
 def make_simulator(step: Step, *, terminal_cost: Callable[[PyTree], Array] | None = None) -> Simulator:
     """Makes a simulator of a step function: one scan over time, vectorised over the sequences.
 
+    The cost of a trajectory is summed up to the step that says ``done``.
+
     Args:
       step: one step of one environment (brax, MJX, a learned model, any traceable function).
-      terminal_cost: cost-to-go of the last state, such as a learned value with its sign turned.
+      terminal_cost: cost-to-go of the last state, such as a learned value with its sign turned; not counted where the
+        episode ended.
 
     Returns:
       The simulator.
+
+    Raises:
+      PlanningError: (when it is called) if a part of the step's result is not one number.
 
     Example:
       >>> def step(position, action):
@@ -73,20 +164,36 @@ def make_simulator(step: Step, *, terminal_cost: Callable[[PyTree], Array] | Non
       >>> make_simulator(step)(jnp.float32(1.0), jnp.full((2, 3, 1), -0.5)).cost.tolist()
       [0.5, 0.5]
     """
+    ending = make_ending_step(step)
 
     def one(env_state: PyTree, actions: Array) -> Outcomes:
         def advance(carry: tuple[PyTree, Array, Array], action: Array) -> tuple[tuple[PyTree, Array, Array], None]:
-            state, cost, violation = carry
-            state, result = step(state, action)
-            return (state, cost + result.cost, violation + jnp.maximum(result.violation, 0.0)), None
+            current, cost, violation = carry
+            current, result = ending(current, action)
+            return (current, cost + result.cost, violation + jnp.maximum(result.violation, 0.0)), None
 
         zero = jnp.zeros((), jnp.float32)
-        (state, cost, violation), _ = jax.lax.scan(advance, (env_state, zero, zero), actions)
+        start = (jax.tree.map(jnp.asarray, env_state), jnp.zeros((), bool))
+        ((state, ended), cost, violation), _ = jax.lax.scan(advance, (start, zero, zero), actions)
         if terminal_cost is not None:
-            cost = cost + terminal_cost(state)
+            cost = cost + jnp.where(ended, 0.0, as_result(terminal_cost(state), ()).cost)
         return Outcomes(cost, violation)
 
     return lambda env_state, actions: jax.vmap(one, in_axes=(None, 0))(env_state, actions)
+
+
+@runtime_checkable
+class Members(Protocol):
+    """Several models in one object, such as `edgesafe_jax.dynamics.Ensemble`."""
+
+    @property
+    def num_members(self) -> int:
+        """M, how many models there are."""
+        ...
+
+    def member(self, index: Array | int) -> PyTree:
+        """Returns one of the models; the index may be traced."""
+        ...
 
 
 def make_ensemble_simulator(
@@ -103,7 +210,8 @@ def make_ensemble_simulator(
 
     Args:
       step: from one model, the state and an action to the next state and its result.
-      models: pytree whose leaves have a leading axis M.
+      models: pytree whose leaves have a leading axis M, or an object of several models such as
+        `edgesafe_jax.dynamics.Ensemble` (`Members`), of which ``step`` is given each by itself.
       risk: from costs `[M, N]` to `[N]`, see `edgesafe_jax.planning.risk`.
       terminal_cost: cost-to-go of the last state.
 
@@ -113,16 +221,21 @@ def make_ensemble_simulator(
     Raises:
       PlanningError: if the leaves of `models` differ in their first axis or there are none.
     """
-    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(models)}
-    if len(sizes) != 1 or None in sizes:
-        raise PlanningError(f"models: the first axes of the leaves are {sorted(map(str, sizes))}: expected one M")
+    if not isinstance(models, Members):
+        sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(models)}
+        if len(sizes) != 1 or None in sizes:
+            raise PlanningError(f"models: the first axes of the leaves are {sorted(map(str, sizes))}: expected one M")
 
     def simulate(env_state: PyTree, actions: Array) -> Outcomes:
         def under(model: PyTree) -> Outcomes:
             run = make_simulator(lambda state, action: step(model, state, action), terminal_cost=terminal_cost)
             return run(env_state, actions)
 
-        return _at_risk(jax.vmap(under)(models), risk)
+        if isinstance(models, Members):
+            outcomes = jax.vmap(lambda index: under(models.member(index)))(jnp.arange(models.num_members))
+        else:
+            outcomes = jax.vmap(under)(models)
+        return _at_risk(outcomes, risk)
 
     return simulate
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 from edgesafe_jax.planning.physics import Cost, MujocoState, MujocoWorld
 from edgesafe_jax.planning.planner import Simulator
-from edgesafe_jax.planning.simulators import Step, StepResult, make_simulator
+from edgesafe_jax.planning.simulators import Step, StepResult, as_result, make_simulator
 from edgesafe_jax.typing import PRNGKey, PyTree
 
 
@@ -85,11 +86,14 @@ class MujocoTask(Task):
         after, finite = self.world.step(state, action)
         features = (jnp.asarray(each.features, jnp.float32) for each in (state, after))
         before, now = (self.world.view(each) for each in features)
-        result = jax.jit(self.cost)(before, jnp.asarray(action), now, jnp.asarray(state.goal, jnp.float32))
+        result = jax.jit(self._result)(before, jnp.asarray(action), now, jnp.asarray(state.goal, jnp.float32))
         result = jax.tree.map(np.asarray, result)
         if not finite:
             result = dataclasses.replace(result, cost=np.float32(np.nan), reward=np.float32(np.nan))
         return after, result
+
+    def _result(self, *moment: Any) -> StepResult:
+        return as_result(self.cost(*moment), ())
 
     def simulator(self) -> Simulator:
         """Returns the simulator of this environment, see `MujocoWorld.make_simulator`."""

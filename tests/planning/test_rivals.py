@@ -91,7 +91,8 @@ def test_path_integral_weights():
     cost = jnp.array([1.0, 2.0, 4.0, jnp.nan])
     none = jnp.zeros(4)
     weight = planning.path_integral_weights(Outcomes(cost, none), 0.5)
-    scaled = np.exp(-np.array([1.0, 2.0, 4.0]) / (0.5 * np.std([1.0, 2.0, 4.0])))
+    scale = np.std([1.0, 2.0, 4.0]) / np.sqrt(1 - 2 / np.pi)  # of so few, all are the better half
+    scaled = np.exp(-np.array([1.0, 2.0, 4.0]) / (0.5 * scale))
     np.testing.assert_allclose(weight[:3], scaled / scaled.sum(), rtol=1e-5)
     assert weight[3] == 0
     # The unit of the costs does not matter, nor does what all have in common.
