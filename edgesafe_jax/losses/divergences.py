@@ -106,9 +106,9 @@ def reverse_kl(
               \partial / \partial z^q = q (\log q - \log p - \mathrm{KL}) / \tau
 
     Args:
-      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
-      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
-      temperature: Both logits are divided by it. The value is *not* multiplied by its square.
+      student_logits: [..., V], those of q, as for `forward_kl`.
+      teacher_logits: [..., V], those of p.
+      temperature: Of both.
       where: Boolean [...]; False gives 0 with gradient 0.
 
     Returns:
@@ -118,8 +118,7 @@ def reverse_kl(
       1e-7 below zero.
 
     Raises:
-      ConfigError: If shapes differ, a dtype is not floating point (``where``: not boolean), or
-        ``temperature`` is not positive and finite.
+      ConfigError: As `forward_kl`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -148,9 +147,9 @@ def jensen_shannon(
     and at most -beta log beta - (1 - beta) log(1 - beta), which is log 2 there: always finite.
 
     Args:
-      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
-      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
-      temperature: Both logits are divided by it. The value is *not* multiplied by its square.
+      student_logits: [..., V], those of q, as for `forward_kl`.
+      teacher_logits: [..., V], those of p.
+      temperature: Of both.
       mixture: beta, inside (0, 1).
       where: Boolean [...]; False gives 0 with gradient 0.
 
@@ -158,8 +157,7 @@ def jensen_shannon(
       [...], in nats.
 
     Raises:
-      ConfigError: If ``mixture`` is not inside (0, 1), shapes differ, a dtype is not floating point
-        (``where``: not boolean), or ``temperature`` is not positive and finite.
+      ConfigError: If ``mixture`` is not inside (0, 1), or as `forward_kl`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -195,9 +193,9 @@ def skewed_kl(
     is `forward_kl`.
 
     Args:
-      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
-      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
-      temperature: Both logits are divided by it. The value is *not* multiplied by its square.
+      student_logits: [..., V], those of q, as for `forward_kl`.
+      teacher_logits: [..., V], those of p.
+      temperature: Of both.
       skew: lambda, in [0, 1), the weight of the teacher in the mixture.
       where: Boolean [...]; False gives 0 with gradient 0.
 
@@ -205,8 +203,7 @@ def skewed_kl(
       [...], in nats.
 
     Raises:
-      ConfigError: If ``skew`` is not in [0, 1), shapes differ, a dtype is not floating point
-        (``where``: not boolean), or ``temperature`` is not positive and finite.
+      ConfigError: If ``skew`` is not in [0, 1), or as `forward_kl`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -244,17 +241,16 @@ def total_variation(
     student with a KL, or add one.
 
     Args:
-      student_logits: [..., V], unnormalised log-probabilities of q; -inf is allowed.
-      teacher_logits: [..., V], unnormalised log-probabilities of p; -inf is allowed.
-      temperature: Both logits are divided by it.
+      student_logits: [..., V], those of q, as for `forward_kl`.
+      teacher_logits: [..., V], those of p.
+      temperature: Of both.
       where: Boolean [...]; False gives 0 with gradient 0.
 
     Returns:
       [...], in [0, 1].
 
     Raises:
-      ConfigError: If shapes differ, a dtype is not floating point (``where``: not boolean), or
-        ``temperature`` is not positive and finite.
+      ConfigError: As `forward_kl`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -12,10 +12,10 @@ use this one definition, `gated_teacher`. The temperature is the keyword of the 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.losses._checks import (
-    check_integers,
     check_logits,
     check_normalization,
     check_probability,
@@ -242,14 +242,14 @@ def _check_gated_shapes(
 
 def _refusal_tokens(tokens: ArrayLike, shape: tuple[int, ...], num_vocab: int, used: Array) -> tuple[Array, Array]:
     """Checks the tokens of a refusal, one for all elements or one of each; see `check_tokens`."""
-    given = jnp.shape(tokens)
+    given = np.shape(tokens)
     if given not in (shape[-1:], shape):
         raise ConfigError(
             f"refusal_tokens has shape {given}, expected {shape[-1:]} or {shape}: one token for each position of "
             "refusal_logits."
         )
     if given != shape:
-        tokens = jnp.broadcast_to(check_integers(tokens, "refusal_tokens"), shape)
+        tokens = jnp.broadcast_to(tokens, shape) if isinstance(tokens, jax.Array) else np.broadcast_to(tokens, shape)
     return check_tokens(tokens, "refusal_tokens", shape, num_vocab=num_vocab, where=used)
 
 

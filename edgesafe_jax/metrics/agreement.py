@@ -59,7 +59,7 @@ def accuracy(*, predictions: ArrayLike, labels: ArrayLike) -> float:
       A number in [0, 1].
 
     Raises:
-      ConfigError: If inputs are empty, of different length or not binary.
+      ConfigError: As `confusion_counts`.
 
     Example:
       >>> accuracy(predictions=[1, 1, 0, 0], labels=[1, 0, 0, 0])
@@ -83,8 +83,7 @@ def f1_score(*, predictions: ArrayLike, labels: ArrayLike) -> float:
       A number in [0, 1].
 
     Raises:
-      ConfigError: If inputs are empty, of different length or not binary, or neither side holds a
-        positive.
+      ConfigError: As `confusion_counts`, or neither side holds a positive.
 
     Example:
       >>> f1_score(predictions=[1, 1, 0], labels=[1, 0, 1])
@@ -105,7 +104,7 @@ def shared_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float
 
     .. math:: P(\text{candidate} = 1 \mid \text{reference} = 1)
 
-    For instance: of the requests that the teacher refuses, how many does the student refuse?
+    For instance the fraction of the requests refused by the teacher that the student refuses.
 
     Args:
       reference: [N], 0 or 1, with at least one 1.
@@ -115,8 +114,7 @@ def shared_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float
       A number in [0, 1].
 
     Raises:
-      ConfigError: If inputs are empty, of different length or not binary, or ``reference`` holds no
-        positive.
+      ConfigError: As `confusion_counts`, or ``reference`` holds no positive.
 
     Example:
       >>> shared_positive_rate(reference=[1, 1, 0, 0], candidate=[1, 0, 1, 0])
@@ -130,7 +128,7 @@ def excess_positive_rate(*, reference: ArrayLike, candidate: ArrayLike) -> float
 
     .. math:: P(\text{candidate} = 1 \mid \text{reference} = 0)
 
-    For instance: of the requests that the teacher answers, how many does the student refuse?
+    Of the requests that the teacher answers, for instance, the fraction that the student refuses.
 
     Args:
       reference: [N], 0 or 1, with at least one 0.

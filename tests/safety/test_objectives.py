@@ -117,6 +117,24 @@ def test_token_objectives_follow_the_token_teacher(values, teacher_probs, naive,
         np.testing.assert_allclose(values[name, normalization][row], expected, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_temperature_softens_the_base_model_before_the_refusal_is_mixed_in(
+    tiny_model, hidden, batch, naive, data, refusal, temperature
+):
+    warm = TokenObjective(functools.partial(losses.forward_kl, temperature=temperature))
+    found = row_losses(warm, tiny_model.decoder, tiny_model.params, hidden, batch)
+    for row, (sample, is_refusal) in enumerate(ROWS):
+        student, teacher = (
+            scipy.special.log_softmax(np.asarray(each, np.float64) / temperature, axis=-1) for each in naive[row]
+        )
+        p = np.exp(teacher)
+        if is_refusal:
+            p[1:] = np.eye(272)[refusal[1:]]
+        p[0] *= SAFE_PROB[sample]
+        p[0, refusal[0]] += 1 - SAFE_PROB[sample]
+        np.testing.assert_allclose(found[row], data.weight[row] * np.mean(kl(p, student)), rtol=2e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("normalization", REDUCTIONS)
 @pytest.mark.parametrize(("name", "loss"), [("token_kl", losses.forward_kl), ("token_tv", losses.total_variation)])
 def test_rows_of_a_prompt_add_up_to_its_gated_divergence(tiny_model, values, hidden, batch, name, loss, normalization):
