@@ -13,7 +13,7 @@ TASKS: dict[str, startup.Task] = {
     "planning": planning.run,
     "planning_study": planning_study.study,
 }
-"""What `config.task` may name."""
+"""The tasks, by the names that `config.task` takes."""
 
 
 define_flags = startup.define_config_flags

@@ -48,7 +48,7 @@ SECTIONS: dict[str, Callable[[Path], None]] = {
     "offline_rl": _offline_rl,
     "planning": planning.compare,
 }
-"""What `--only` may name."""
+"""The sections, by the names that `--only` takes."""
 
 
 def main(argv: list[str]) -> None:

@@ -41,7 +41,7 @@ def configure() -> None:
 
 
 MATMUL_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
-"""What `config.matmul_dtype` may name: dtypes of the factors of matrix products."""
+"""Values of `config.matmul_dtype`: dtypes of the factors of matrix products."""
 
 
 def template_variables(config: Mapping[str, Any]) -> dict[str, Any]:

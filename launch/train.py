@@ -22,7 +22,7 @@ TASKS: dict[str, startup.Task] = {
     "guard_smol": guards.train_smolguard,
     "offline_rl": offline.train,
 }
-"""What `config.task` may name, and what runs it."""
+"""The tasks, by the names that `config.task` takes."""
 
 MULTIHOST = ("alignment",)
 """Tasks that may run in several processes."""

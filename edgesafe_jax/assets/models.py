@@ -14,7 +14,7 @@ from edgesafe_jax.assets.catalogue import MODEL_ALIASES
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """Where a model's weights, configuration and tokenizer lie on this machine.
+    """The local files of a model's weights, configuration and tokenizer.
 
     Attributes:
         kind: ``"gguf"`` for a single GGUF file, ``"hf"`` for a Hugging Face directory.

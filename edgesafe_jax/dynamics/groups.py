@@ -26,7 +26,7 @@ Indices = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How long the vectors are on which a group acts.
+    """The lengths of the vectors on which a group acts.
 
     Attributes:
       state: S.

@@ -99,7 +99,7 @@ class TranslationDistribution(struct.PyTreeNode):
 
 
 class ReachLog(struct.PyTreeNode):
-    """How the fit went, by step.
+    """The log of a fit, by step.
 
     Attributes:
       entropy: `[T]` mean entropy over the batch.

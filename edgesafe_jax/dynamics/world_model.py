@@ -20,7 +20,7 @@ from edgesafe_jax.dynamics.transitions import Transitions, make_segments, split_
 
 @dataclasses.dataclass(frozen=True)
 class WorldModelSettings:
-    """How a world model is fitted.
+    """Settings of a world model.
 
     Attributes:
       fractions: from the name of a part of the data to its fraction of the episodes; ``training``, ``validation`` and

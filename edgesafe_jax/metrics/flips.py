@@ -24,7 +24,7 @@ class SetSpread:
 
 @dataclasses.dataclass(frozen=True)
 class LabelFlips:
-    """Which originals have a paraphrase with the other verdict.
+    """Label flips: originals with a paraphrase of the other verdict.
 
     Attributes:
       original_unsafe: [S] bool, the verdict on the original.

@@ -38,7 +38,7 @@ class DatasetError(EdgesafeError, ValueError):
 
 
 class Provenance(enum.IntEnum):
-    """Where a row comes from."""
+    """The origin of a row."""
 
     REAL = 0
     SYMMETRY = 1

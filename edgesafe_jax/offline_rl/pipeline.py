@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class SymmetrySettings:
-    """How translations are learned and tested.
+    """Settings of learning and testing translations.
 
     Attributes:
       declare_domain: whether the task's domain is declared to have one law, beyond the data too.
@@ -70,7 +70,7 @@ class SymmetrySettings:
 
 @dataclasses.dataclass(frozen=True)
 class PolicySettings:
-    """How policies are trained and evaluated.
+    """Settings of training and evaluating policies.
 
     Attributes:
       her_fraction: of the rows, of methods with hindsight goals.

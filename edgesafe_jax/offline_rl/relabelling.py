@@ -1,4 +1,4 @@
-r"""How a training batch is drawn: hindsight goals first, then a symmetry on state, action and goal together.
+r"""Sampling of training batches: hindsight goals first, then a symmetry on state, action and goal together.
 
 A row (s, a, s', goal) is drawn from the data set; with probability `her_fraction` its goal is replaced by one that a
 later state of the same trajectory achieves; then, with probability `augment_fraction`, one element of its bank acts on
@@ -56,7 +56,7 @@ class Row(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class RewardPolicy:
-    """What becomes of the reward under a group.
+    """The reward of a row under a group.
 
     Attributes:
       apply: from a row before and after a transformation to its reward, and whether the row may be used.
@@ -215,7 +215,7 @@ def _action_range(dataset: OfflineDataset) -> tuple[Array, Array] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How rows become a batch.
+    """Settings of the batch sampler.
 
     Attributes:
       achieved: from a state `[S]` to the goal `[G]` that it reaches.

@@ -42,7 +42,7 @@ _CONTACT = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Stratum:
-    """Where episodes start and where their goals lie.
+    """The boxes of start positions and goals.
 
     Attributes:
       starts: box of the start positions.

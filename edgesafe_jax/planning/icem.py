@@ -34,7 +34,7 @@ from edgesafe_jax.planning.search import (
 from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
 
 Execute: TypeAlias = Literal["best", "mean"]
-"""Which sequence is executed: the best of the last iteration, or the mean of its elites."""
+"""The sequence that is executed: the best of the last iteration, or the mean of its elites."""
 
 Moved: TypeAlias = Literal["repeat_last", "middle_last", "middle"]
 """mu at the next step: moved one step on with its last entry repeated, or set to the middle; or all in the middle."""

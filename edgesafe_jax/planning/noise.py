@@ -15,7 +15,7 @@ Convention: TypeAlias = Literal["classic", "corrected"]
 
 
 class ActionSampler(NamedTuple):
-    """How candidates are drawn, in two parts, so that the random numbers of all iterations come from one call.
+    """A sampler of candidates in two parts, so that the random numbers of all iterations come from one call.
 
     Attributes:
       draw: from one key and a shape `(T, A)` to random numbers of that shape, whatever their law.

@@ -30,7 +30,7 @@ from edgesafe_jax.planning.planner import (
 from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
 
 Population: TypeAlias = Literal["unrolled", "padded"]
-"""How the iterations are compiled: each at its own population size, or one loop body at the largest size."""
+"""Compilation of the iterations: each at its own population size, or one loop body at the largest size."""
 
 
 @dataclasses.dataclass(frozen=True)

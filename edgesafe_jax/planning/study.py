@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def file_name(self) -> str:
-        """Where its row is kept in the folder of the cells."""
+        """File of its row in the folder of the cells."""
         return f"{self.environment}-{self.planner}-{self.budget}-{self.seed}.json"
 
 
@@ -248,7 +248,7 @@ def study_results(cells: Cells) -> tuple[list[dict[str, Any]], dict[str, float]]
 
 
 def samples_to_reach(cells: Cells) -> list[dict[str, Any]]:
-    """How many trajectories iCEM needs for what the best rival reaches at its largest budget.
+    """Computes the trajectories that iCEM needs for the return of the best other planner at its largest budget.
 
     The best rival is that of the highest mean over its own seeds. Mean returns of iCEM are interpolated in the
     logarithm of the budget; a budget below its smallest or above its largest is given as a bound. The means are over

@@ -87,7 +87,7 @@ EVALUATION_SETS: dict[str, EvaluationSet] = {
     ),
     "plain": EvaluationSet("plain questions", False, _held_out_questions, disjoint=False),
 }
-"""What `evaluation_prompts` may be asked for. One entry adds a set; training prompts that overlap it are left out."""
+"""The evaluation sets. One entry adds a set; training prompts that overlap it are left out."""
 
 
 def evaluation_prompts(sizes: Mapping[str, int | None], split: Split) -> dict[str, list[Prompt]]:

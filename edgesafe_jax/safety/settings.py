@@ -64,7 +64,7 @@ class MiningSettings:
 
 @dataclasses.dataclass(frozen=True)
 class AlignSettings:
-    """How a safe system is distilled into an adapter.
+    """Settings of a distillation.
 
     Attributes:
       seed: of the sampling, the adapter and the order of the data.

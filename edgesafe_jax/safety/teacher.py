@@ -308,12 +308,12 @@ REFUSE = "refuse"
 
 RECORD = "teacher.json"
 HIDDEN = "teacher_hidden.safetensors"
-"""Where answers and verdicts lie in a work directory, and the hidden states that belong to them."""
+"""Files of the answers, verdicts and hidden states in a work directory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherOptions:
-    """How the teacher is sampled.
+    """Settings of the teacher's sampling.
 
     Attributes:
       max_tokens: longest answer.

@@ -1,4 +1,4 @@
-"""How parameters move: a run's work directory, metrics, checkpoints and the training loop."""
+"""Training: a run's work directory, metrics, checkpoints and the training loop."""
 
 from edgesafe_jax.training.checkpoints import CheckpointError, Checkpoints
 from edgesafe_jax.training.data_order import make_data_order

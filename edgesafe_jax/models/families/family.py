@@ -16,7 +16,7 @@ class LoadingError(EdgesafeError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a tensor of a checkpoint stands in the parameter tree.
+    """The place of a checkpoint's tensor in the parameter tree.
 
     Attributes:
       path: keys of the parameter tree.
@@ -38,7 +38,7 @@ def _same(config: DecoderConfig, name: str, tensor: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class GgufLayout:
-    """How a family is stored in a GGUF file.
+    """The layout of a family in GGUF files.
 
     Attributes:
       architecture: value of `general.architecture`.
@@ -55,7 +55,7 @@ class GgufLayout:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How a decoder family is stored.
+    """The layout of a decoder family in checkpoints.
 
     Attributes:
       read_config: reads the contents of a Hugging Face `config.json`.
