@@ -29,7 +29,7 @@ SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "planner_learned": batches.run_learned,
     "planner_brax": batches.run_brax,
 }
-"""The suites, by the names that `--suite` takes: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
+"""The suites by name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
 
 
 def define_flags() -> None:
