@@ -1,7 +1,6 @@
 """Evaluation of policies in the true dynamics, by stratum, all seeds and episodes at once."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -121,12 +120,6 @@ def interval_over(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
       confidence: coverage aimed at.
 
     Returns:
-      The estimate and its interval. Of a single value there is none: the ends are NaN, which summaries write as null.
-
-    Example:
-      >>> interval_over(np.array([0.75]))
-      Interval(estimate=0.75, low=nan, high=nan, confidence=0.95)
+      The estimate and its interval; of a single value there is none, see `bootstrap_interval`.
     """
-    if len(values) == 1:
-        return Interval(float(values[0]), math.nan, math.nan, confidence)
     return bootstrap_interval(values, statistic=interquartile_mean, confidence=confidence)
