@@ -137,7 +137,9 @@ def fit_head(
     num_features = x.shape[1]
     mean = np.average(x, axis=0, weights=w)
     std = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w))
-    scale = 1 / np.maximum(std, 1e-6) / np.sqrt(num_features)
+    # A feature that varies by rounding alone is not divided by it: elsewhere it would decide the verdict.
+    varies = np.ptp(x, axis=0) > 2e-6 * np.maximum(np.abs(x).max(axis=0), 1e-2)
+    scale = 1 / np.where(varies, std, 1.0) / np.sqrt(num_features)
     solution = _minimise((x - mean) * scale, y, w / w.sum(), penalty=l2 / num_features, num_steps=num_steps)
     return Head(
         mean=jnp.asarray(mean, jnp.float32),

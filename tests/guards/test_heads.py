@@ -133,6 +133,16 @@ def test_separable_data_and_constant_features_stay_finite():
     assert np.all((result > 0.5) == (labels > 0.5))
 
 
+@pytest.mark.parametrize("jitter", [0.0, 3e-8])
+def test_another_value_of_a_constant_feature_does_not_decide(jitter):
+    features, labels, _ = data()
+    rng = np.random.default_rng(0)
+    column = 0.4 + jitter * (labels > 0.5) + jitter * rng.uniform(-1, 1, len(labels))
+    head = fit_head(np.column_stack([features, column]), labels)
+    moved = np.column_stack([features, np.full(len(labels), 0.41)])
+    np.testing.assert_allclose(probs(head, moved), probs(head, np.column_stack([features, column])), atol=1e-3)
+
+
 def test_more_features_than_rows():
     features = np.random.default_rng(0).standard_normal((20, 60))
     labels = np.arange(20) % 2
