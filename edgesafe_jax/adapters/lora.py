@@ -73,6 +73,8 @@ class LoRA:
             raise ConfigError(f"from_layer={from_layer}: expected at most {self.first_layer}, where the LoRA begins.")
         factors: dict[str, dict[str, tuple[Array, Array]]] = {}
         for target, down in self.down.items():
+            if target not in TARGETS:  # the decoder would not ask for it, and it would do nothing
+                raise AdapterError(f"The LoRA adapts {target!r}: expected one of {', '.join(TARGETS)}.")
             module, leaf = target.split("/")
             pair = (down, self.up[target] * self.scale)
             padded = [jnp.pad(factor, ((below, 0), (0, 0), (0, 0))) for factor in pair]

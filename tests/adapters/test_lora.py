@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.adapters import LoRA, init_lora, merge_lora
+from edgesafe_jax.adapters import AdapterError, LoRA, init_lora, merge_lora
 from edgesafe_jax.adapters.lora import TARGETS, merge_params
+from edgesafe_jax.models.decoder import low_rank_of
 from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.loading import with_precision
 from edgesafe_jax.models.scoring import answer_log_probs, kl_from_base
@@ -125,6 +126,17 @@ def test_a_lora_of_the_upper_layers(tiny_model):
     assert {leaf.shape[0] for leaf in jax.tree.leaves(start)} == {2}
     with pytest.raises(ValueError, match="from_layer=2: expected at most 1"):
         upper.low_rank(2)
+
+
+def test_a_matrix_that_the_decoder_does_not_have_is_refused_when_it_is_attached(tiny_model):
+    whole = random_lora(tiny_model)
+    renamed = whole.replace(
+        down={name.replace("query", "q_proj"): a for name, a in whole.down.items()},
+        up={name.replace("query", "q_proj"): b for name, b in whole.up.items()},
+    )
+    for use in (renamed.low_rank, lambda: merge_lora(tiny_model, renamed), lambda: low_rank_of(renamed)):
+        with pytest.raises(AdapterError, match="adapts 'attention/q_proj': expected one of attention/query"):
+            use()
 
 
 @pytest.mark.parametrize(

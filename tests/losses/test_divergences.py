@@ -2,6 +2,7 @@ import doctest
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -403,17 +404,14 @@ class TestTransformations:
 
     @over_defaults
     def test_traced_once_for_one_shape(self, name):
-        num_traces = 0
 
         @jax.jit
+        @chex.assert_max_traces(n=1)
         def step(student, teacher, mask):
-            nonlocal num_traces
-            num_traces += 1
             return DIVERGENCES[name](student_logits=student, teacher_logits=teacher, where=mask)
 
         for seed in range(3):
             step(*random_logits(seed=seed), np.arange(6) < seed)
-        assert num_traces == 1
 
     @pytest.mark.parametrize(
         ("name", "axis"),

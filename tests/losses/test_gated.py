@@ -1,6 +1,7 @@
 import doctest
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -348,21 +349,19 @@ class TestGated:
 
     @pytest.mark.parametrize("loss", [gated_forward_kl, gated_total_variation])
     def test_traced_once_and_sharded_equals_unsharded(self, loss):
-        num_traces = 0
         case = self.case(batch=8)
         tokens = case.pop("refusal_tokens")
 
         @jax.jit
+        @chex.assert_max_traces(n=2)  # once more for the sharded arguments
         def run(case):
-            nonlocal num_traces
-            num_traces += 1
             return jax.value_and_grad(lambda s: jnp.sum(loss(**case | {"student_logits": s}, refusal_tokens=tokens)))(
                 case["student_logits"]
             )
 
         expected = run(case)
         run(case | {"safe_prob": 1 - case["safe_prob"]})
-        assert num_traces == 1
+        assert run._cache_size() == 1
         mesh = Mesh(np.array(jax.devices()), ("d",))
         value, gradient = run(jax.device_put(case, NamedSharding(mesh, P("d"))))
         assert len(gradient.sharding.device_set) == 8

@@ -3,6 +3,7 @@ import functools
 import itertools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -263,18 +264,15 @@ class TestSequenceLosses:
     @over_sequence_losses
     def test_vmap_traces_and_low_precision(self, loss):
         case = {name: jnp.asarray(x, jnp.bfloat16) for name, x in self.outcomes().items()}
-        num_traces = 0
 
         @jax.jit
         @jax.vmap
+        @chex.assert_max_traces(n=1)
         def mapped(case):
-            nonlocal num_traces
-            num_traces += 1
             return loss(**case)
 
         value = mapped(case)
         mapped({name: x[::-1] for name, x in case.items()})
-        assert num_traces == 1
         assert value.dtype == jnp.float32
         exact = {name: np.asarray(x, np.float32) for name, x in case.items()}
         np.testing.assert_allclose(value, run_sequence(loss, exact)[0], rtol=1e-5, atol=1e-6)
