@@ -6,7 +6,7 @@ A guard is a callable from prompts and responses to P(unsafe) of the responses (
 * `LanguageModelGuard(model, FORMATS["llama-guard-3"])`: a public guard with its own prompt format;
 * `load_smolguard(model)`, `load_encoder_guard(load_sentence_encoder().encode)`, `fit_keywords(...)`: further ones.
 
-`make_sets` paraphrases answers, `score_sets` and `robustness` measure how steady a guard's verdicts are over them,
+`make_sets` paraphrases answers, `score_sets` and `robustness.robustness` measure how steady verdicts are over them,
 `tune_guard` trains a guard (a `Tunable`) towards one verdict for each set, chosen by a rule of `RULES`. The packaged
 guards that can be tuned are `TUNABLES`; teacher and judge are fitted by `edgesafe_jax.guards.fitting`, SmolGuard by
 `edgesafe_jax.guards.smolguard`.
@@ -32,7 +32,7 @@ from edgesafe_jax.guards.probe import (
     load_sentence_encoder,
 )
 from edgesafe_jax.guards.registry import FORMATS, Field, GuardFormat, TemplateError
-from edgesafe_jax.guards.robustness import SetScores, robustness, score_sets
+from edgesafe_jax.guards.robustness import SetScores, score_sets
 from edgesafe_jax.guards.scoring import LanguageModelGuard, Verdicts
 from edgesafe_jax.guards.sources import SOURCES, composed_source, llm_source, style_source
 from edgesafe_jax.guards.styles import EDITS, STYLES
@@ -77,7 +77,6 @@ __all__ = [
     "make_sets",
     "read_sets",
     "refusal_keywords",
-    "robustness",
     "score_sets",
     "select",
     "set_target",

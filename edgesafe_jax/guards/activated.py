@@ -10,6 +10,7 @@ residual stream below these layers at the last one. A step then runs the upper l
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,11 @@ import numpy as np
 
 from edgesafe_jax.adapters import AdapterError, LoRA, load_adapter, save_adapter
 from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.errors import POSITIVE_COUNT
 from edgesafe_jax.guards.probe import packaged_head
 from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.scoring import LanguageModelGuard, read_labels
+from edgesafe_jax.guards.verdicts import check_finite_pairs
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, remainder
 from edgesafe_jax.models.generation import bucket_length, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
@@ -251,6 +254,7 @@ class PairReader:
           TemplateError: the guard's verdict is not at one place, see `LanguageModelGuard.encode`; or the prompt grows
             together with the template before it.
           ContextError: a pair does not fit into the model's context.
+          GuardError: a hidden state, a key or a value is not finite.
         """
         model, first = self.guard.model, self.first_layer
         rows = self.guard.encode_behind_head(prompts, responses)
@@ -270,6 +274,9 @@ class PairReader:
                 hidden[index] = batch_hidden[row]
             if on_batch is not None:
                 on_batch(min(start + size, len(order)), len(order))
+        whole = np.array([np.isfinite(states[a:b]).all() for a, b in itertools.pairwise(offsets)], bool)
+        finite = np.isfinite(hidden).all(axis=1) & whole
+        check_finite_pairs(finite, "The hidden states in half precision", sources=(("parameters", model.params),))
         return PairStates(states, offsets, hidden)
 
     def read_kept(self, prompts: Sequence[str], responses: Sequence[str], folder: str | Path, name: str) -> PairStates:
@@ -342,11 +349,15 @@ def load_smolguard(model: LanguageModel, path: str | Path | None = None) -> Lang
     path = packaged_head("smolguard") if path is None else Path(path)
     lora = load_adapter(path, model, kind="lora")
     assert isinstance(lora, LoRA)
-    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["training"].get("guard", {})
+    training = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["training"]
+    about = training.get("guard", {}) if isinstance(training, dict) else {}
     guard = LanguageModelGuard(model, FORMATS["smolguard"], adapter=lora)
     if about.get("template_hash") != guard.template_hash:
         raise AdapterError(
             f"{path} was trained on the template {about.get('template_hash')}; this version asks with "
             f"{guard.template_hash}. Train it again with configs/guard_smol.py."
         )
-    return dataclasses.replace(guard, max_prompt=int(about["max_prompt"]), max_response=int(about["max_response"]))
+    lengths = {name: about.get(name) for name in ("max_prompt", "max_response")}
+    if wrong := [name for name, value in lengths.items() if value not in POSITIVE_COUNT]:
+        raise AdapterError(f"The sidecar of {path} has {wrong[0]}={lengths[wrong[0]]!r}: expected at least 1 token.")
+    return dataclasses.replace(guard, **lengths)

@@ -123,17 +123,17 @@ class ProbeScorer:
 def probe_scorer(guard: HiddenStateGuard) -> tuple[ProbeScorer, ProbeParts]:
     """Splits a guard on hidden states into a scorer and what stays frozen in it."""
     config, params = truncate(guard.model.config, guard.model.params, max(guard.layers))
-    begin, _, _ = encode_conversations(guard.model, [], [], max_prompt=1, max_response=1)
+    begin = encode_conversations(guard.model, [], [], max_prompt=1, max_response=1).head
     scorer = ProbeScorer(Decoder(config, guard.model.dtype, guard.model.matmul_dtype), guard.layers)
     return scorer, ProbeParts(params, jnp.array(begin, jnp.int32), guard.head)
 
 
 def probe_rows(guard: HiddenStateGuard, prompts: Sequence[str], responses: Sequence[str]) -> PairRows:
     """Encodes pairs as `HiddenStateGuard` does, answers cut to its `max_response` tokens."""
-    _, rows, spans = encode_conversations(
+    found = encode_conversations(
         guard.model, prompts, responses, max_prompt=guard.max_prompt, max_response=guard.max_response
     )
-    return PairRows(rows, np.array(spans), guard.model.tokenizer.pad_id)
+    return PairRows(found.rows, np.array(found.spans), guard.model.tokenizer.pad_id)
 
 
 @flax.struct.dataclass

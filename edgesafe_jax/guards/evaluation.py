@@ -143,7 +143,7 @@ class Tuned:
             for name, interval in intervals.items():
                 values |= interval.named(f"{group}/{name}")
             per_seed = [robustness(each) for each in self.groups[group].after[self.rule]]
-            for name in per_seed[0]:
+            for name in per_seed[0] if len(per_seed) > 1 else ():  # one seed has no range
                 values[f"{group}/seeds_min/{name}"] = min(v[name] for v in per_seed)
                 values[f"{group}/seeds_max/{name}"] = max(v[name] for v in per_seed)
         tables = {"ablation": self.ablation, "votes": self.votes, "calibration": self.calibration}

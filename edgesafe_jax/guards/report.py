@@ -94,7 +94,9 @@ def consistency_section(tuned: Mapping[str, Tuned]) -> tuple[Section, list[Print
     for guard, found in tuned.items():
         first = next(iter(found.groups))
         scored = found.groups[first]
-        trained = f"consistency training, rule {found.rule}, mean over {len(scored.after[found.rule])} seeds"
+        seeds = len(scored.after[found.rule])
+        over = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
+        trained = f"consistency training, rule {found.rule}, {over}"
         tables = [(f"{guard}: before and after {trained}", _change_rows(found, MAIN_METRICS))]
         whole = _change_rows(found, tuple(robustness(scored.before)), whole=True)
         if len(scored.after) > 1:

@@ -63,7 +63,7 @@ def pad_members(rows: Sequence[Sequence[float]], labels: Sequence[float | None])
 
     Raises:
       ParaphraseError: no sets, or a set with fewer than two members: it cannot flip and would make any guard look
-        steady.
+        steady; or a score that is not finite.
     """
     if not rows:
         raise ParaphraseError("There are no paraphrase sets to score.")
@@ -71,6 +71,11 @@ def pad_members(rows: Sequence[Sequence[float]], labels: Sequence[float | None])
         raise ParaphraseError(
             f"Set {short[0]} has {len(rows[short[0]])} member(s) ({len(short)} of {len(rows)} sets): robustness is "
             "measured on an original with at least one paraphrase. Leave the set out."
+        )
+    if wrong := [i for i, row in enumerate(rows) if not np.isfinite(row).all()]:
+        raise ParaphraseError(
+            f"Set {wrong[0]} has a score that is not finite ({len(wrong)} of {len(rows)} sets): expected P(unsafe) of "
+            "every member."
         )
     unsafe = np.full((len(rows), max(map(len, rows))), np.nan)
     for index, row in enumerate(rows):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import string
 import warnings
 from collections.abc import Sequence
 
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.adapters.lora import LoRA
+from edgesafe_jax.errors import check_counts
 from edgesafe_jax.guards.registry import PROMPT_SLOT, RESPONSE_SLOT, Field, GuardFormat, TemplateError, neutralise
-from edgesafe_jax.guards.verdicts import GuardError
+from edgesafe_jax.guards.verdicts import check_finite_pairs, check_pairs, judged_text
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.generation import BUCKETS, ContextError, bucket_length, encode_shared_once, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.tokenization import ChatTokenizer
 from edgesafe_jax.typing import Array, ArrayLike, LowRank, Params, ProgressFn
 
 LOW_MASS = 0.5
@@ -148,6 +151,9 @@ class LanguageModelGuard:
     max_response: int = 2048
     batch_size: int = 16
 
+    def __post_init__(self):
+        check_counts(max_prompt=self.max_prompt, max_response=self.max_response, batch_size=self.batch_size)
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
         return self.judge(prompts, responses).unsafe
@@ -179,10 +185,9 @@ class LanguageModelGuard:
         Raises:
           TemplateError: the template does not show the pair, or the labels cannot be told apart by their first token.
           ContextError: a pair does not fit into the model's context.
-          ValueError: other numbers of prompts and responses.
+          ConfigError: what is not a list of texts, or other numbers of prompts and responses.
+          GuardError: a score is not finite.
         """
-        if len(prompts) != len(responses):
-            raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
         texts = self._texts(prompts, responses)
         best = Verdicts(np.full(len(texts), -np.inf), np.zeros(len(texts)))
         for pieces in self.format.render(self.model.tokenizer):
@@ -202,8 +207,11 @@ class LanguageModelGuard:
 
     def _texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[str, str]]:
         return [
-            (self._judged(x, self.max_prompt, keep_end=True), self._judged(y, self.max_response, keep_end=False))
-            for x, y in zip(prompts, responses, strict=True)
+            (
+                self._judged(prompt, self.max_prompt, keep_end=True),
+                self._judged(judged_text(response), self.max_response, keep_end=False),
+            )
+            for prompt, response in zip(*check_pairs(prompts, responses), strict=True)
         ]
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[list[int]], list[int], list[int]]:
@@ -273,11 +281,7 @@ class LanguageModelGuard:
     def _judged(self, text: str, num_tokens: int, *, keep_end: bool) -> str:
         """A text as it stands in the prompt: without outer space, cut to length, control strings broken."""
         tokenizer = self.model.tokenizer
-        text = text.strip()
-        if len(text) > num_tokens:  # a token has at least one character
-            ids = tokenizer.encode(text)
-            if len(ids) > num_tokens:
-                text = tokenizer.decode(ids[-num_tokens:] if keep_end else ids[:num_tokens]).strip()
+        text = cut_text(tokenizer, text.strip(), num_tokens, keep_end=keep_end)
         return neutralise(text, (*tokenizer.control_strings, *self.format.delimiters, PROMPT_SLOT, RESPONSE_SLOT))
 
     def _judge_policy(
@@ -326,11 +330,8 @@ class LanguageModelGuard:
             captured[chosen] = np.exp(np.asarray(log_mass, np.float64))[: len(chosen)]
             if on_batch is not None:
                 on_batch(min(start + self.batch_size, len(order)), len(order))
-        if (bad := np.flatnonzero(np.isnan(log_odds) | np.isnan(captured))).size:
-            raise GuardError(
-                f"{model.name} gave NaN for pair {bad[0]} ({bad.size} of {len(rows)}): expected numbers. Look at its "
-                "weights, or compute in float32."
-            )
+        sources = (("parameters", model.params), ("adapter", self.adapter))
+        check_finite_pairs(np.isfinite(log_odds) & np.isfinite(captured), f"{model.name}'s scores", sources=sources)
         return Verdicts(log_odds, captured)
 
     def check_context(self, encoded: Sequence[list[int]]) -> None:
@@ -351,6 +352,29 @@ def _common_prefix(rows: Sequence[list[int]]) -> int:
     shortest, longest = min(rows), max(rows)  # in lexicographic order: what these two share, all do
     most = min(len(row) for row in rows) - 1
     return next((i for i in range(most) if shortest[i] != longest[i]), most)
+
+
+def cut_text(tokenizer: ChatTokenizer, text: str, num_tokens: int, *, keep_end: bool = False) -> str:
+    """Returns the beginning of a text, or its end, that is at most so many tokens.
+
+    Args:
+      tokenizer: counts the tokens.
+      text: the text.
+      num_tokens: most tokens, at least 1.
+      keep_end: whether the end is kept.
+
+    Returns:
+      The text, or the part of it in whole characters.
+    """
+    ids = tokenizer.encode(text)
+    for num in range(num_tokens, 0, -1):
+        if len(ids) <= num_tokens:
+            return text
+        # A token may hold a part of a character, which is decoded as a replacement character.
+        part = tokenizer.decode(ids[-num:] if keep_end else ids[:num]).strip("\ufffd" + string.whitespace)
+        if len(tokenizer.encode(part)) <= num_tokens:
+            return part
+    return ""
 
 
 def label_ids(model: LanguageModel, before: str, labels: Sequence[str]) -> list[int]:

@@ -134,7 +134,21 @@ def _replace_words(text: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 def split_sentences(text: str) -> list[str]:
     """Splits a text behind full stops, exclamation and question marks, and at line breaks."""
-    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+", text) if part.strip()]
+
+
+_NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Han characters
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
+
+
+def words_of(text: str) -> list[re.Match[str]]:
+    """Finds the words of a text: between spaces, and each character of a script that is written without them.
+
+    Example:
+      >>> [word.group() for word in words_of("one, two 三四")]
+      ['one,', 'two', '三', '四']
+    """
+    return list(_WORD.finditer(text))
 
 
 def _lower_first(text: str) -> str:

@@ -5,7 +5,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.errors import ConfigError, EdgesafeError, check_texts
+from edgesafe_jax.metrics import after_reasoning
+from edgesafe_jax.models.finite import NonFiniteError, check_finite
+from edgesafe_jax.typing import PyTree
 
 Guard: TypeAlias = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """From N prompts and N responses to P(unsafe), `[N]` in [0, 1]: it judges the response, the prompt is context."""
@@ -16,6 +19,61 @@ Encode: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 
 class GuardError(EdgesafeError, ValueError):
     """A guard that returned something other than probabilities."""
+
+
+def check_pairs(prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns prompts and responses as lists.
+
+    Args:
+      prompts: N texts.
+      responses: N texts.
+
+    Raises:
+      ConfigError: one string where several are expected, something that is not text, or another number of responses
+        than prompts.
+    """
+    prompts, responses = check_texts("prompts", prompts), check_texts("responses", responses)
+    if len(prompts) != len(responses):
+        raise ConfigError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
+    return prompts, responses
+
+
+def check_finite_pairs(finite: np.ndarray, what: str, *, sources: Sequence[tuple[str, PyTree]] = ()) -> None:
+    """Checks what a guard computed of N pairs.
+
+    Args:
+      finite: `[N]` bool, whether it is finite.
+      what: what it is, such as "The scores".
+      sources: trees that it was computed from, by name; see `edgesafe_jax.models.finite.check_finite`.
+
+    Raises:
+      GuardError: something is not finite; the message names the first pair and the tensors that are not finite.
+    """
+    try:
+        check_finite(np.asarray(finite, bool), f"{what} of pair", sources=sources)
+    except NonFiniteError as error:
+        raise GuardError(str(error)) from error
+
+
+def judged_text(response: str) -> str:
+    """Returns the part of a response that the guards of this room judge.
+
+    Reasoning in `<think>...</think>` at the beginning is left out: the verdict is about the answer that follows it, see
+    `edgesafe_jax.metrics.after_reasoning`. Whatever could hide an answer is judged: a block that is not closed or that
+    nothing follows, and text before a closing tag without an opening one.
+
+    Args:
+      response: the response.
+
+    Returns:
+      The response without leading reasoning and without outer space.
+
+    Example:
+      >>> judged_text("<think>They ask for a bomb.</think> I cannot help with that.")
+      'I cannot help with that.'
+    """
+    text = response.strip()
+    return (after_reasoning(text).strip() if text.startswith("<") else text) or text
 
 
 def checked(guard: Guard) -> Guard:
@@ -30,12 +88,11 @@ def checked(guard: Guard) -> Guard:
     Raises:
       GuardError: (by the wrapped guard, when called) a wrong shape, NaN, or a value outside [0, 1]; the message names
         the first offending pair.
-      ValueError: (likewise) another number of responses than prompts.
+      ConfigError: (likewise) what is not a list of texts, or another number of responses than prompts.
     """
 
     def scored(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        if len(prompts) != len(responses):
-            raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses: expected as many of each.")
+        prompts, responses = check_pairs(prompts, responses)
         result = np.asarray(guard(prompts, responses), np.float64)
         if result.shape != (len(prompts),):
             raise GuardError(
@@ -74,7 +131,7 @@ def judged_once(guard: Guard) -> Guard:
     known: dict[tuple[str, str], float] = {}
 
     def scored(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        pairs = list(zip(prompts, responses, strict=True))
+        pairs = list(zip(*check_pairs(prompts, responses), strict=True))
         new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
         if new:
             verdicts = checked(guard)([prompt for prompt, _ in new], [response for _, response in new])

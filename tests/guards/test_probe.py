@@ -77,7 +77,7 @@ def test_encoder_features():
     x, y = encode(prompts), encode(responses)
     both = encode(["a\nx", "b\ny"])
     np.testing.assert_allclose(features, np.concatenate([x, y, both, x * y * np.sqrt(6)], axis=1), rtol=1e-5)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="2 prompts and 1 responses"):
         encoder_features(encode, prompts, ["x"])
 
 

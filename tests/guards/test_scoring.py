@@ -164,7 +164,7 @@ def test_the_highest_policy_counts(word_model):
 def test_weights_that_are_not_numbers_give_no_verdict(tiny_model):
     params = jax.tree.map(lambda leaf: leaf * np.nan, tiny_model.params)
     broken = LanguageModel("broken", tiny_model.config, params, tiny_model.tokenizer, tiny_model.hash)
-    with pytest.raises(GuardError, match="broken gave NaN for pair 0"):
+    with pytest.raises(GuardError, match="broken's scores of pair 0 are not finite"):
         LanguageModelGuard(broken, FORMAT)(PROMPTS, RESPONSES)
 
 
