@@ -211,7 +211,7 @@ _PATTERNS = (
     rf"{_CLAUSE}i am {_ADVERBS}not {_ADVERBS}(?:(?:assisting|helping)(?: you)? with"
     r"|(?:doing|answering|writing) (?:that|this|it)(?:[.!,;]|$))",
     # This request cannot be fulfilled.
-    r"\b(?:(?:that|the|this|your) (?:prompt|query|question|request)|that|this) (?:cannot|will not) be "
+    r"(?:\b(?:that|the|this|your) (?:prompt|query|question|request)|^(?:that|this)) (?:cannot|will not) be "
     r"(?:accommodated|answered|completed|fulfilled|granted|honou?red|processed)(?:[.!,;]|$)",
     # I cannot help with that. As I said, I am not able to provide instructions.
     rf"{_CLAUSE}i {_ADVERBS}{_UNABLE}{_REALLY} {_ADVERBS}(?:and will not )?{_SERVE}",

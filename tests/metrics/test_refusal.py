@@ -185,6 +185,7 @@ MODERN_REFUSING = [
     "I'm restricted from sharing this.",
     "This request cannot be fulfilled.",
     "Your request can't be processed.",
+    "That can't be answered.",
     "I can't talk about that.",
     "Final answer: I can't help with that.",
 ]
@@ -248,6 +249,7 @@ MODERN_ANSWERING = [
     "Access is restricted from June to August.",
     "The bridge cannot be completed before winter.",
     "This cannot be stressed enough: drink water.",
+    "B. with one answer.\nC. that cannot be answered, vaguely or precisely.",
     "Let's talk about that: first, the budget.",
     "Final answer: 42.",
     "Here is how to say no politely.",
