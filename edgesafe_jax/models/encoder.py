@@ -8,7 +8,6 @@ directory in the Hugging Face layout; neither torch nor transformers is needed. 
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,10 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
+from edgesafe_jax.errors import ConfigError, check_counts, check_texts
+from edgesafe_jax.models.families import LoadingError
+from edgesafe_jax.models.files import MissingFileError, read_json
+from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.typing import Array, Params
 
 MASKED = -1e30
@@ -75,9 +78,9 @@ class EncoderConfig:
 
     def __post_init__(self):
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}.")
+            raise ConfigError(f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}.")
         if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r}: expected one of {sorted(_ACTIVATIONS)}.")
+            raise ConfigError(f"activation={self.activation!r}: expected one of {sorted(_ACTIVATIONS)}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderConfig":
@@ -90,14 +93,14 @@ class EncoderConfig:
           The config.
 
         Raises:
-          ValueError: another model type or position embedding, or a size that is not there.
+          LoadingError: another model type or position embedding, or a size that is not there.
         """
         model_type = values.get("model_type", "bert")
         if model_type != "bert":
-            raise ValueError(f"model_type={model_type!r}: expected 'bert', the only one supported.")
+            raise LoadingError(f"model_type={model_type!r}: expected 'bert', the only one supported.")
         position_type = values.get("position_embedding_type", "absolute")
         if position_type != "absolute":
-            raise ValueError(f"position_embedding_type={position_type!r}: expected 'absolute'.")
+            raise LoadingError(f"position_embedding_type={position_type!r}: expected 'absolute'.")
         names = {
             "vocab_size": "vocab_size",
             "num_layers": "num_hidden_layers",
@@ -107,7 +110,7 @@ class EncoderConfig:
         }
         absent = sorted(theirs for theirs in names.values() if theirs not in values)
         if absent:
-            raise ValueError(f"config.json lacks {', '.join(absent)}.")
+            raise LoadingError(f"config.json lacks {', '.join(absent)}.")
         return cls(
             **{ours: int(values[theirs]) for ours, theirs in names.items()},
             max_positions=int(values.get("max_position_embeddings", 512)),
@@ -170,12 +173,12 @@ class Encoder(nn.Module):
           `[B, T, D]` float32; positions that do not exist hold numbers without a meaning.
 
         Raises:
-          ValueError: more positions than the model has embeddings for.
+          ConfigError: more positions than the model has embeddings for.
         """
         c = self.config
         length = tokens.shape[1]
         if length > c.max_positions:
-            raise ValueError(f"{length} positions: expected at most {c.max_positions}.")
+            raise ConfigError(f"{length} positions: expected at most {c.max_positions}.")
         if where is None:
             where = jnp.ones(tokens.shape, bool)
         init = nn.initializers.normal(0.02)
@@ -280,7 +283,7 @@ def params_from_tensors(config: EncoderConfig, tensors: Mapping[str, np.ndarray]
       Parameter tree of float32 NumPy arrays, the layers stacked along the first axis.
 
     Raises:
-      ValueError: a tensor that is missing, unexpected or of another shape; all of them are named.
+      LoadingError: a tensor that is missing, unexpected or of another shape; all of them are named.
     """
     prefix = "bert."
     if any(name.startswith(prefix) for name in tensors):
@@ -301,7 +304,7 @@ def params_from_tensors(config: EncoderConfig, tensors: Mapping[str, np.ndarray]
         if name in found and tuple(found[name].shape) != shape
     ]
     if problems:
-        raise ValueError(
+        raise LoadingError(
             "The checkpoint does not fit its config: " + "; ".join(problems) + ". "
             "Check that config.json and the weights belong together."
         )
@@ -325,7 +328,7 @@ def _directory(path: str | Path) -> Path:
     directory = Path(path)
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{directory} has no {name}. Expected a directory in the Hugging Face layout: "
                 "config.json, model.safetensors and tokenizer.json or vocab.txt."
             )
@@ -342,18 +345,18 @@ def load_encoder(path: str | Path) -> tuple[EncoderConfig, Params]:
       Config and parameters (float32 NumPy arrays).
 
     Raises:
-      FileNotFoundError: one of the two files is not there.
-      ValueError: a config of another family, a damaged weight file, or a tensor that is missing, unexpected or
+      MissingFileError: one of the two files is not there.
+      LoadingError: a config of another family, a damaged weight file, or a tensor that is missing, unexpected or
         misshapen.
     """
     directory = _directory(path)
-    config = EncoderConfig.from_dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    config = EncoderConfig.from_dict(read_json(directory / "config.json", LoadingError))
     weights = directory / "model.safetensors"
     try:
         with safetensors.safe_open(str(weights), framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{weights} cannot be read ({error}). It may be incomplete: fetch it again.") from error
+        raise LoadingError(f"{weights} cannot be read ({error}). It may be incomplete: fetch it again.") from error
     return config, params_from_tensors(config, tensors)
 
 
@@ -369,25 +372,26 @@ def load_tokenizer(path: str | Path) -> tokenizers.Tokenizer:
       The tokenizer, which puts [CLS] before and [SEP] after a text.
 
     Raises:
-      FileNotFoundError: neither file is there.
-      ValueError: `vocab.txt` lacks one of the special tokens.
+      MissingFileError: neither file is there.
+      LoadingError: `vocab.txt` lacks one of the special tokens.
     """
     directory = Path(path)
     if (directory / "tokenizer.json").is_file():
-        tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # the library raises the bare class
+            raise LoadingError(f"{directory / 'tokenizer.json'} is damaged ({error}); copy it again.") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
     vocab_file = directory / "vocab.txt"
     if not vocab_file.is_file():
-        raise FileNotFoundError(f"{directory} has neither tokenizer.json nor vocab.txt.")
+        raise MissingFileError(f"{directory} has neither tokenizer.json nor vocab.txt.")
     vocab = WordPiece.read_file(str(vocab_file))
     absent = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocab]
     if absent:
-        raise ValueError(f"{vocab_file} lacks {', '.join(absent)}.")
-    settings: dict[str, Any] = {}
-    if (directory / "tokenizer_config.json").is_file():
-        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        raise LoadingError(f"{vocab_file} lacks {', '.join(absent)}.")
+    settings = read_json(directory / "tokenizer_config.json", LoadingError)
     tokenizer = tokenizers.Tokenizer(WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(
         handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
@@ -409,13 +413,14 @@ def _check_pooling(directory: Path) -> None:
     file = directory / "1_Pooling" / "config.json"
     if not file.is_file():
         return
+    asked = read_json(file, LoadingError)
     modes = [
         name.removeprefix("pooling_mode_")
-        for name, value in json.loads(file.read_text(encoding="utf-8")).items()
+        for name, value in asked.items()
         if name.startswith("pooling_mode_") and value is True
     ]
     if modes != ["mean_tokens"]:
-        raise ValueError(
+        raise LoadingError(
             f"{file} asks for pooling {modes}; only ['mean_tokens'] is supported: use a model with mean pooling."
         )
 
@@ -445,16 +450,16 @@ class SentenceEncoder:
           The encoder, its parameters on the default device.
 
         Raises:
-          FileNotFoundError: a file is not there.
-          ValueError: see `load_encoder` and `load_tokenizer`; or a tokenizer with more tokens than the model, or a
+          MissingFileError: a file is not there.
+          LoadingError: see `load_encoder` and `load_tokenizer`; or a tokenizer with more tokens than the model, or a
             pooling other than the mean.
         """
         config, params = load_encoder(path)
         _check_pooling(Path(path))
         tokenizer = load_tokenizer(path)
         num_tokens = tokenizer.get_vocab_size(with_added_tokens=True)
-        if num_tokens > config.vocab_size:
-            raise ValueError(
+        if max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0) >= config.vocab_size:
+            raise LoadingError(
                 f"The tokenizer has {num_tokens} tokens, the model {config.vocab_size}: they do not belong together."
             )
         return cls(config=config, params=jax.device_put(params), tokenizer=tokenizer)
@@ -475,19 +480,14 @@ class SentenceEncoder:
           `[N, D]` float32 unit vectors in the order of `texts`.
 
         Raises:
-          TypeError: `texts` is one string, or something in it is not a string.
-          ValueError: `batch_size` or `max_length` is out of range.
+          ConfigError: `texts` is one string, or something in it is not a string; `batch_size` or `max_length` is out of
+            range.
+          NonFiniteError: the network computed NaN or infinity.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts is one string: expected a sequence of strings, such as [text].")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected at least 1.")
+        texts = check_texts("texts", texts)
+        check_counts(batch_size=batch_size)
         if not 3 <= max_length <= self.config.max_positions:
-            raise ValueError(f"max_length={max_length}: expected 3 to {self.config.max_positions}.")
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"texts[{index}] is a {type(text).__name__}: expected a string.")
-
+            raise ConfigError(f"max_length={max_length}: expected 3 to {self.config.max_positions}.")
         vectors = np.zeros((len(texts), self.config.embed_dim), np.float32)
         # Lone surrogates, which JSON can carry and UTF-8 cannot, become question marks.
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
@@ -509,6 +509,7 @@ class SentenceEncoder:
                     where[row, : len(ids[index])] = True
                 pooled = _embed(self.config, self.params, tokens, where)
                 vectors[chunk] = np.asarray(pooled)[: len(chunk)]
+        check_finite(vectors, "The vectors of text", sources=(("parameter", self.params),))
         return vectors
 
 

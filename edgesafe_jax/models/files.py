@@ -7,6 +7,10 @@ from typing import Any
 from edgesafe_jax.errors import EdgesafeError
 
 
+class MissingFileError(EdgesafeError, FileNotFoundError):
+    """A file of a model that is not there."""
+
+
 def read_json(path: Path, error: type[EdgesafeError]) -> dict[str, Any]:
     """Reads a JSON object.
 

@@ -28,7 +28,7 @@ def check_finite(values: Any, what: str, *, sources: Sequence[tuple[str, PyTree]
       NonFiniteError: a row is not finite; the message names the first one and the tensors that are not finite.
     """
     values = np.asarray(values)
-    rows = values if values.dtype == bool else np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    rows = values if values.dtype == bool else np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if rows.all():
         return
     row, count = int(np.flatnonzero(~rows)[0]), int((~rows).sum())

@@ -198,6 +198,7 @@ def _generate(
         where=jnp.pad(where, ((0, 0), (0, num_steps))),
     )
     shared_length = shared.keys.shape[3]
+    put = jax.lax.dynamic_update_slice_in_dim
     is_eos = functools.partial(jnp.isin, test_elements=jnp.array(eos_ids, jnp.int32))
 
     states = jnp.zeros((batch, num_steps if keep_hidden else 0, last.shape[-1]), last.dtype)
@@ -209,8 +210,8 @@ def _generate(
     def advance(carry):
         step, token, hidden, done, cache, answers, states, finite = carry
         if keep_hidden:
-            states = jax.lax.dynamic_update_slice(states, hidden[:, None], (0, step, 0))
-        answers = jax.lax.dynamic_update_slice(answers, jnp.where(done, pad_id, token)[:, None], (0, step))
+            states = put(states, hidden[:, None], step, axis=1)
+        answers = put(answers, jnp.where(done, pad_id, token)[:, None], step, axis=1)
         done = done | is_eos(token)
         output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
             variables,
@@ -221,9 +222,9 @@ def _generate(
         )
         slot = length + step
         cache = KeyValues(
-            keys=jax.lax.dynamic_update_slice(cache.keys, output.key_values.keys, (0, 0, 0, slot, 0)),
-            values=jax.lax.dynamic_update_slice(cache.values, output.key_values.values, (0, 0, 0, slot, 0)),
-            where=cache.where | (jnp.arange(length + num_steps) == slot)[None],
+            keys=put(cache.keys, output.key_values.keys, slot, axis=3),
+            values=put(cache.values, output.key_values.values, slot, axis=3),
+            where=cache.where | (jnp.arange(length + num_steps, dtype=jnp.int32) == slot)[None],
         )
         hidden = output.hidden[:, 0]
         token, still_finite = choose(hidden, step + 1)

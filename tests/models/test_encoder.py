@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from edgesafe_jax.models import LoadingError, NonFiniteError
 from edgesafe_jax.models import encoder as encoder_lib
 from edgesafe_jax.models.encoder import Encoder, EncoderConfig, SentenceEncoder, load_encoder, load_tokenizer, mean_pool
 
@@ -342,10 +343,29 @@ class TestEncode:
     def test_lone_surrogate(self, tiny):
         np.testing.assert_array_equal(tiny.encode(["cat \ud800"], max_length=64), tiny.encode(["cat ?"], max_length=64))
 
+    def test_a_number_that_is_not_finite_is_an_error_that_names_it(self, tiny):
+        table = jnp.asarray(tiny.params["word_embedding"]).at[VOCAB.index("cat"), 0].set(jnp.nan)
+        broken = dataclasses.replace(tiny, params={**tiny.params, "word_embedding": table})
+        with pytest.raises(NonFiniteError, match=r"text 1 are not finite \(1 of 2 rows\)\. .*parameter word_embedding"):
+            broken.encode(["the the", "cat"], max_length=64)
+
+    def test_runs_with_64_bit_numbers(self, tiny):
+        plain = tiny.encode(TEXTS, batch_size=4, max_length=64)
+        with jax.enable_x64(True):
+            np.testing.assert_allclose(tiny.encode(TEXTS, batch_size=4, max_length=64), plain, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "1_Pooling/config.json"])
+    def test_a_damaged_settings_file_is_named(self, tmp_path, name):
+        file = write_model(tmp_path) / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text('{"model_type": "be', encoding="utf-8")
+        with pytest.raises(LoadingError, match=f"{name} is damaged"):
+            SentenceEncoder.load(tmp_path)
+
     def test_bad_input(self, tiny):
-        with pytest.raises(TypeError, match="one string"):
+        with pytest.raises(ValueError, match="one string"):
             tiny.encode("cat")
-        with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType"):
+        with pytest.raises(ValueError, match=r"texts\[1\] is a NoneType"):
             tiny.encode(["cat", None], max_length=64)
         with pytest.raises(ValueError, match="batch_size=0"):
             tiny.encode(["cat"], batch_size=0, max_length=64)
