@@ -224,8 +224,8 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
         subtitle=f"{config['model']}, objective {config['objective']}",
         more={"evaluation_seconds": time.monotonic() - started},
     )
-    for table in tables:
-        print(table.to_text() + "\n")
+    for caption, table in tables.items():
+        print(f"{caption}\n{table.to_text()}\n")
     print(f"report: {workdir / 'report.html'}")
     return found
 

@@ -19,6 +19,7 @@ import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 
@@ -84,6 +85,7 @@ class Outcomes:
           batch: B rows.
           needs: what the objective declares.
         """
+        chex.assert_shape(hidden, (*batch.outcome.shape, None))
         self.batch = batch
         self.where = jnp.asarray(batch.outcome_where)
         self._params, self._hidden, self._needs = params, hidden, needs

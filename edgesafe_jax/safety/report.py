@@ -212,6 +212,19 @@ def transcripts(results: Mapping[str, SetResult], num: int = 3) -> list[dict[str
     return rows
 
 
+def safety_tables(
+    results: Mapping[str, SetResult], reworded: Mapping[str, Reworded]
+) -> dict[str, list[dict[str, object]]]:
+    """Rows of the tables on refusals and safety, by caption; a table without rows is left out."""
+    tables = {
+        "Refusal rate, by the words at the start of the response": refusal_rows(results),
+        "How the student follows its system": agreement_rows(results),
+        "The same requests in other words": rewording_rows(results, reworded),
+        "SGS: fraction of responses that a guard calls safe": safety_rows(results),
+    }
+    return {caption: rows for caption, rows in tables.items() if rows}
+
+
 def section(
     results: Mapping[str, SetResult],
     *,
@@ -222,17 +235,13 @@ def section(
     notes: Sequence[str] = (),
 ) -> Section:
     """The report's section on alignment."""
-    made = Section("Alignment: an LLM and its guard distilled into a soft prompt", order=0)
+    made = Section("Alignment: an LLM and its guard distilled into an adapter", order=0)
     made.text(
         "Base is the bare language model, system the same model with its guard behind it, student the model with the "
-        "trained soft prompt and no guard. Intervals are 95 %."
+        "trained adapter and no guard. Intervals are 95 %."
     )
-    made.table(refusal_rows(results), caption="Refusal rate, by the words at the start of the response")
-    if followed := agreement_rows(results):
-        made.table(followed, caption="How the student follows its system")
-    if found := rewording_rows(results, reworded or {}):
-        made.table(found, caption="The same requests in other words")
-    made.table(safety_rows(results), caption="SGS: fraction of responses that a guard calls safe")
+    for caption, rows in safety_tables(results, reworded or {}).items():
+        made.table(rows, caption=caption)
     if found := points(results):
         made.figure(
             safety_usefulness(found),
@@ -310,7 +319,7 @@ def write_report(
     losses: Sequence[float] = (),
     subtitle: str = "",
     more: Mapping[str, float] | None = None,
-) -> list[Table]:
+) -> dict[str, Table]:
     """Writes `summary.json`, the report's fragment and `report.html`.
 
     Args:
@@ -322,7 +331,7 @@ def write_report(
       more: further numbers for the summary.
 
     Returns:
-      The tables of results.
+      The tables of results by caption.
     """
     results, reworded = evaluation.results, evaluation.reworded
     values = numbers(results) | rewording_numbers(results, reworded) | usefulness_numbers(evaluation)
@@ -331,14 +340,17 @@ def write_report(
     usefulness = usefulness_rows(evaluation)
     notes = [
         f"Answers are greedy and at most {evaluation.max_tokens} tokens long.",
-        "The judge is a MiniLM encoder with a head; it shares no features and no training example with the teacher.",
         "Answers to harmful requests are withheld here unless they are refusals.",
     ]
+    if any("judge" in result.base.unsafe_probs for result in results.values()):
+        judge = (
+            "The judge is a MiniLM encoder with a head; it shares no features and no training example with the teacher."
+        )
+        notes.insert(1, judge)
     made = section(
         results, reworded=reworded, losses=losses, usefulness=usefulness, costs=cost_rows(costs), notes=notes
     )
     write_fragment(workdir, "alignment", made)
     build_report(workdir, "edgesafe_jax", subtitle=subtitle)
-    changed = rewording_rows(results, reworded)
-    tables = (refusal_rows(results), agreement_rows(results), changed, safety_rows(results), usefulness)
-    return [make_table(rows) for rows in tables if rows]
+    tables = safety_tables(results, reworded) | ({"Usefulness": usefulness} if usefulness else {})
+    return {caption: make_table(rows) for caption, rows in tables.items()}

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,7 +178,7 @@ def test_objectives_add_up_and_padding_counts_nothing(values):
 def test_loss_is_the_mean_over_the_rows_that_exist_and_can_be_minimised(tiny_model, values, batch):
     head = tiny_model.tokenizer.chat_parts.head
     loss = make_loss(tiny_model.decoder, head=head, objective=MIXED)
-    step = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True))
+    step = jax.jit(jax.value_and_grad(chex.assert_max_traces(loss, n=1), argnums=1, has_aux=True))
     (value, metrics), gradient = step(tiny_model.params, ADAPTER, batch)
     rows = values["mixed", ""]
     np.testing.assert_allclose(value, np.mean(rows[:6]), rtol=1e-4)

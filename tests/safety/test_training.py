@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def test_a_stopped_alignment_continues_to_the_same_bits(tiny_model, aligned, tmp
         with pytest.raises(KeyboardInterrupt):
             align(tiny_model, unsafe_if_the, PROMPTS, settings=TINY, workdir=tmp_path)
     found = align(tiny_model, unsafe_if_the, PROMPTS, settings=TINY, workdir=tmp_path)
-    np.testing.assert_array_equal(found.adapter.embeddings, aligned.adapter.embeddings)
+    chex.assert_trees_all_equal(found.adapter, aligned.adapter)
     with pytest.raises(WorkdirError, match="prompts"):
         align(tiny_model, unsafe_if_the, PROMPTS[:-2], settings=TINY, workdir=tmp_path)
 
