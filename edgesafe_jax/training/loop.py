@@ -236,10 +236,7 @@ def train(
         flush()
         if int(state.step) != done:
             raise ConfigError(f"state.step is {int(state.step)} after {done} steps: step_fn must add 1 to it each time")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf))):
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                _fail(f"parameter {name or '(root)'} is not finite after step {done - 1}", done - 1, checkpoints)
+        _check_finite(state.params, done - 1, checkpoints)
         if writer is not None:
             writer.sync()
         if checkpoints is not None:
@@ -299,6 +296,13 @@ def _fail(what: str, step: int, checkpoints: Checkpoints | None) -> NoReturn:
         f"{what}. {kept}. Try a smaller learning rate, clip the gradients, compute the loss in float32, or look at the "
         f"batch, batches({step})"
     )
+
+
+def _check_finite(params: PyTree, step: int, checkpoints: Checkpoints | None) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(leaf))):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            _fail(f"parameter {name or '(root)'} is not finite after step {step}", step, checkpoints)
 
 
 class _Progress:
