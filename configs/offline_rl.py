@@ -8,7 +8,8 @@ tested translations, 0.002 [0.00, 0.07] with hindsight goals alone. `config.num_
 own data, model, translations and policies; finished runs are kept and more can be added.
 
 `config.world` chooses the task, `config.learner.name` td3_bc, iql, awr or bc; `config.data.path` reads a Minari
-directory or an OGBench .npz file with states and goals of that world. `config.methods` are compared:
+directory or an .npz file of OGBench or D4RL with states and goals of that world. All rows get the task's rewards and
+terminals. `config.methods` are compared:
 
     none                    the data as they are
     s4rl                    noise on the states

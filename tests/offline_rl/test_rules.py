@@ -177,3 +177,15 @@ def test_parts_of_other_action_spaces_are_refused():
     with pytest.raises(DatasetError, match="the parts have action ranges"):
         concatenate(parts)
     assert concatenate(parts[1:] * 2).action_high.tolist() == [2.0]
+
+
+def test_policies_divide_by_nothing_that_does_not_vary():
+    data = line()
+    column = np.full((data.num_transitions, 1), 0.4, np.float32)
+    data = data.replace(
+        states=np.concatenate([data.states, column], 1), next_states=np.concatenate([data.next_states, column], 1)
+    )
+    sampler = make_sampler(sampling(her_fraction=0.0))  # the goal does not vary either
+    agent = make_trainer(make_bc(hidden=(4,)), sampler, num_updates=1).init(jax.random.key(0), make_sampler_data(data))
+    assert agent.std[1:].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(agent.normalize(jnp.array([0.5, 0.41, 1.0]))[1:], [0.01, 0.0], atol=1e-6)
