@@ -25,7 +25,8 @@ terminal cost  `make_simulator`: last state of one sequence;               cost-
                `plan(key, memory, state of the environment)`               action `[A]`, next memory, `Plan`
 =============  ==========================================================  ==========================================
 
-`step_result` makes a `StepResult` of a cost alone. Costs that are not finite rank last.
+`step_result` makes a `StepResult` of a cost alone; after a step with `done` nothing counts any more. Costs that are not
+finite rank last.
 """
 
 from edgesafe_jax.planning.budgets import BUDGETS
