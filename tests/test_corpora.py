@@ -524,3 +524,17 @@ def test_the_advbench_rows_of_strongreject_are_found():
 def test_plain_questions_do_not_overlap_with_any_evaluation_set():
     held_out = [*corpora.strongreject(), *corpora.harmbench(), *corpora.sensitive_benign()]
     assert corpora.remove_overlap(corpora.questions(), held_out)[1] == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: corpora.remove_overlap("how are you", ["how"]),
+        lambda: corpora.remove_overlap(["how"], "how are you"),
+        lambda: corpora.jailbreak_prompts("how are you", num=1, max_chars=100, seed=0),  # type: ignore[arg-type]
+        lambda: corpora.jailbreak_prompts(["how"], num=1, max_chars=100, seed=0),  # type: ignore[list-item]
+    ],
+)
+def test_texts_where_prompts_belong_are_errors(call):
+    with pytest.raises(corpora.CorpusError, match=r"one string|something else than Prompts"):
+        call()

@@ -49,6 +49,8 @@ def jailbreak_prompts(requests: Sequence[Prompt], *, num: int, max_chars: int, s
         raise CorpusError(f"num must not be negative, got {num}.")
     if not requests:
         raise CorpusError("There are no requests to put into jailbreaks.")
+    if isinstance(requests, str) or not all(isinstance(request, Prompt) for request in requests):
+        raise CorpusError("requests holds something else than Prompts; a text is one with Prompt(text, source, ...).")
     templates = _shuffled({prompt.text for prompt in prompts.jailbreaks()}, seed)
     by_text = {request.text: request for request in requests}
     order = [by_text[text] for text in _shuffled(by_text, seed)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from edgesafe_jax.corpora.records import CorpusError, Prompt, ScoredPair
+from edgesafe_jax.errors import shortened
 
 _Item = TypeVar("_Item", bound=str | Prompt | ScoredPair)
 
@@ -50,12 +51,15 @@ def remove_overlap(
         The items kept and the items removed, both in the order of ``train``.
 
     Raises:
-        CorpusError: ``similarity`` is outside of (0, 1].
+        CorpusError: ``similarity`` is outside of (0, 1], or one string stands for several prompts.
 
     Example:
         >>> remove_overlap(["How are you?", "Who is it?"], ["how ARE you"])
         (['Who is it?'], ['How are you?'])
     """
+    for name, items in (("train", train), ("held_out", held_out)):
+        if isinstance(items, str):
+            raise CorpusError(f"{name}={shortened(items)!r} is one string: expected a list of prompts.")
     if not 0.0 < similarity <= 1.0:
         raise CorpusError(f"similarity must be in (0, 1], got {similarity}.")
     train_texts = [normalise(_text_of(item)) for item in train]
