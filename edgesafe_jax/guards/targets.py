@@ -141,7 +141,7 @@ def trimmed_mean(fraction: float = 0.2) -> Rule:
 
     def rule(values: Array, where: Array) -> Array:
         ordered, count = _sorted(values, where)
-        cut = jnp.floor(fraction * count + 1e-4)[..., None]  # 0.28 times 25 is 7, whatever it is in float32
+        cut = jnp.floor(fraction * count)[..., None]
         rank = _ranks(values)
         return _masked_mean(ordered, (rank >= cut) & (rank < count[..., None] - cut))
 

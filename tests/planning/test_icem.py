@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgesafe_jax import planning
-from edgesafe_jax.planning import IcemSettings, Outcomes, PlanningError, make_knots, population_sizes
+from edgesafe_jax.planning import IcemSettings, Outcomes, PlanningError, icem, make_knots, population_sizes
 from tests.planning.oracle import Oracle
 
 LOW, HIGH = np.float32([-1.0, -0.5]), np.float32([1.0, 2.0])
@@ -349,3 +349,19 @@ def test_a_simulator_of_the_wrong_shape_is_refused_before_compilation():
     planner = make_icem(simulator, low=LOW, high=HIGH, horizon=6)
     with pytest.raises(PlanningError, match=r"cost of shape \[5, 43\].*expected \[43\].*risk"):
         jax.jit(planner.plan).lower(jax.random.key(0), planner.init(), np.zeros((1, 1, 2), np.float32))
+
+
+@pytest.mark.parametrize(("fraction", "num_elites", "expected"), [(0.58, 50, 29), (0.29, 100, 29), (0.3, 10, 3)])
+def test_as_many_elites_are_carried_as_the_fraction_says(monkeypatch, fraction, num_elites, expected):
+    """0.58 times 50 is 28.999... in floating point."""
+    monkeypatch.setattr(icem, "make_search", lambda simulator, method, *others, **options: method)
+    method = make_icem(
+        lambda state, actions: None,
+        low=LOW,
+        high=HIGH,
+        horizon=6,
+        num_samples=500,
+        num_elites=num_elites,
+        elite_fraction=fraction,
+    )
+    assert method.num_carried == expected
