@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 import jax
@@ -330,12 +330,7 @@ class _Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._enabled and self._live and self._from is not None:
             print(file=sys.stderr)
 
@@ -373,12 +368,7 @@ class _StopSignals:
                 self._former[number] = signal.SIG_DFL if former is None else former  # None: not set from Python.
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._restore()
-        if self.received and kind is None:  # It came after the last question: what follows training is stopped.
+        if self.received and error[0] is None:  # It came after the last question: what follows training is stopped.
             os.kill(os.getpid(), self.received)
