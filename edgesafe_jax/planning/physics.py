@@ -1,6 +1,7 @@
 """C MuJoCo on threads as a simulator inside `jax.jit`: any XML, the whole state, many problems in one call."""
 
 import dataclasses
+import logging
 import math
 import os
 import threading
@@ -13,9 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.errors import lookup
 from edgesafe_jax.planning.planner import Outcomes, PlanningError, Simulator, checked_count
-from edgesafe_jax.planning.simulators import StepResult
+from edgesafe_jax.planning.simulators import StepResult, as_result, until_done
 from edgesafe_jax.typing import Array
+
+_logger = logging.getLogger(__name__)
 
 MjModel: TypeAlias = Any
 """A compiled ``mujoco.MjModel``."""
@@ -48,6 +52,8 @@ class MujocoState:
       physics: time, positions, velocities, activations and plugin state, ``mjSTATE_FULLPHYSICS`` `[S]`.
       warmstart: accelerations from which the constraint solver starts `[V]`.
       mocap: positions, then orientations, of the bodies that the user places `[7 m]`.
+      user: the rest of MuJoCo's integration state: controls, forces that are applied to joints and bodies, which
+        equality constraints are active, and user data `[U]`.
       features: named quantities of this moment, see `MujocoWorld` `[F]`.
       goal: what the cost of this episode depends on `[G]`.
     """
@@ -55,6 +61,7 @@ class MujocoState:
     physics: Any
     warmstart: Any
     mocap: Any
+    user: Any
     features: Any
     goal: Any
 
@@ -98,13 +105,13 @@ def load_model(path: str | os.PathLike[str], edit: Callable[[MjSpec], None] | No
 
 def position_columns(model: MjModel, joint: str) -> list[int]:
     """Returns where the positions of a joint lie among the columns of a `MujocoWorld`."""
-    start = int(model.joint(joint).qposadr[0])
+    start = int(_named(model, "joint", joint).qposadr[0])
     return [1 + start + offset for offset in range(_joint_sizes(model, joint)[0])]
 
 
 def velocity_columns(model: MjModel, joint: str) -> list[int]:
     """Returns where the velocities of a joint lie among the columns of a `MujocoWorld`."""
-    start = int(model.joint(joint).dofadr[0])
+    start = int(_named(model, "joint", joint).dofadr[0])
     return [1 + model.nq + start + offset for offset in range(_joint_sizes(model, joint)[1])]
 
 
@@ -115,9 +122,20 @@ def all_velocity_columns(model: MjModel) -> list[int]:
 
 def sensor_columns(model: MjModel, sensor: str) -> list[int]:
     """Returns where the readings of a sensor lie among the columns of a `MujocoWorld`."""
-    found = model.sensor(sensor)
+    found = _named(model, "sensor", sensor)
     start = _physics_size(model) + int(found.adr[0])
     return list(range(start, start + int(found.dim[0])))
+
+
+def _named(model: MjModel, kind: str, name: str) -> Any:
+    """Returns the joint or sensor of a model with a name.
+
+    Raises:
+      ConfigError: there is none; the message lists the names and the closest match.
+    """
+    number = {"joint": model.njnt, "sensor": model.nsensor}[kind]
+    found = (getattr(model, kind)(index) for index in range(number))
+    return lookup({each.name: each for each in found if each.name}, name, kind)
 
 
 def _joint_sizes(model: MjModel, joint: str) -> tuple[int, int]:
@@ -147,7 +165,7 @@ class MujocoWorld:
 
     def __init__(
         self,
-        model: MjModel,
+        model: MjModel | str | os.PathLike[str],
         *,
         frame_skip: int,
         features: Mapping[str, Sequence[int]],
@@ -158,7 +176,7 @@ class MujocoWorld:
         """Prepares the threads.
 
         Args:
-          model: the compiled model.
+          model: the compiled model, or the path of an XML.
           frame_skip: steps of the physics for one action.
           features: from name to columns, see `position_columns`, `velocity_columns` and `sensor_columns`.
           control: from actions to the control vector: what goes to the actuators, followed by positions and
@@ -173,15 +191,21 @@ class MujocoWorld:
         mujoco = import_mujoco()
         from mujoco.rollout import Rollout
 
-        self.model = model
+        if isinstance(model, str | os.PathLike):
+            model = load_model(model)
+        if not isinstance(model, mujoco.MjModel):
+            raise PlanningError(f"model is a {type(model).__name__}: expected a compiled model or the path of an XML")
+        self.model: MjModel = model
         self.frame_skip = checked_count(frame_skip, "frame_skip")
         num_threads = available_threads() if num_threads is None else checked_count(num_threads, "num_threads")
-        self._physics = mujoco.mjtState.mjSTATE_FULLPHYSICS.value
-        self._placed = mujoco.mjtState.mjSTATE_MOCAP_POS.value | mujoco.mjtState.mjSTATE_MOCAP_QUAT.value
-        self._spec = mujoco.mjtState.mjSTATE_CTRL.value | (self._placed if model.nmocap else 0)
+        states = mujoco.mjtState
+        self._physics = states.mjSTATE_FULLPHYSICS.value
+        self._placed = states.mjSTATE_MOCAP_POS.value | states.mjSTATE_MOCAP_QUAT.value
+        self._user = states.mjSTATE_USER.value & ~self._placed
         self.physics_size = mujoco.mj_stateSize(model, self._physics)
-        self.mocap_size = 7 * model.nmocap
-        num_columns = self.physics_size + model.nsensordata
+        self.user_size = mujoco.mj_stateSize(model, self._user)
+        self.mocap_size = 7 * self.model.nmocap
+        num_columns = self.physics_size + self.model.nsensordata
         self._slices: dict[str, slice] = {}
         columns: list[int] = []
         for name, found in features.items():
@@ -194,8 +218,11 @@ class MujocoWorld:
         self._feedback = feedback
         self._data = mujoco.MjData(model)
         self._thread_data = [mujoco.MjData(model) for _ in range(num_threads)]
+        self._user_parts = _user_parts(model)
+        self._not_finite = [kind.value for kind in _not_finite_warnings()]
         self._pool = Rollout(nthread=num_threads if num_threads > 1 else 0)
         self._lock = threading.Lock()
+        self._told = False
 
     @property
     def control_step(self) -> float:
@@ -223,14 +250,14 @@ class MujocoWorld:
         """
         mujoco = import_mujoco()
 
-        physics = np.empty(self.physics_size)
-        mocap = np.empty(self.mocap_size)
-        mujoco.mj_getState(self.model, data, physics, self._physics)
-        mujoco.mj_getState(self.model, data, mocap, self._placed)
+        physics, mocap, user = np.empty(self.physics_size), np.empty(self.mocap_size), np.empty(self.user_size)
+        for part, kinds in ((physics, self._physics), (mocap, self._placed), (user, self._user)):
+            mujoco.mj_getState(self.model, data, part, kinds)
         return MujocoState(
             physics=physics,
             warmstart=data.qacc_warmstart.copy(),
             mocap=mocap,
+            user=user,
             features=np.concatenate([physics, data.sensordata])[self._columns],
             goal=np.asarray(goal, np.float64),
         )
@@ -244,22 +271,76 @@ class MujocoWorld:
 
         Returns:
           The next state, and whether the physics stayed finite.
+
+        Raises:
+          PlanningError: if the state is one of another model, or there is not one number for each actuator.
         """
         mujoco = import_mujoco()
 
         self.check(state)
+        action = np.asarray(action, np.float64)
+        self.check_actions(action.shape)
         with self._lock:
             data = self._data
-            mujoco.mj_resetData(self.model, data)
-            mujoco.mj_setState(self.model, data, state.physics, self._physics)
-            control = np.asarray(action, np.float64)[None]
+            self._set(data, state.physics, state.warmstart, state.user)
+            control = action[None]
             if self._control is not None:
                 control = self._control(control, self.view(np.asarray(state.features)[None]))
-            control = np.concatenate([control[0], state.mocap])[: self.model.nu + self.mocap_size]
-            mujoco.mj_setState(self.model, data, control, self._spec)
-            data.qacc_warmstart[:] = state.warmstart
+            self._set_control(data, control[0], state.mocap)
             mujoco.mj_step(self.model, data, nstep=self.frame_skip)
-            return self.state_of(data, state.goal), not any(warning.number for warning in data.warning)
+            return self.state_of(data, state.goal), self._is_finite(data)
+
+    def _set(self, data: MjData, physics: np.ndarray, warmstart: np.ndarray, user: np.ndarray) -> None:
+        mujoco = import_mujoco()
+
+        mujoco.mj_resetData(self.model, data)
+        mujoco.mj_setState(self.model, data, physics, self._physics)
+        mujoco.mj_setState(self.model, data, user, self._user)
+        data.qacc_warmstart[:] = warmstart
+
+    def _set_control(self, data: MjData, control: np.ndarray, mocap: np.ndarray) -> None:
+        """Sets controls `[C]` and, from them or from what is kept, the placed bodies."""
+        mujoco = import_mujoco()
+
+        data.ctrl[:] = control[: self.model.nu]
+        placed = control[self.model.nu :] if len(control) > self.model.nu else mocap
+        mujoco.mj_setState(self.model, data, np.asarray(placed, np.float64), self._placed)
+
+    def _is_finite(self, data: MjData) -> bool:
+        """Whether no state, acceleration or control was found not finite; other warnings are told once."""
+        numbers = [int(warning.number) for warning in data.warning]
+        others = [number for kind, number in enumerate(numbers) if kind not in self._not_finite]
+        if any(others) and not self._told:
+            self._told = True
+            _logger.warning(
+                "MuJoCo warns of a simulation (contacts or constraints that do not fit in memory, or a singular "
+                "inertia): it goes on without them. A larger <size memory=.../> in the XML may help."
+            )
+        return not any(numbers[kind] for kind in self._not_finite)
+
+    def check_actions(self, shape: tuple[int, ...]) -> None:
+        """Refuses actions with another number of entries than the actuators, or the control, take.
+
+        Raises:
+          PlanningError: if there is not one number for each actuator, or `control` returns another shape.
+        """
+        num_actuators = self.model.nu
+        if self._control is None:
+            if not shape or shape[-1] != num_actuators:
+                raise PlanningError(
+                    f"actions of shape {list(shape)}: expected {num_actuators} numbers, one for each actuator of the "
+                    "model; do the planner's bounds have as many?"
+                )
+            return
+        features = self.view(np.zeros((1, self.num_features))) if self._feedback else {}
+        control = np.shape(self._control(np.zeros((1, *shape[-1:])), features))
+        if control not in ((1, num_actuators), (1, num_actuators + self.mocap_size)):
+            placing = (
+                f", or {num_actuators + self.mocap_size} with the bodies that it places" if self.mocap_size else ""
+            )
+            raise PlanningError(
+                f"control returned shape {list(control)} for one action: expected [1, {num_actuators}]{placing}"
+            )
 
     def rollout(
         self,
@@ -267,6 +348,7 @@ class MujocoWorld:
         physics: np.ndarray,
         warmstart: np.ndarray,
         mocap: np.ndarray,
+        user: np.ndarray,
         features: np.ndarray,
         actions: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -276,62 +358,115 @@ class MujocoWorld:
           physics: where they start `[N, S]`.
           warmstart: `[N, V]`.
           mocap: `[N, 7 m]`.
+          user: `[N, U]`.
           features: at the start `[N, F]`.
           actions: `[N, T, A]`.
 
         Returns:
-          Features after each action `[N, T, F]`, float32, and which sequences stayed finite to their end `[N]`.
+          Features after each action `[N, T, F]`, float32, and the number of actions after which the physics was still
+          finite `[N]`, int32.
         """
         num, length = actions.shape[:2]
-        physics, warmstart, mocap, actions = (np.asarray(x, np.float64) for x in (physics, warmstart, mocap, actions))
+        physics, warmstart, mocap, user, actions = (
+            np.asarray(x, np.float64) for x in (physics, warmstart, mocap, user, actions)
+        )
         found = np.empty((num, length, self.num_features), np.float32)
         with self._lock:
             if not self._feedback:
                 control = actions
                 if self._control is not None:
                     control = self._control(actions.reshape(num * length, -1), {}).reshape(num, length, -1)
-                last = self._run(physics, warmstart, control, mocap, found)
+                num_finite, _ = self._run(physics, warmstart, mocap, user, control, found)
             else:
                 assert self._control is not None
-                last, current = physics, np.asarray(features)
+                num_finite, current = np.zeros(num, np.int32), np.asarray(features)
+                last = physics
                 for time in range(length):
                     control = self._control(actions[:, time], self.view(current))[:, None]
-                    last = self._run(last, warmstart, control, mocap, found[:, time : time + 1])
+                    finite, last = self._run(last, warmstart, mocap, user, control, found[:, time : time + 1])
+                    num_finite += finite * (num_finite == time)
                     current = found[:, time]
-        elapsed = last[:, 0] - physics[:, 0]
-        step = float(self.model.opt.timestep)
-        # MuJoCo stops a rollout at a warning (such as a state that is not finite) and its clock stands still.
-        finite = elapsed > (length * self.frame_skip - 0.5) * step
-        return found, finite & np.isfinite(found).all(axis=(1, 2))
+        # Features beyond float32 are not finite either.
+        in_range = np.logical_and.accumulate(np.isfinite(found).all(axis=-1), axis=-1).sum(axis=-1)
+        return found, np.minimum(num_finite, in_range).astype(np.int32)
 
     def _run(
-        self, physics: np.ndarray, warmstart: np.ndarray, control: np.ndarray, mocap: np.ndarray, found: np.ndarray
-    ) -> np.ndarray:
-        """One call of MuJoCo: writes the features `[N, T, F]`, returns the last physics state `[N, S]`."""
+        self,
+        physics: np.ndarray,
+        warmstart: np.ndarray,
+        mocap: np.ndarray,
+        user: np.ndarray,
+        control: np.ndarray,
+        found: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Calls MuJoCo once; writes features `[N, T, F]`, returns finite actions `[N]`, last physics `[N, S]`."""
         num, length = control.shape[:2]
-        wanted = self.model.nu + self.mocap_size
-        if control.shape[2] < wanted:
-            place = np.broadcast_to(mocap[:, None], (num, length, self.mocap_size))
-            control = np.concatenate([control, place], axis=2)
         steps = length * self.frame_skip
         states = np.empty((num, steps, self.physics_size))
         sensors = np.empty((num, steps, self.model.nsensordata))
+        spec, inputs = self._inputs(mocap, user, control)
         self._pool.rollout(
             self.model,
             self._thread_data,
             np.ascontiguousarray(physics),
-            np.repeat(control, self.frame_skip, axis=1),
-            control_spec=self._spec,
+            np.repeat(inputs, self.frame_skip, axis=1),
+            control_spec=spec,
             initial_warmstart=np.ascontiguousarray(warmstart),
             state=states,
             sensordata=sensors,
             chunk_size=1,
         )
+        # MuJoCo stops a rollout at a warning of any kind, and its clock stands still; where a state is not finite it
+        # starts afresh before it stops.
+        expected = physics[:, :1] + float(self.model.opt.timestep) * (np.arange(steps) + 1)[None]
+        on_time = np.abs(states[:, :, 0] - expected) < 0.5 * float(self.model.opt.timestep)
+        num_steps = np.logical_and.accumulate(on_time, axis=1).sum(axis=1)
+        for row in np.flatnonzero((num_steps > 0) & (num_steps < steps)):
+            if states[row, num_steps[row], 0] == states[row, num_steps[row] - 1, 0]:
+                start = (physics[row], warmstart[row], mocap[row], user[row])
+                num_steps[row] = self._run_past_warnings(start, control[row], states[row], sensors[row])
         of_state = self._columns < self.physics_size
         last = slice(self.frame_skip - 1, None, self.frame_skip)
         found[:, :, of_state] = states[:, last, self._columns[of_state]]
         found[:, :, ~of_state] = sensors[:, last, self._columns[~of_state] - self.physics_size]
-        return states[:, -1]
+        return (num_steps // self.frame_skip).astype(np.int32), states[:, -1]
+
+    def _run_past_warnings(
+        self, start: tuple[np.ndarray, ...], control: np.ndarray, states: np.ndarray, sensors: np.ndarray
+    ) -> int:
+        """Simulates one sequence that MuJoCo stopped at a warning step by step; returns its finite steps."""
+        mujoco = import_mujoco()
+
+        data, (physics, warmstart, mocap, user) = self._data, start
+        self._set(data, physics, warmstart, user)
+        for step in range(len(states)):
+            self._set_control(data, control[step // self.frame_skip], mocap)
+            mujoco.mj_step(self.model, data)
+            if not self._is_finite(data):
+                return step
+            mujoco.mj_getState(self.model, data, states[step], self._physics)
+            sensors[step] = data.sensordata
+        return len(states)
+
+    def _inputs(self, mocap: np.ndarray, user: np.ndarray, control: np.ndarray) -> tuple[int, np.ndarray]:
+        """Which inputs MuJoCo is given at each action, and these `[N, T, ...]`.
+
+        They are controls and placed bodies; forces, constraints and user data where they are not what a model starts
+        with, which is what MuJoCo takes where it is given none.
+        """
+        states = import_mujoco().mjtState
+        num, length = control.shape[:2]
+        kinds, parts = states.mjSTATE_CTRL.value, [control[:, :, : self.model.nu]]
+        placed = control[:, :, self.model.nu :]
+        if not placed.shape[2]:
+            placed = np.broadcast_to(mocap[:, None], (num, length, self.mocap_size))
+        for kind, columns, default in self._user_parts:
+            if kind == states.mjSTATE_USERDATA.value and self.mocap_size:
+                kinds, parts = kinds | self._placed, [*parts, placed]
+            values = user[:, columns]
+            if np.any(values != default[None]):
+                kinds, parts = kinds | kind, [*parts, np.broadcast_to(values[:, None], (num, length, values.shape[1]))]
+        return kinds, np.concatenate(parts, axis=2)
 
     def check(self, state: MujocoState) -> None:
         """Refuses a state that is not one of this model.
@@ -345,6 +480,7 @@ class MujocoWorld:
             "physics": self.physics_size,
             "warmstart": self.model.nv,
             "mocap": self.mocap_size,
+            "user": self.user_size,
             "features": self.num_features,
         }
         for name, size in sizes.items():
@@ -365,19 +501,18 @@ class MujocoWorld:
         The rollouts run on the host through a callback; under `jax.vmap` all problems go into one call. Costs are
         computed in JAX. A sequence whose physics does not stay finite costs NaN, so that it ranks last.
 
+        The cost of a sequence is summed up to the action whose result says ``done``.
+
         Args:
           cost: of a step, written for leading axes.
-          terminal_cost: cost-to-go `[N]` of the last features, given the goal.
+          terminal_cost: cost-to-go `[N]` of the last features, given the goal; not counted where the episode ended.
 
         Returns:
           The simulator; its state is a `MujocoState`.
         """
 
-        def host(physics: Any, warmstart: Any, mocap: Any, features: Any, actions: Any) -> tuple[Any, Any]:
-            physics, warmstart, mocap, features, actions = map(
-                np.asarray, (physics, warmstart, mocap, features, actions)
-            )
-            starts = (physics, warmstart, mocap, features)
+        def host(*arrays: Any) -> tuple[Any, Any]:
+            *starts, actions = map(np.asarray, arrays)
             num, length, dim = actions.shape[-3:]
             lead = np.broadcast_shapes(actions.shape[:-3], *(x.shape[:-1] for x in starts))
             rows = math.prod(lead) * num
@@ -386,35 +521,63 @@ class MujocoWorld:
                 size = array.shape[-1]
                 return np.broadcast_to(array[..., None, :], (*lead, num, size)).reshape(rows, size)
 
-            found, finite = self.rollout(
-                physics=flat(physics),
-                warmstart=flat(warmstart),
-                mocap=flat(mocap),
-                features=flat(features),
+            names = ("physics", "warmstart", "mocap", "user", "features")
+            found, num_finite = self.rollout(
+                **dict(zip(names, map(flat, starts), strict=True)),
                 actions=np.broadcast_to(actions, (*lead, num, length, dim)).reshape(rows, length, dim),
             )
-            return found.reshape(*lead, num, length, self.num_features), finite.reshape(*lead, num)
+            return found.reshape(*lead, num, length, self.num_features), num_finite.reshape(*lead, num)
 
         def simulate(state: MujocoState, actions: Array) -> Outcomes:
             self.check(state)
+            self.check_actions(actions.shape)
             num, length = actions.shape[:2]
             shapes = (
                 jax.ShapeDtypeStruct((num, length, self.num_features), jnp.float32),
-                jax.ShapeDtypeStruct((num,), jnp.bool_),
+                jax.ShapeDtypeStruct((num,), jnp.int32),
             )
             start = jnp.asarray(state.features, jnp.float32)
             goal = jnp.asarray(state.goal, jnp.float32)
-            arguments = [jnp.asarray(x) for x in (state.physics, state.warmstart, state.mocap)]
-            found, finite = _call_host(host, shapes, *arguments, start, actions)
+            arguments = [jnp.asarray(x) for x in (state.physics, state.warmstart, state.mocap, state.user)]
+            found, num_finite = _call_host(host, shapes, *arguments, start, actions)
             before = jnp.concatenate([jnp.broadcast_to(start, (num, 1, self.num_features)), found[:, :-1]], axis=1)
-            result = cost(self.view(before), actions, self.view(found), goal)
+            result = as_result(cost(self.view(before), actions, self.view(found), goal), (num, length))
+            ended: Array | bool = False
+            if result.done is not False:
+                done = jnp.asarray(result.done) & (jnp.arange(length)[None] < num_finite[:, None])
+                ends = done.astype(jnp.int32)
+                result = until_done(result, jnp.cumsum(ends, axis=1) > ends)
+                ended = jnp.any(done, axis=1)
             total = jnp.sum(result.cost, axis=1)
             if terminal_cost is not None:
-                total = total + terminal_cost(self.view(found[:, -1]), goal)
+                to_go = jnp.reshape(terminal_cost(self.view(found[:, -1]), goal), (num,)).astype(jnp.float32)
+                total = total + (to_go if ended is False else jnp.where(ended, 0.0, to_go))
             violation = jnp.sum(jnp.maximum(result.violation, 0.0), axis=1)
-            return Outcomes(jnp.where(finite, total, jnp.nan), violation)
+            return Outcomes(jnp.where((num_finite == length) | ended, total, jnp.nan), violation)
 
         return simulate
+
+
+def _user_parts(model: MjModel) -> list[tuple[int, slice, np.ndarray]]:
+    """What `MujocoState.user` holds beside the controls: MuJoCo's name of each part, its place and its default."""
+    states = import_mujoco().mjtState
+    sizes = (
+        (states.mjSTATE_QFRC_APPLIED, np.zeros(model.nv)),
+        (states.mjSTATE_XFRC_APPLIED, np.zeros(6 * model.nbody)),
+        (states.mjSTATE_EQ_ACTIVE, np.asarray(model.eq_active0, np.float64)),
+        (states.mjSTATE_USERDATA, np.zeros(model.nuserdata)),
+    )
+    parts, start = [], model.nu
+    for kind, default in sizes:
+        parts.append((kind.value, slice(start, start + len(default)), default))
+        start += len(default)
+    return parts
+
+
+def _not_finite_warnings() -> tuple[Any, ...]:
+    """The warnings of MuJoCo that say that something is not finite."""
+    kinds = import_mujoco().mjtWarning
+    return kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC, kinds.mjWARN_BADCTRL
 
 
 def _call_host(host: Callable[..., tuple[Any, Any]], shapes: tuple[Any, Any], *arguments: Array) -> tuple[Array, Array]:

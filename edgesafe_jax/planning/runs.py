@@ -37,7 +37,7 @@ def kept_episode(
 
     Returns:
       Arrays by name, one entry per plan: reward, cost, violation, success, actions, best_cost, num_nonfinite,
-      plan_seconds and, with C MuJoCo, physics, which draws the poses.
+      plan_seconds and, with C MuJoCo, physics and mocap, which draw the poses.
     """
     file = Path(file)
     if not file.exists():
@@ -61,7 +61,7 @@ def save_episode(file: Path, episode: Episode) -> None:
         "plan_seconds": episode.plan_seconds,
     }
     if isinstance(episode.states, MujocoState):
-        kept["physics"] = episode.states.physics
+        kept |= {"physics": episode.states.physics, "mocap": episode.states.mocap}
     part = file.with_suffix(".part.npz")
     np.savez(part, allow_pickle=False, **kept)
     part.replace(file)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.planning.physics import Cost, MujocoState, MujocoWorld
-from edgesafe_jax.planning.planner import Simulator
+from edgesafe_jax.planning.planner import Outcomes, PlanningError, Simulator
 from edgesafe_jax.planning.simulators import Step, StepResult, as_result, make_simulator
-from edgesafe_jax.typing import PRNGKey, PyTree
+from edgesafe_jax.typing import Array, PRNGKey, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,16 @@ class Task:
     control_step: float
 
 
+def check_action(task: Task, shape: tuple[int, ...]) -> None:
+    """Refuses actions `[..., A]` of another length than a task's.
+
+    Raises:
+      PlanningError: if there is not one number for each bound.
+    """
+    if shape[-1:] != task.low.shape:
+        raise PlanningError(f"{task.name}: actions of shape {list(shape)}, expected {len(task.low)} numbers each")
+
+
 @dataclasses.dataclass(frozen=True)
 class JaxTask(Task):
     """A task whose environment is JAX.
@@ -51,7 +61,13 @@ class JaxTask(Task):
 
     def simulator(self) -> Simulator:
         """Returns the simulator of this environment."""
-        return make_simulator(self.step)
+        simulate = make_simulator(self.step)
+
+        def checked(env_state: PyTree, actions: Array) -> Outcomes:
+            check_action(self, actions.shape)
+            return simulate(env_state, actions)
+
+        return checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +98,7 @@ class MujocoTask(Task):
         Returns:
           The next state and the step's result, in NumPy; its cost is NaN where the physics did not stay finite.
         """
+        check_action(self, np.shape(action))
         action = np.clip(np.asarray(action, np.float32), self.low, self.high)
         after, finite = self.world.step(state, action)
         features = (jnp.asarray(each.features, jnp.float32) for each in (state, after))

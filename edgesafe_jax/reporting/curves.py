@@ -1,8 +1,9 @@
 """Figures of planning: curves with intervals, and poses of a figure side by side or one after another."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -78,7 +79,8 @@ def curves(
 def pose_strip(poses: Sequence[Pose], *, captions: Sequence[str] = (), title: str = "") -> bytes:
     """Draws poses of a figure side by side, from the side: x to the right, z up, the same scale for all.
 
-    Each pose is centred on its own mean x; the line at z = 0 is the ground.
+    The view stands still, so that a figure that moves is seen to; where it would be too wide (a runner), each pose is
+    centred on its own mean x and the ground has a mark at every metre. The line at z = 0 is the ground.
 
     Args:
       poses: of each moment.
@@ -92,14 +94,14 @@ def pose_strip(poses: Sequence[Pose], *, captions: Sequence[str] = (), title: st
       ValueError: if there are no poses, or not as many captions.
     """
     _check_poses(poses, captions)
-    reach, bottom, top = _frame(poses)
+    view = _view(poses)
     width = 9.6 / len(poses)
-    height = min(width * (top - bottom) / (2 * reach), 4.0)
+    height = min(width * (view.top - view.bottom) / (2 * view.reach), 4.0)
     figure = _figure(9.6, height + 0.7)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
     for number, (axes, pose) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(poses))), poses, strict=True)):
-        _draw_pose(axes, pose, (reach, bottom, top), width)
+        _draw_pose(axes, pose, view, width)
         axes.axis("off")
         if captions:
             axes.set_title(captions[number], fontsize=8, parse_math=False)
@@ -107,7 +109,7 @@ def pose_strip(poses: Sequence[Pose], *, captions: Sequence[str] = (), title: st
 
 
 def pose_animation(poses: Sequence[Pose], *, frame_seconds: float = 0.1, captions: Sequence[str] = ()) -> bytes:
-    """Draws poses of a figure one after another, as `pose_strip` does; the view follows the figure along x.
+    """Draws poses of a figure one after another, as `pose_strip` does.
 
     Args:
       poses: of each frame.
@@ -125,16 +127,16 @@ def pose_animation(poses: Sequence[Pose], *, frame_seconds: float = 0.1, caption
     _check_poses(poses, captions)
     if not frame_seconds >= 0.02:
         raise ValueError(f"frame_seconds={frame_seconds}: expected at least 0.02")
-    reach, bottom, top = _frame(poses)
+    view = _view(poses)
     width = 3.2
-    height = min(width * (top - bottom) / (2 * reach), 4.0)
+    height = min(width * (view.top - view.bottom) / (2 * view.reach), 4.0)
     figure = _figure(width, height + 0.7)
     figure.set_layout_engine("none")  # so that the axes are at the same place in all frames
     axes = figure.add_axes((0.0, 0.45 / (height + 0.7), 1.0, height / (height + 0.7)))
     frames = []
     for number, pose in enumerate(poses):
         axes.clear()
-        _draw_pose(axes, pose, (reach, bottom, top), width)
+        _draw_pose(axes, pose, view, width)
         axes.spines[:].set_visible(False)
         axes.set_yticks([])
         axes.tick_params(labelsize=7)
@@ -152,22 +154,43 @@ def _check_poses(poses: Sequence[Pose], captions: Sequence[str]) -> None:
         raise ValueError(f"{len(poses)} poses, {len(captions)} captions: expected some poses and a caption for each")
 
 
-def _frame(poses: Sequence[Pose]) -> tuple[float, float, float]:
-    """The frame that holds every pose: largest distance from its mean x, lowest and highest z."""
+class _View(NamedTuple):
+    """What is seen of each pose: x around its centre, and the lowest and highest z."""
+
+    centre: float | None  # None follows the figure
+    reach: float
+    bottom: float
+    top: float
+
+
+_MOST_WIDTHS = 6.0
+"""A figure that moves through more than so many times its own width is followed; else the view stands still."""
+
+
+def _view(poses: Sequence[Pose]) -> _View:
+    """Returns the view that holds every pose."""
     sides = max(float(np.abs(ends[..., 0] - np.mean(ends[..., 0])).max()) for ends, _ in poses)
+    places = np.concatenate([ends[..., 0].ravel() for ends, _ in poses])
     heights = np.concatenate([ends[..., 2].ravel() for ends, _ in poses])
-    return 1.1 * max(sides, 0.1), min(float(heights.min()), 0.0) - 0.1, float(heights.max()) + 0.2
+    left, right = float(places.min()), float(places.max())
+    bottom, top = min(float(heights.min()), 0.0) - 0.1, float(heights.max()) + 0.2
+    if right - left <= _MOST_WIDTHS * max(2 * sides, 0.5):
+        return _View((left + right) / 2, 1.1 * max((right - left) / 2, 0.1), bottom, top)
+    return _View(None, 1.1 * max(sides, 0.1), bottom, top)
 
 
-def _draw_pose(axes: "Axes", pose: Pose, frame: tuple[float, float, float], width: float) -> None:
-    """Draws a pose and the ground, centred on its mean x, in axes about `width` inches wide."""
-    reach, bottom, top = frame
+def _draw_pose(axes: "Axes", pose: Pose, view: _View, width: float) -> None:
+    """Draws a pose and the ground, with a mark at every metre where the figure is followed."""
     ends, radii = pose
-    centre = float(np.mean(ends[..., 0]))
+    centre = float(np.mean(ends[..., 0])) if view.centre is None else view.centre
+    reach = view.reach
     axes.set_xlim(centre - reach, centre + reach)
-    axes.set_ylim(bottom, top)
+    axes.set_ylim(view.bottom, view.top)
     axes.set_aspect("equal")
     axes.axhline(0.0, color=_FAINT, linewidth=1.0)
+    marks = range(math.ceil(centre - reach), math.floor(centre + reach) + 1)
+    for metre in marks if view.centre is None else ():
+        axes.plot([metre, metre], [-0.06, 0.0], color=_FAINT, linewidth=1.0)
     points_per_metre = 72 * width / (2 * reach)
     for (one, other), radius in zip(ends, radii, strict=True):
         axes.plot(

@@ -30,14 +30,19 @@ def episode_section(
     if isinstance(task, MujocoTask):
         for name, episode in episodes.items():
             chosen = np.linspace(0, len(episode["physics"]) - 1, 8).astype(int)
-            poses = [figure_segments(task.world.model, episode["physics"][index]) for index in chosen]
+            poses = [_pose(episode, index, task) for index in chosen]
             seconds = [f"{(index + 1) * task.control_step:.1f} s" for index in chosen]
             section.figure(
                 pose_strip(poses, captions=seconds, title=name),
                 alt=f"Eight poses along the episode of {name}, seen from the side",
-                caption="Segments of the bodies, seen from the side; each pose is centred",
+                caption="Segments of the bodies, seen from the side; marks on the ground, if any, are one metre apart",
             )
     return section
+
+
+def _pose(episode: Mapping[str, np.ndarray], index: int, task: MujocoTask) -> tuple[np.ndarray, np.ndarray]:
+    mocap = episode["mocap"][index] if "mocap" in episode else None
+    return figure_segments(task.world.model, episode["physics"][index], mocap=mocap)
 
 
 def episode_animation(episode: Mapping[str, np.ndarray], task: MujocoTask) -> bytes:
@@ -46,7 +51,7 @@ def episode_animation(episode: Mapping[str, np.ndarray], task: MujocoTask) -> by
     stride = max(math.ceil(num_steps / 75), math.ceil(0.04 / step))
     chosen = range(0, num_steps, stride)
     return pose_animation(
-        [figure_segments(task.world.model, episode["physics"][index]) for index in chosen],
+        [_pose(episode, index, task) for index in chosen],
         frame_seconds=stride * step,
         captions=[f"{(index + 1) * step:.1f} s" for index in chosen],
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgesafe_jax import parallel, planning
+from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.planning import MujocoWorld, PlanningError, load_model, physics, step_result
 
 SETTINGS = planning.IcemSettings(num_elites=4)
@@ -295,8 +296,162 @@ def test_numbers_out_of_range(world):
 
 def test_a_pose_is_drawn_from_the_bodies_that_move(world):
     state, data = start_of(world, 0)
-    ends, radii = planning.figure_segments(world.model, state.physics)
-    assert ends.shape == (2, 2, 3)  # the pole's capsule and the cart
-    np.testing.assert_allclose(np.linalg.norm(ends[0, 1] - ends[0, 0]), 0.5, rtol=1e-6)
-    np.testing.assert_allclose(radii[0], 0.02)
-    np.testing.assert_allclose(ends[1, 1], data.body("cart").xpos)
+    ends, radii = planning.figure_segments(world.model, state)
+    assert ends.shape == (12 + 12 + 1, 2, 3)  # the edges of the wall and of the cart, and the pole's capsule
+    np.testing.assert_allclose(np.linalg.norm(ends[-1, 1] - ends[-1, 0]), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(radii[-1], 0.02)
+    np.testing.assert_allclose(ends[12:24].mean((0, 1)), data.body("cart").xpos, atol=1e-9)
+    np.testing.assert_allclose(ends[:12].mean((0, 1)), data.mocap_pos[0], atol=1e-9)
+    without, _ = planning.figure_segments(world.model, state.physics)
+    np.testing.assert_allclose(without[:12].mean((0, 1)), [1.0, 0.0, 0.0], atol=1e-9)
+    apart, _ = planning.figure_segments(world.model, state.physics, mocap=state.mocap)
+    np.testing.assert_array_equal(apart, ends)
+
+
+# The whole state ------------------------------------------------------------------------------------------------------
+
+HANGING = """
+<mujoco>
+  <option timestep="0.01"/>
+  <size nuserdata="3"/>
+  <worldbody>
+    <body name="box" pos="0 0 .8"><freejoint name="free"/><geom type="box" size=".1 .1 .1" mass="1"/></body>
+  </worldbody>
+  <equality><weld name="held" body1="box" active="false"/></equality>
+</mujoco>
+"""
+
+
+def hanging(change):
+    model = mujoco.MjModel.from_xml_string(HANGING)
+    world = MujocoWorld(
+        model, frame_skip=5, features={"z": physics.position_columns(model, "free")[2:3]}, num_threads=1
+    )
+    data = mujoco.MjData(model)
+    change(data)
+    mujoco.mj_forward(model, data)
+    return world, data
+
+
+def switch_on(data):
+    data.eq_active[0] = 1
+
+
+def push_body(data):
+    data.xfrc_applied[1, 2] = 9.81
+
+
+def push_joint(data):
+    data.qfrc_applied[2] = 12.0
+
+
+def write(data):
+    data.userdata[:] = [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("change", [switch_on, push_body, push_joint, write])
+def test_everything_that_the_future_depends_on_is_part_of_the_state(change):
+    world, data = hanging(change)
+    state, actions = world.state_of(data), np.zeros((2, 10, 0), np.float32)
+    simulate = world.make_simulator(lambda before, action, after, goal: step_result(after["z"][..., 0]))
+    cost = float(jax.jit(simulate)(state, actions).cost[1])
+    expected = 0.0
+    for _ in range(10):
+        mujoco.mj_step(world.model, data, nstep=5)
+        state, finite = world.step(state, np.zeros(0))
+        assert finite
+        expected += data.qpos[2]
+    np.testing.assert_allclose(state.physics, world.state_of(data).physics, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(state.user, world.state_of(data).user)
+    assert cost == pytest.approx(expected, rel=1e-4)
+    assert (data.qpos[2] > 0.7) == (change is not write)  # else the box has fallen
+
+
+# Shapes and warnings --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num", [0, 2])
+def test_actions_of_another_length_than_the_actuators_are_refused_before_compilation(world, num):
+    state, _ = start_of(world, 0)
+    planner = planning.make_random_shooting(
+        world.make_simulator(cost), low=-np.ones(num + 2), high=np.ones(num + 2), horizon=3, num_samples=4
+    )
+    with pytest.raises(PlanningError, match="expected 1 numbers, one for each actuator"):
+        jax.jit(planner.plan).lower(jax.random.key(0), planner.init(), state)
+    with pytest.raises(PlanningError, match="expected 1 numbers, one for each actuator"):
+        world.step(state, np.zeros(num))
+    task = planning.double_integrator()
+    with pytest.raises(PlanningError, match="expected 1 numbers each"):
+        task.simulator()(jnp.zeros(2), jnp.zeros((2, 3, num)))
+
+
+def test_a_control_of_the_wrong_length_is_refused_before_compilation():
+    wrong = make_world(control=lambda actions, features: np.concatenate([actions, actions], axis=1))
+    state, _ = start_of(wrong, 0)
+    with pytest.raises(PlanningError, match=r"control returned shape \[1, 2\].*expected \[1, 1\], or 8 with"):
+        jax.jit(wrong.make_simulator(cost)).lower(state, np.zeros((2, 3, 1), np.float32))
+
+
+def test_a_warning_of_another_kind_is_not_taken_for_a_state_that_is_not_finite(caplog):
+    balls = "".join(
+        f'<body pos="{i % 5 * 0.1} {i // 5 * 0.1} .05"><freejoint/><geom size=".06" mass=".1"/></body>'
+        for i in range(25)
+    )
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><option timestep="0.002"/><size memory="80K"/><worldbody><geom type="plane" size="5 5 1"/>'
+        f'<body><joint name="slide" type="slide" axis="1 0 0"/><geom size=".01" mass="1" contype="0" conaffinity="0"/>'
+        f"</body>{balls}</worldbody><actuator><motor joint='slide'/></actuator></mujoco>"
+    )
+    crowded = MujocoWorld(model, frame_skip=2, features={"x": physics.position_columns(model, "slide")}, num_threads=1)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    state = crowded.state_of(data)
+    simulate = crowded.make_simulator(lambda before, action, after, goal: step_result(-after["x"][..., 0]))
+    outcomes = simulate(state, np.ones((2, 5, 1), np.float32))
+    _, finite = crowded.step(state, np.ones(1))
+    assert "MuJoCo warns" in caplog.text
+    assert finite
+    assert np.isfinite(outcomes.cost).all()
+    assert outcomes.cost[0] < 0
+
+
+def test_names_and_files_that_there_are_not(world, tmp_path):
+    with pytest.raises(EdgesafeError, match=r"joint='slid': expected one of hinge, slide\. Did you mean 'slide'"):
+        physics.position_columns(world.model, "slid")
+    with pytest.raises(EdgesafeError, match="joint='nope'"):
+        physics.velocity_columns(world.model, "nope")
+    with pytest.raises(EdgesafeError, match="sensor='nope': expected one of tip"):
+        physics.sensor_columns(world.model, "nope")
+    with pytest.raises(PlanningError, match=r"x\.xml: no such XML"):
+        MujocoWorld("x.xml", frame_skip=1, features={})
+    with pytest.raises(PlanningError, match="model is a NoneType"):
+        MujocoWorld(None, frame_skip=1, features={})
+    file = tmp_path / "cart.xml"
+    file.write_text(XML)
+    assert MujocoWorld(file, frame_skip=1, features={}).model.nu == 1
+
+
+def test_what_comes_after_the_end_costs_nothing(world):
+    def falls(before, action, after, goal):
+        return step_result(1.0 + 0.0 * after["x"][..., 0], done=after["x"][..., 0] > 0.05)
+
+    state, _ = start_of(world, 0)
+    actions = np.concatenate([np.ones((1, 60, 1)), -np.ones((1, 60, 1))]).astype(np.float32)
+    simulate = world.make_simulator(falls, terminal_cost=lambda last, goal: 100.0 + 0.0 * last["x"][..., 0])
+    outcomes = simulate(state, actions)
+    steps = 0
+    while True:
+        state, _ = world.step(state, actions[0, steps])
+        steps += 1
+        if world.view(state.features)["x"][0] > 0.05:
+            break
+    assert float(outcomes.cost[0]) == steps
+    bound = np.ones(1, np.float32)
+    task = planning.MujocoTask("cart", -bound, bound, 60, 5, 1.0, 0.03, world, falls, lambda rng: start_of(world, 0)[0])
+    pushing = planning.Planner(lambda: 0, lambda key, memory, env: (jnp.ones(1), memory, PUSH), 1)
+    episode = planning.run_episode(pushing, task, seed=0)
+    assert float(episode.results.cost.sum()) == steps == len(episode.actions)
+    assert bool(episode.results.done[-1])
+
+
+PUSH = planning.Plan(jnp.ones((5, 1)), *[jnp.zeros(())] * 4)

@@ -39,10 +39,13 @@ def pose(height, x=0.0):
 
 
 def test_poses_are_drawn_side_by_side_wherever_the_figure_is():
-    near, far = pose_strip([pose(1.0), pose(0.5)]), pose_strip([pose(1.0, 40.0), pose(0.5, 80.0)])
+    near, far = pose_strip([pose(1.0), pose(0.5)]), pose_strip([pose(1.0, 40.0), pose(0.5, 40.0)])
     assert size(near)[0] == 1536
     assert near == far
     assert near != pose_strip([pose(1.0), pose(0.9)])
+    # A figure that moves is seen to, near by in a view that stands still, far away by the marks on the ground.
+    assert pose_strip([pose(1.0), pose(1.0, 0.5)]) != pose_strip([pose(1.0), pose(1.0)])
+    assert pose_strip([pose(1.0), pose(1.0, 40.5)]) != pose_strip([pose(1.0), pose(1.0, 40.0)])
 
 
 def test_an_animation_has_a_frame_for_each_pose_and_the_poses_differ():
