@@ -251,7 +251,7 @@ def test_an_episode_in_mujoco_is_drawn_and_moves(monkeypatch, tmp_path):
 def test_a_long_episode_is_a_short_animation_at_its_own_speed(monkeypatch):
     asked = {}
     monkeypatch.setattr(episodes, "pose_animation", lambda poses, **options: asked.update(poses=poses, **options))
-    monkeypatch.setattr(episodes, "figure_segments", lambda model, physics: physics)
+    monkeypatch.setattr(episodes, "figure_segments", lambda model, physics, mocap: physics)
     task = SimpleNamespace(control_step=0.015, world=SimpleNamespace(model=None))
     episodes.episode_animation({"physics": np.arange(1000)}, task)
     assert list(asked["poses"]) == list(range(0, 1000, 14))
