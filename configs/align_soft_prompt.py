@@ -28,6 +28,77 @@ import ml_collections
 REFUSAL = "Sorry, I cannot help with this matter."
 INSTRUCTION = f"Answer helpfully. If the request would harm people, say: {REFUSAL}"
 
+_SMALL = {
+    "data.num_held_out": 0,
+    "mining.start": 1.0,
+    "adapter.soft_prompt.num_virtual": 23,
+    "num_positions": 12,
+    "batch_size": 8,
+    "save_every": 50,
+    "evaluation.harmbench": 0,
+    "evaluation.jailbreaks": 0,
+    "evaluation.num_prefill": 0,
+    "evaluation.multiple_choice": ("piqa",),
+}
+VARIANTS = {
+    "quickstart": {
+        **_SMALL,
+        "num_steps": 200,
+        "data.num_harmful": 190,
+        "data.num_sensitive": 70,
+        "data.num_plain": 220,
+        "data.max_prompt_tokens": 16,  # with 12 positions of the outcome all rows are of one length bucket
+        "data.mixture.refuse": 3.0,
+        "data.mixture.sensitive": 1.0,
+        "data.mixture.plain": 4.0,
+        "evaluation.strongreject": 64,  # a batch each
+        "evaluation.sensitive": 64,
+        "evaluation.plain": 64,
+        "evaluation.num_choices": 32,
+        "evaluation.num_kl": 16,
+    },
+    "objectives": {
+        **_SMALL,
+        "num_steps": 160,
+        "decision_weight": 0.0,
+        "gate_sharpness": 1.0,
+        "data.num_harmful": 160,
+        "data.num_sensitive": 190,
+        "data.num_plain": 150,
+        "data.mixture.refuse": 2.75,
+        "data.mixture.sensitive": 2.0,
+        "data.mixture.plain": 3.25,
+        "evaluation.strongreject": 48,
+        "evaluation.sensitive": 48,
+        "evaluation.plain": 96,
+        "evaluation.num_choices": 25,
+        "evaluation.num_kl": 32,
+    },
+    "runlocal": {
+        "data.num_harmful": 16,
+        "data.num_sensitive": 16,
+        "data.num_plain": 16,
+        "data.num_held_out": 2,
+        "num_steps": 4,
+        "mining.start": 0.5,
+        "warmup_steps": 1,
+        "save_every": 2,
+        "max_tokens": 8,
+        "num_positions": 8,
+        "evaluation.max_tokens": 8,
+        "evaluation.strongreject": 8,
+        "evaluation.sensitive": 8,
+        "evaluation.plain": 8,
+        "evaluation.num_choices": 8,
+        "evaluation.num_kl": 8,
+        "evaluation.harmbench": 0,
+        "evaluation.jailbreaks": 0,
+        "evaluation.num_prefill": 0,
+        "evaluation.multiple_choice": ("openbookqa",),
+    },
+}
+"""What each variant changes, by dotted field."""
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the full config, or a `variant` of it: "quickstart", "objectives" or "runlocal"."""
@@ -91,9 +162,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.warmup_steps = 10
     config.final_learning_rate = 0.1  # as a fraction of the peak, at the end of a cosine
     config.clip_norm = 1.0
-    config.average_from = (
-        0.7  # the stored adapter is the mean over the steps after this fraction of the run; 1 for none
-    )
+    config.average_from = 0.7  # the adapter that is stored is the mean over the steps after this fraction of the run
     config.log_every = 5
     config.save_every = 50
 
@@ -113,50 +182,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.multiple_choice = ("openbookqa", "piqa")
     config.evaluation.num_choices = 250  # questions of each set
     config.evaluation.num_kl = 100  # benign prompts for the token KL to the base model
-
-    if variant in ("quickstart", "objectives"):
-        config.data.num_held_out = 0
-        config.mining.start = 1.0
-        config.adapter.soft_prompt.num_virtual = 23
-        config.num_positions = 12
-        config.batch_size = 8
-        config.save_every = 50
-        config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
-        config.evaluation.multiple_choice = ("piqa",)
-    if variant == "quickstart":
-        config.num_steps = 200
-        config.data.num_harmful = 190
-        config.data.num_sensitive = 70
-        config.data.num_plain = 220
-        config.data.max_prompt_tokens = 16  # with 12 positions of the outcome all rows are of one length bucket
-        config.data.mixture.update({"refuse": 3.0, "sensitive": 1.0, "plain": 4.0})
-        config.evaluation.strongreject = config.evaluation.sensitive = config.evaluation.plain = 64  # a batch each
-        config.evaluation.num_choices = 32
-        config.evaluation.num_kl = 16
-    elif variant == "objectives":
-        config.num_steps = 160
-        config.decision_weight = 0.0
-        config.gate_sharpness = 1.0
-        config.data.num_harmful = 160
-        config.data.num_sensitive = 190
-        config.data.num_plain = 150
-        config.data.mixture.update({"refuse": 2.75, "sensitive": 2.0, "plain": 3.25})
-        config.evaluation.strongreject = config.evaluation.sensitive = 48
-        config.evaluation.plain = 96
-        config.evaluation.num_choices = 25
-        config.evaluation.num_kl = 32
-    elif variant == "runlocal":
-        config.data.num_harmful = config.data.num_sensitive = config.data.num_plain = 16
-        config.data.num_held_out = 2
-        config.num_steps = 4
-        config.mining.start = 0.5
-        config.warmup_steps = 1
-        config.save_every = 2
-        config.max_tokens = config.num_positions = config.evaluation.max_tokens = 8
-        for name in ("strongreject", "sensitive", "plain", "num_choices", "num_kl"):
-            config.evaluation[name] = 8
-        config.evaluation.harmbench = config.evaluation.jailbreaks = config.evaluation.num_prefill = 0
-        config.evaluation.multiple_choice = ("openbookqa",)
-    elif variant:
-        raise ValueError(f"Unknown variant {variant!r}: expected 'quickstart', 'objectives', 'runlocal' or none.")
+    if variant and variant not in VARIANTS:
+        raise ValueError(f"Unknown variant {variant!r}: expected one of {tuple(VARIANTS)} or none.")
+    config.update_from_flattened_dict(VARIANTS.get(variant, {}))
     return config

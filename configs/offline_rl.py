@@ -29,6 +29,65 @@ depends on, are in configs/RESULTS.md under "Offline RL".
 
 import ml_collections
 
+VARIANTS = {
+    "walls": {
+        "world": "point_mass_walls",
+        "methods": ("none", "her", "her_translation", "her_learned", "her_oracle"),
+        "symmetry.declare_domain": False,
+        "data.num_episodes": 400,
+        "alpha": 0.01,  # near a wall a wrong translation costs more
+    },
+    "maze": {
+        "world": "point_maze",
+        "methods": ("none", "her", "her_translation", "her_learned", "her_oracle"),
+        "symmetry.declare_domain": False,
+        "data.num_episodes": 300,
+        "alpha": 0.01,
+        "model.hidden": (128, 128, 128),
+        "model.num_epochs": 80,
+        "model.batch_size": 128,
+        "symmetry.num_elements": 16,
+        "learner.discount": 0.98,
+        "num_seeds": 4,
+    },
+    "ant": {
+        "world": "ant",
+        "methods": ("none", "her", "her_learned", "her_oracle"),
+        "data.num_episodes": 600,
+        "model.hidden": (256, 256),
+        "model.batch_size": 256,
+        "learner.hidden": (256, 256),
+        "learner.learning_rate": 3e-4,
+        "symmetry.num_elements": 16,
+        "num_seeds": 4,
+        "num_episodes": 100,
+    },
+    "quickstart": {
+        "model.num_epochs": 60,
+        "symmetry.num_steps": 600,
+        "symmetry.num_elements": 16,
+        "methods": ("none", "her", "her_learned"),
+        "num_updates": 6000,
+        "num_seeds": 2,
+        "num_episodes": 100,
+    },
+    "runlocal": {
+        "alpha": 0.4,
+        "data.num_episodes": 120,
+        "model.hidden": (8,),
+        "model.num_epochs": 2,
+        "symmetry.num_steps": 2,
+        "symmetry.num_elements": 2,
+        "methods": ("her", "her_learned", "her_model"),
+        "learner.hidden": (8,),
+        "num_updates": 8,
+        "updates_per_step": 4,
+        "num_seeds": 2,
+        "num_episodes": 4,
+    },
+}
+"""What each variant changes, by dotted field."""
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the full config, or a `variant` of it: "walls", "maze", "ant", "quickstart" or "runlocal"."""
@@ -90,69 +149,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.updates_per_step = 1000  # between two lines of metrics, in one scan
     config.num_seeds = 10
     config.num_episodes = 200  # of each stratum, for every seed
-    if variant:
-        if variant not in _VARIANTS:
-            raise ValueError(f"Unknown variant {variant!r}: expected one of {tuple(_VARIANTS)} or none.")
-        _VARIANTS[variant](config)
+    if variant and variant not in VARIANTS:
+        raise ValueError(f"Unknown variant {variant!r}: expected one of {tuple(VARIANTS)} or none.")
+    config.update_from_flattened_dict(VARIANTS.get(variant, {}))
     return config
-
-
-def _walls(config: ml_collections.ConfigDict) -> None:
-    config.world = "point_mass_walls"
-    config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
-    config.symmetry.declare_domain = False
-    config.data.num_episodes = 400
-    config.alpha = 0.01  # near a wall a wrong translation costs more
-
-
-def _maze(config: ml_collections.ConfigDict) -> None:
-    config.world = "point_maze"
-    config.methods = ("none", "her", "her_translation", "her_learned", "her_oracle")
-    config.symmetry.declare_domain = False
-    config.data.num_episodes = 300
-    config.alpha = 0.01
-    config.model.hidden = (128, 128, 128)
-    config.model.num_epochs = 80
-    config.model.batch_size = 128
-    config.symmetry.num_elements = 16
-    config.learner.discount = 0.98
-    config.num_seeds = 4
-
-
-def _ant(config: ml_collections.ConfigDict) -> None:
-    config.world = "ant"
-    config.methods = ("none", "her", "her_learned", "her_oracle")
-    config.data.num_episodes = 600
-    config.model.hidden = (256, 256)
-    config.model.batch_size = 256
-    config.learner.hidden = (256, 256)
-    config.learner.learning_rate = 3e-4
-    config.symmetry.num_elements = 16
-    config.num_seeds = 4
-    config.num_episodes = 100
-
-
-def _quickstart(config: ml_collections.ConfigDict) -> None:
-    config.model.num_epochs = 60
-    config.symmetry.num_steps = 600
-    config.symmetry.num_elements = 16
-    config.methods = ("none", "her", "her_learned")
-    config.num_updates = 6000
-    config.num_seeds = 2
-    config.num_episodes = 100
-
-
-def _runlocal(config: ml_collections.ConfigDict) -> None:
-    config.alpha = 0.4
-    config.data.num_episodes = 120
-    config.model.hidden = (8,)
-    config.model.num_epochs = config.symmetry.num_steps = config.symmetry.num_elements = 2
-    config.methods = ("her", "her_learned", "her_model")
-    config.learner.hidden = (8,)
-    config.num_updates = 8
-    config.updates_per_step = 4
-    config.num_seeds = 2
-    config.num_episodes = 4
-
-
-_VARIANTS = {"walls": _walls, "maze": _maze, "ant": _ant, "quickstart": _quickstart, "runlocal": _runlocal}

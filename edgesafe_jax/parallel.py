@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError
-from edgesafe_jax.peers import start_limit, watch_peers
 from edgesafe_jax.planning.planner import Outcomes, Simulator
+from edgesafe_jax.processes import start_limit, watch_peers
 from edgesafe_jax.typing import Array, PyTree
 
 DATA_AXIS = "data"

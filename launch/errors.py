@@ -9,7 +9,7 @@ from typing import NoReturn
 from absl import flags
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, describe_storage_problem, lookup
-from edgesafe_jax.peers import leave_failed_run
+from edgesafe_jax.processes import leave_failed_run
 
 __all__ = ["ConfigError", "lookup", "parse_flags", "reported"]
 

@@ -15,14 +15,14 @@ LAYERS = (
     {"typing", "errors"},
     {"losses", "metrics", "assets", "corpora"},
     {"models", "adapters", "dynamics", "planning"},
-    {"peers", "parallel", "training", "reporting"},
+    {"processes", "parallel", "training", "reporting"},
     {"guards", "safety", "offline_rl"},
     {"benchmarks"},
 )
 SAME_LAYER = {
     "corpora": {"assets"},
     "adapters": {"models"},
-    "parallel": {"peers"},
+    "parallel": {"processes"},
     "training": {"parallel"},
     "safety": {"guards"},
 }

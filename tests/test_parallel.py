@@ -176,7 +176,7 @@ def test_a_port_in_use_is_named(monkeypatch):
 
 def test_a_start_that_takes_too_long_ends_with_one_line():
     program = (
-        "import time\nfrom edgesafe_jax.peers import start_limit\n"
+        "import time\nfrom edgesafe_jax.processes import start_limit\n"
         "with start_limit(0.4, 'host:1', hint_after=0.1):\n    time.sleep(60)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

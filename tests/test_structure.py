@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCH_LINES, LAUNCH_FILE_LINES, FILE_LINES, FUNCTION_LINES, NUM_PARAMETERS = 2000, 250, 600, 80, 10
 LIBRARY = sorted((ROOT / "edgesafe_jax").rglob("*.py"))
 LAUNCH = sorted((ROOT / "launch").rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -53,7 +54,7 @@ def test_launchers_are_thin():
     assert not {name: size for name, size in sizes.items() if size > LAUNCH_FILE_LINES}
 
 
-@pytest.mark.parametrize("path", [*LIBRARY, *LAUNCH], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*LIBRARY, *LAUNCH, *CONFIGS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_short(path):
     source = path.read_text()
     assert len(source.splitlines()) <= FILE_LINES or "This file is long" in (ast.get_docstring(ast.parse(source)) or "")
