@@ -126,6 +126,7 @@ def align(
     """
     settings, prompts = settings or AlignSettings(), check_texts("prompts", prompts)
     labels = ["answer"] * len(prompts) if labels is None else check_texts("labels", labels)
+    _checked_objective(settings, labels)
     gate = sharpened(guard, sharpness=settings.gate_sharpness, threshold=settings.gate_threshold)
     if adapter is None:
         key = jax.random.fold_in(jax.random.key(settings.seed), 2)
@@ -178,12 +179,7 @@ def distil(
       ConfigError, GuardError, WorkdirError, TrainingError: see `align`.
     """
     started, workdir = time.monotonic(), Path(workdir)
-    check_groups(settings, (REFUSE, *dict.fromkeys(labels)))
-    objective = make_objective(
-        settings.objective, normalization=settings.normalization, decision_weight=settings.decision_weight
-    )
-    if objective.needs.samples and jax.process_count() > 1:
-        raise ConfigError(f"objective={settings.objective!r} samples from the student: expected one process.")
+    objective = _checked_objective(settings, labels)
     options = TeacherOptions(
         max_tokens=settings.max_tokens,
         num_positions=settings.num_positions,
@@ -200,6 +196,17 @@ def distil(
     trained = _train(system, teacher, objective, adapter, settings, workdir)
     _log.info(f"trained after {time.monotonic() - started:.0f} s")
     return Aligned(parallel.to_local(trained.params["mean"]), read_metrics(workdir))
+
+
+def _checked_objective(settings: AlignSettings, labels: Sequence[str]) -> Objective:
+    """Makes the objective of settings that fit the labels and the processes, or raises ConfigError."""
+    check_groups(settings, (REFUSE, *dict.fromkeys(labels)))
+    objective = make_objective(
+        settings.objective, normalization=settings.normalization, decision_weight=settings.decision_weight
+    )
+    if objective.needs.samples and jax.process_count() > 1:
+        raise ConfigError(f"objective={settings.objective!r} samples from the student: expected one process.")
+    return objective
 
 
 def check_groups(settings: AlignSettings, groups: Sequence[str]) -> None:
