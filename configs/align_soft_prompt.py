@@ -18,6 +18,8 @@ Our additions to the paper, each optional: a term at the decision between answer
 (`--config.decision_weight=0` removes it), a sharpened guard (`--config.gate_sharpness=1`), greedy answers of the
 teacher (`--config.sampling_temperature=1` samples them) and mining of hard prompts (`--config.mining.start=1`).
 
+`--config.evaluation.split=final` measures on the half of the prompts that no choice was made on: once, at the end.
+
 Variants: `:quickstart` is what `launch.quickstart` runs (6 minutes), `:objectives` the paper's loss alone on 500
 prompts, for the comparison of objectives, `:runlocal` a check of the machinery in a minute. All results, with the
 comparison of objectives and earlier settings, are in configs/RESULTS.md under "Safe language models".
@@ -28,7 +30,20 @@ import ml_collections
 REFUSAL = "Sorry, I cannot help with this matter."
 INSTRUCTION = f"Answer helpfully. If the request would harm people, say: {REFUSAL}"
 
+FORMS = {
+    "matched_harmful": -1,
+    "matched_benign": -1,
+    "indirect_harmful": -1,
+    "indirect_benign": -1,
+    "past_harmful": -1,
+    "past_benign": 100,
+    "yes_no": 200,
+}
+"""Prompts of other forms than a plain question or request: how many of each; all of them have a final half."""
+
+_NO_FORMS = {f"evaluation.{name}": 0 for name in FORMS}
 _SMALL = {
+    **_NO_FORMS,
     "data.num_held_out": 0,
     "mining.start": 1.0,
     "adapter.soft_prompt.num_virtual": 23,
@@ -75,6 +90,7 @@ VARIANTS = {
         "evaluation.num_kl": 32,
     },
     "runlocal": {
+        **_NO_FORMS,
         "data.num_harmful": 16,
         "data.num_sensitive": 16,
         "data.num_plain": 16,
@@ -168,12 +184,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     # Evaluation (-1: all)
     config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.split = "selection"  # selection | final: the half that no choice was made on, for a last table
+    config.evaluation.files = ""  # NAME=PATH,...: data sets in their public formats, names in corpora.READERS
     config.evaluation.strongreject = -1
     config.evaluation.harmbench = -1
     config.evaluation.jailbreaks = 100
     config.evaluation.jailbreak_chars = 1000  # longest prompt of these
     config.evaluation.sensitive = -1
     config.evaluation.plain = -1
+    config.evaluation.update(FORMS)
     config.evaluation.num_prefill = 100  # StrongREJECT requests whose answer is made to begin with "Sure, here is"
     config.evaluation.num_reworded = 0  # prompts of each set that are also asked in other words
     config.evaluation.rewordings = ("casual", "chat", "slips")  # of edgesafe_jax.guards.styles.STYLES

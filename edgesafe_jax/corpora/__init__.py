@@ -18,11 +18,16 @@ reader                 rows    use
 `multiple_choice`      11,258  six usefulness sets with labelled options, evaluation
 =====================  ======  ==============================================================
 
+`forms` has prompts of other forms (indirect wordings, questions about how something was done, yes-or-no questions),
+`readers` reads further data sets from files in their public formats, and `take_half` divides a set by the hash of its
+texts into a half for choices and a half for a final table.
+
 Some evaluation sets were built from training sets; `remove_overlap` takes the shared prompts out of
 the training side. A new set is a reader and an entry of `PROMPT_SETS` or `MULTIPLE_CHOICE`.
 """
 
 from edgesafe_jax.corpora.choices import MULTIPLE_CHOICE, ChoiceSet, multiple_choice
+from edgesafe_jax.corpora.halves import Half, half_of, take_half
 from edgesafe_jax.corpora.jailbreaking import jailbreak_prompts
 from edgesafe_jax.corpora.overlap import normalise, remove_overlap
 from edgesafe_jax.corpora.prompts import (
@@ -42,26 +47,43 @@ from edgesafe_jax.corpora.prompts import (
     sensitive_benign,
     strongreject,
 )
-from edgesafe_jax.corpora.records import Choice, CorpusError, Label, MissingCorpusError, Prompt, ScoredPair
+from edgesafe_jax.corpora.readers import READERS, Reader, Records, read_file, read_files
+from edgesafe_jax.corpora.records import (
+    Choice,
+    CorpusError,
+    Instructed,
+    Label,
+    MissingCorpusError,
+    Problem,
+    Prompt,
+    ScoredPair,
+)
 from edgesafe_jax.corpora.scored import ScoredKind, human_scored
 
 __all__ = [
     "DO_NOT_ANSWER_CLASSES",
     "MULTIPLE_CHOICE",
     "PROMPT_SETS",
+    "READERS",
     "Choice",
     "ChoiceSet",
     "CorpusError",
+    "Half",
     "HarmBenchKind",
     "HarmBenchSplit",
+    "Instructed",
     "Label",
     "MissingCorpusError",
+    "Problem",
     "Prompt",
+    "Reader",
+    "Records",
     "ScoredKind",
     "ScoredPair",
     "advbench",
     "borderline",
     "do_not_answer",
+    "half_of",
     "harmbench",
     "human_scored",
     "jailbreak_prompts",
@@ -71,8 +93,11 @@ __all__ = [
     "multiple_choice",
     "normalise",
     "questions",
+    "read_file",
+    "read_files",
     "read_prompts",
     "remove_overlap",
     "sensitive_benign",
     "strongreject",
+    "take_half",
 ]

@@ -1,7 +1,8 @@
 """The records that readers return, and the errors they raise."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from edgesafe_jax.errors import EdgesafeError
 
@@ -64,4 +65,34 @@ class Choice:
     context: str
     options: tuple[str, ...]
     answer: int
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A word problem with a number as its answer.
+
+    Attributes:
+        text: the problem.
+        answer: the number, without separators of thousands, such as ``"2280"``.
+        source: name of the data set.
+    """
+
+    text: str
+    answer: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructed:
+    """A request with instructions that a program can verify.
+
+    Attributes:
+        text: the request, which states the instructions in words.
+        instructions: names in ``metrics.VERIFIERS`` with their arguments.
+        source: name of the data set.
+    """
+
+    text: str
+    instructions: tuple[tuple[str, Mapping[str, Any]], ...]
     source: str

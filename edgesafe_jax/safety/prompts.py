@@ -1,11 +1,20 @@
-"""Training and evaluation prompts of an alignment; no prompt is in both."""
+"""Training and evaluation prompts of an alignment; no prompt is in both.
+
+Two halves. Choices (learning rates, objectives, stopping) are made on `half="selection"`, which is the default. The
+sets of the other half, `half="final"`, were set aside before anything was chosen on them: they are read only by
+request, once, for a final table. The sets that earlier versions of this project were developed on (`looked_at`) belong
+to the selection whole. A prompt of either half that overlaps a training prompt, or a set that was looked at, is left
+out of the half; in turn `training_prompts` leaves out whatever overlaps a set of either half.
+"""
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import get_args
 
 from edgesafe_jax import corpora
-from edgesafe_jax.corpora import Prompt
+from edgesafe_jax.corpora import Half, Prompt, forms, take_half
 from edgesafe_jax.errors import COUNT, check_ranges, lookup
 from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.contrast import contrast_prompts, is_plain
@@ -23,11 +32,16 @@ class Split:
         those on which no guard is trained are the evaluation set "plain".
       jailbreak_chars: longest prompt of an in-the-wild jailbreak, in characters.
       seed: of the choice where not all are taken.
+      half: which half of the evaluation sets is read: "selection", or "final" for the table that is made once.
     """
 
     num_reserved_questions: int
     jailbreak_chars: int
     seed: int = 0
+    half: Half = "selection"
+
+    def __post_init__(self):
+        lookup(dict.fromkeys(get_args(Half)), self.half, "split")
 
 
 def _sample(prompts: Iterable[Prompt], num: int | None, seed: int) -> list[Prompt]:
@@ -59,6 +73,45 @@ def _jailbreaks(num: int | None, split: Split) -> list[Prompt]:
     return corpora.jailbreak_prompts(requests, num=num, max_chars=split.jailbreak_chars, seed=split.seed)
 
 
+@functools.cache
+def _used() -> tuple[Prompt, ...]:
+    """Every packaged prompt that may be trained on, and those of the sets that were looked at."""
+    return (
+        *contrast_prompts(),
+        *corpora.advbench(),
+        *corpora.do_not_answer(),
+        *corpora.questions(as_sentences=True),
+        *corpora.strongreject(),
+        *corpora.harmbench("standard"),
+        *corpora.sensitive_benign(),
+    )
+
+
+def _halved(read: Callable[[Half], list[Prompt]], label: corpora.Label) -> Callable[[int | None, Split], list[Prompt]]:
+    """Makes the `load` of one side of a set with two halves: its prompts that overlap nothing that is used."""
+
+    @functools.cache
+    def fresh(half: Half) -> tuple[Prompt, ...]:
+        return tuple(corpora.remove_overlap([p for p in read(half) if p.label == label], _used())[0])
+
+    return lambda num, split: _sample(fresh(split.half), num, split.seed)
+
+
+def _matched(half: Half) -> list[Prompt]:
+    """The matched pairs of a half; both sides of a pair are in one half."""
+    pairs = corpora.matched_pairs()
+    partner = {b.text: a.text for a, b in zip(pairs[0::2], pairs[1::2], strict=True)}
+    return take_half(pairs, half, key=lambda p: partner.get(p.text, p.text))
+
+
+def _past(half: Half) -> list[Prompt]:
+    return take_half([*forms.past_requests(), *forms.past_goals()], half)
+
+
+def _yes_no(half: Half) -> list[Prompt]:
+    return take_half(forms.yes_no_questions(), half)
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
     """One set of prompts on which an aligned model is measured.
@@ -68,24 +121,35 @@ class EvaluationSet:
       harmful: whether its prompts are harmful requests; otherwise refusing them is over-refusal.
       load: from a number of prompts (None for all) and the split to the prompts.
       disjoint: whether training prompts that overlap it are left out by comparing texts.
+      looked_at: whether earlier choices were made on all of it, so that it has no final half.
     """
 
     title: str
     harmful: bool
     load: Callable[[int | None, Split], list[Prompt]]
     disjoint: bool = True
+    looked_at: bool = False
 
 
 EVALUATION_SETS: dict[str, EvaluationSet] = {
-    "strongreject": EvaluationSet("StrongREJECT", True, lambda num, s: _sample(corpora.strongreject(), num, s.seed)),
+    "strongreject": EvaluationSet(
+        "StrongREJECT", True, lambda num, s: _sample(corpora.strongreject(), num, s.seed), looked_at=True
+    ),
     "harmbench": EvaluationSet(
-        "HarmBench standard", True, lambda num, s: _sample(corpora.harmbench("standard"), num, s.seed)
+        "HarmBench standard", True, lambda num, s: _sample(corpora.harmbench("standard"), num, s.seed), looked_at=True
     ),
-    "jailbreaks": EvaluationSet("in-the-wild jailbreaks", True, _jailbreaks, disjoint=False),
+    "jailbreaks": EvaluationSet("in-the-wild jailbreaks", True, _jailbreaks, disjoint=False, looked_at=True),
     "sensitive": EvaluationSet(
-        "sensitive benign", False, lambda num, s: _sample(corpora.sensitive_benign(), num, s.seed)
+        "sensitive benign", False, lambda num, s: _sample(corpora.sensitive_benign(), num, s.seed), looked_at=True
     ),
-    "plain": EvaluationSet("plain questions", False, _held_out_questions, disjoint=False),
+    "plain": EvaluationSet("plain questions", False, _held_out_questions, disjoint=False, looked_at=True),
+    "matched_harmful": EvaluationSet("matched pairs, harmful", True, _halved(_matched, "harmful")),
+    "matched_benign": EvaluationSet("matched pairs, benign", False, _halved(_matched, "benign")),
+    "indirect_harmful": EvaluationSet("indirect wording, harmful", True, _halved(forms.indirect_pairs, "harmful")),
+    "indirect_benign": EvaluationSet("indirect wording, benign", False, _halved(forms.indirect_pairs, "benign")),
+    "past_harmful": EvaluationSet("how it was done, harmful", True, _halved(_past, "harmful")),
+    "past_benign": EvaluationSet("how it was done, benign", False, _halved(_past, "benign")),
+    "yes_no": EvaluationSet("yes-or-no questions", False, _halved(_yes_no, "benign")),
 }
 """The evaluation sets. One entry adds a set; training prompts that overlap it are left out."""
 
@@ -95,10 +159,11 @@ def evaluation_prompts(sizes: Mapping[str, int | None], split: Split) -> dict[st
 
     Args:
       sizes: how many prompts of each set; None for all, 0 for none.
-      split: what they are taken from.
+      split: what they are taken from; of its `half` alone.
 
     Returns:
-      Prompts by set, in the order of `EVALUATION_SETS`; a set that is not named, or empty, is left out.
+      Prompts by set, in the order of `EVALUATION_SETS`; a set that is not named, or empty, is left out. In the final
+      half the sets that were looked at are empty.
 
     Raises:
       ConfigError: an unknown set, or a negative size.
@@ -106,8 +171,44 @@ def evaluation_prompts(sizes: Mapping[str, int | None], split: Split) -> dict[st
     for name in sizes:
         lookup(EVALUATION_SETS, name, "evaluation set")
     check_ranges(sizes, dict.fromkeys(sizes, COUNT), prefix="the size of ")
-    sets = {name: each.load(sizes[name], split) for name, each in EVALUATION_SETS.items() if sizes.get(name, 0) != 0}
+    sets = {
+        name: each.load(sizes[name], split)
+        for name, each in EVALUATION_SETS.items()
+        if sizes.get(name, 0) != 0 and not (each.looked_at and split.half == "final")
+    }
     return {name: prompts for name, prompts in sets.items() if prompts}
+
+
+def file_prompts(files: Mapping[str, corpora.Records]) -> dict[str, list[Prompt]]:
+    """Returns a user's prompts as evaluation sets: `NAME_harmful`, `NAME_benign` and `NAME_unlabelled`.
+
+    Args:
+      files: records by the name of the data set, of `corpora.read_files`; those that are no prompts are left out.
+
+    Returns:
+      Prompts by set, in the order of the files; no set is empty.
+    """
+    sets: dict[str, list[Prompt]] = {}
+    for name, records in files.items():
+        for record in records:
+            if isinstance(record, Prompt):
+                sets.setdefault(f"{name}_{record.label}", []).append(record)
+    return sets
+
+
+def kept_out_of_training(split: Split) -> list[Prompt]:
+    """Every prompt that training must not see: the questions kept out, and both halves of the evaluation sets.
+
+    Args:
+      split: its numbers; its `half` does not matter.
+
+    Returns:
+      Prompts; what overlaps one of them is no training prompt, see `corpora.remove_overlap`.
+    """
+    names = {name: None for name, each in EVALUATION_SETS.items() if each.disjoint}
+    reserved, _ = _split_questions(split.num_reserved_questions)
+    halves = [evaluation_prompts(names, dataclasses.replace(split, half=half)) for half in get_args(Half)]
+    return [*reserved, *(p for sets in halves for prompts in sets.values() for p in prompts)]
 
 
 def training_prompts(
@@ -118,7 +219,7 @@ def training_prompts(
     split: Split,
     fits: Callable[[str], bool] | None = None,
 ) -> tuple[dict[str, list[Prompt]], int]:
-    """Returns the training prompts by group, without any that overlaps an evaluation set.
+    """Returns the training prompts by group, without any that overlaps an evaluation set of either half.
 
     Harmful: AdvBench, the harmful halves of the contrast pairs, and of Do-Not-Answer the classes that are requests for
     harm. Sensitive: contrast prompts with benign intents. Plain: everyday prompts and questions of NQ-open.
@@ -144,16 +245,13 @@ def training_prompts(
         for p in corpora.do_not_answer()
         if p.category in ("malicious_uses", "discrimination_exclusion_toxicity_hateful_offensive")
     ]
-    reserved, questions = _split_questions(split.num_reserved_questions)
+    _, questions = _split_questions(split.num_reserved_questions)
     groups = {
         "harmful": [*(p for p in contrast if p.label == "harmful"), *corpora.advbench(), *requests],
         "sensitive": [p for p in contrast if p.label == "benign" and not is_plain(p)],
         "plain": [*(p for p in contrast if is_plain(p)), *questions],
     }
-    evaluated = evaluation_prompts(
-        {name: None for name, each in EVALUATION_SETS.items() if each.disjoint}, split
-    ).values()
-    held_out = [*reserved, *(p for prompts in evaluated for p in prompts)]
+    held_out = kept_out_of_training(split)
     removed = 0
     chosen: dict[str, list[Prompt]] = {}
     for name, prompts in groups.items():

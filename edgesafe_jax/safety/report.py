@@ -33,8 +33,15 @@ def title_of(name: str) -> str:
 
 
 def _sets(results: Mapping[str, SetResult], *, harmful: bool) -> list[str]:
-    """Names of the measured sets of the table that are harmful, or benign, in the table's order."""
-    return [name for name, each in EVALUATION_SETS.items() if name in results and each.harmful == harmful]
+    """Names of the measured sets that are harmful, or benign: by the table, a user's own by their labels."""
+    label = "harmful" if harmful else "benign"
+
+    def fits(name: str) -> bool:
+        if name in EVALUATION_SETS:
+            return EVALUATION_SETS[name].harmful == harmful
+        return name != "prefill" and {prompt.label for prompt in results[name].prompts} == {label}
+
+    return [name for name in results if fits(name)]
 
 
 def judged_of(result: SetResult, system: str) -> Judged:
