@@ -17,7 +17,7 @@ LAYERS = (
     {"models", "adapters", "dynamics", "planning"},
     {"processes", "parallel", "training", "reporting"},
     {"guards", "safety", "offline_rl"},
-    {"benchmarks"},
+    {"benchmarks", "exporting"},
 )
 SAME_LAYER = {
     "corpora": {"assets"},

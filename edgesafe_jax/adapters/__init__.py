@@ -1,8 +1,8 @@
 """Adapters of a frozen language model: one protocol (`edgesafe_jax.typing.Adapter`), one table of kinds."""
 
-from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Option
+from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Option, StoredAdapter
 from edgesafe_jax.adapters.lora import LoRA, init_lora, merge_lora
-from edgesafe_jax.adapters.registry import ADAPTERS, load_adapter, make_adapter, save_adapter
+from edgesafe_jax.adapters.registry import ADAPTERS, load_adapter, make_adapter, save_adapter, stored_form
 from edgesafe_jax.adapters.soft_prompt import SoftPrompt, init_soft_prompt, packaged_soft_prompt
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "LoRA",
     "Option",
     "SoftPrompt",
+    "StoredAdapter",
     "init_lora",
     "init_soft_prompt",
     "load_adapter",
@@ -19,4 +20,5 @@ __all__ = [
     "merge_lora",
     "packaged_soft_prompt",
     "save_adapter",
+    "stored_form",
 ]

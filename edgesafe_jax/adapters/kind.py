@@ -65,6 +65,21 @@ class AdapterKind:
     fields: Mapping[str, Option]
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter as it is stored.
+
+    Attributes:
+      kind: name in `ADAPTERS`.
+      arrays: by name, float32, see `AdapterKind.to_arrays`.
+      fields: the static fields.
+    """
+
+    kind: str
+    arrays: Mapping[str, np.ndarray]
+    fields: Mapping[str, Any]
+
+
 def fill(declared: Mapping[str, Option], given: Mapping[str, Any], noun: str) -> dict[str, Any]:
     """Returns checked values of all declared options.
 

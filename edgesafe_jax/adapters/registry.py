@@ -13,8 +13,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, fill
+from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, StoredAdapter, fill
 from edgesafe_jax.adapters.lora import LORA
+from edgesafe_jax.adapters.peft_directories import read_peft
 from edgesafe_jax.adapters.soft_prompt import SOFT_PROMPT
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import ConfigError, lookup
@@ -72,28 +73,37 @@ def save_adapter(
         another suffix of the file.
     """
     path = Path(path)
-    names = [name for name, entry in ADAPTERS.items() if type(adapter) is entry.type]
-    if not names:
-        raise AdapterError(
-            f"A {type(adapter).__name__} cannot be stored: expected an adapter of a kind in ADAPTERS, which are "
-            f"{', '.join(sorted(ADAPTERS))}."
-        )
-    [kind] = names
-    leaves, fields = ADAPTERS[kind].to_arrays(adapter)
-    arrays = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
-    _check(path, kind, arrays, fields, model)
+    stored = stored_form(adapter)
+    arrays = dict(stored.arrays)
+    _check(path, stored.kind, arrays, stored.fields, model)
     bound = (model.name, model.hash, model.tokenizer.hash, dict(training or {}))
-    about = {"kind": kind, **fields, **dict(zip(_BOUND, bound, strict=True))}
+    about = {"kind": stored.kind, **stored.fields, **dict(zip(_BOUND, bound, strict=True))}
     text = json.dumps(about, indent=2, sort_keys=True) + "\n"
     write_atomically(path, lambda part: safetensors.numpy.save_file(arrays, part))
     write_atomically(_sidecar(path), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def stored_form(adapter: Adapter) -> StoredAdapter:
+    """Returns the kind of an adapter, its arrays in float32 and its static fields.
+
+    Raises:
+      AdapterError: an adapter of no registered kind.
+    """
+    for kind, entry in ADAPTERS.items():
+        if type(adapter) is entry.type:
+            leaves, fields = entry.to_arrays(adapter)
+            return StoredAdapter(kind, {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}, fields)
+    raise AdapterError(
+        f"A {type(adapter).__name__} cannot be stored: expected an adapter of a kind in ADAPTERS, which are "
+        f"{', '.join(sorted(ADAPTERS))}."
+    )
 
 
 def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = None) -> Adapter:
     """Reads an adapter of any registered kind for a model.
 
     Args:
-      path: the `.safetensors` file, with its sidecar beside it.
+      path: the `.safetensors` file, with its sidecar beside it; or a directory that PEFT stored.
       model: the base model it is to be attached to.
       kind: the kind that is expected; None for any.
 
@@ -106,6 +116,8 @@ def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = N
         numbers that are not finite, or another base model or tokenizer; the message gives both hashes.
     """
     path = Path(path)
+    if path.is_dir():
+        return _load_peft(path, model, kind)
     sidecar = _sidecar(path)
     try:
         about = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -124,17 +136,32 @@ def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = N
     if absent := sorted(set(_BOUND) - set(about)):
         raise AdapterError(f"{sidecar} has no {', '.join(absent)}: expected the sidecar that save_adapter writes.")
     bound = {name: about.pop(name) for name in _BOUND}
-    for what, stored, actual in (
-        ("base model", bound["base_model_hash"], model.hash),
-        ("tokenizer", bound["tokenizer_hash"], model.tokenizer.hash),
-    ):
-        if stored != actual:
-            raise AdapterError(
-                f"{path} was trained on the {what} with hash {stored}; {model.name} has {actual}. Load that model, or "
-                "train an adapter for this one."
-            )
+    _check_base(path, bound, model)
     fields = _check(path, found, arrays, about, model)
     return ADAPTERS[found].from_arrays(arrays, fields)
+
+
+def _load_peft(path: Path, model: LanguageModel, kind: str | None) -> Adapter:
+    stored, metadata = read_peft(path, model.config)
+    if kind not in (None, stored.kind):
+        raise AdapterError(f"{path} is a {stored.kind!r}; expected a {kind!r}.")
+    _check_base(path, metadata, model)
+    return ADAPTERS[stored.kind].from_arrays(
+        stored.arrays, _check(path, stored.kind, stored.arrays, stored.fields, model)
+    )
+
+
+def _check_base(path: Path, bound: Mapping[str, Any], model: LanguageModel) -> None:
+    """Checks the hashes of base model and tokenizer that are given."""
+    for what, name, actual in (
+        ("base model", "base_model_hash", model.hash),
+        ("tokenizer", "tokenizer_hash", model.tokenizer.hash),
+    ):
+        if bound.get(name, actual) != actual:
+            raise AdapterError(
+                f"{path} was trained on the {what} with hash {bound[name]}; {model.name} has {actual}. Load that "
+                "model, or train an adapter for this one."
+            )
 
 
 def _sidecar(path: Path) -> Path:

@@ -35,8 +35,7 @@ def load_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer,
     Raises:
       LoadingError: see `read_gguf`.
     """
-    with path.open("rb") as file:
-        digest = hashlib.sha256(hashlib.file_digest(file, "sha256").digest()).hexdigest()
+    digest = hash_gguf(path)
     folder = assets.cache_dir() / "converted" / f"{digest[:24]}-v{_FORMAT}"
     try:
         return (*_read(folder), digest)
@@ -56,6 +55,12 @@ def load_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer,
             assets.CACHE_VARIABLE,
         )
     return config, params, tokenizer, digest
+
+
+def hash_gguf(path: Path) -> str:
+    """Returns the hash to which adapters of a GGUF file are bound: the sha256 of its sha256."""
+    with path.open("rb") as file:
+        return hashlib.sha256(hashlib.file_digest(file, "sha256").digest()).hexdigest()
 
 
 def _read(folder: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:

@@ -47,7 +47,7 @@ def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]
             f"{path} is part {int(metadata.get('split.no', 0)) + 1} of {metadata['split.count']} of a split GGUF file: "
             "join the parts first (llama-gguf-split --merge)."
         )
-    family, layout = _layout(metadata.get("general.architecture"), path)
+    family, layout = layout_of(metadata.get("general.architecture"), path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     try:
         config = layout.read_config(metadata, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -67,7 +67,16 @@ def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]
         raise TokenizerError(f"{path}: {error}") from None
 
 
-def _layout(architecture: object, path: Path) -> tuple[Family, GgufLayout]:
+def layout_of(architecture: object, path: Path) -> tuple[Family, GgufLayout]:
+    """Returns the family of a GGUF architecture and its layout there.
+
+    Args:
+      architecture: value of `general.architecture`.
+      path: the file, for the message.
+
+    Raises:
+      LoadingError: another architecture than those of `FAMILIES`.
+    """
     known = {}
     for family in FAMILIES.values():
         if family.gguf is not None:

@@ -45,12 +45,14 @@ class GgufLayout:
       read_config: reads the metadata.
       layer_names: from the part of a layer in GGUF (`attn_q`) to its Hugging Face name (`self_attn.q_proj`).
       transform: undoes what the converter does to a tensor, given its Hugging Face name.
+      convert: does it, for a tensor that is written.
     """
 
     architecture: str
     read_config: GgufRead
     layer_names: Mapping[str, str]
     transform: Callable[[DecoderConfig, str, np.ndarray], np.ndarray] = _same
+    convert: Callable[[DecoderConfig, str, np.ndarray], np.ndarray] = _same
 
 
 @dataclasses.dataclass(frozen=True)

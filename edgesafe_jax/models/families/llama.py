@@ -1,6 +1,6 @@
 """Llama, the base of the other families; SmolLM2 and TinyLlama belong to it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,24 @@ def _read_gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[i
 
 def _undo_interleaving(config: DecoderConfig, name: str, tensor: np.ndarray) -> np.ndarray:
     """Undoes the interleaving of rotary pairs that the converter applies to the rows of queries and keys."""
+    return _reordered(config, name, tensor, lambda rows: (rows // 2, 2))
+
+
+def _interleave(config: DecoderConfig, name: str, tensor: np.ndarray) -> np.ndarray:
+    """Interleaves the rotary pairs of queries and keys as the converter does."""
+    return _reordered(config, name, tensor, lambda rows: (2, rows // 2))
+
+
+def _reordered(
+    config: DecoderConfig, name: str, tensor: np.ndarray, split: Callable[[int], tuple[int, int]]
+) -> np.ndarray:
+    """Swaps the two axes into which the rows of each head of queries and keys are split."""
     heads = {"q_proj.weight": config.num_heads, "k_proj.weight": config.num_kv_heads}
     num_heads = heads.get(".".join(name.split(".")[-2:]))
     if num_heads is None:
         return tensor
     rows, columns = tensor.shape
-    return tensor.reshape(num_heads, rows // num_heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    return tensor.reshape(num_heads, *split(rows // num_heads), columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 FAMILY = Family(
@@ -63,5 +75,6 @@ FAMILY = Family(
             "ffn_norm": "post_attention_layernorm",
         },
         transform=_undo_interleaving,
+        convert=_interleave,
     ),
 )

@@ -1,0 +1,102 @@
+"""What every format does: whole directories, model cards, and what it refuses."""
+
+import json
+
+import pytest
+
+from edgesafe_jax.adapters import save_adapter, stored_form
+from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.exporting import EXPORTERS, ExportError, Measured, Provenance, make_exporter
+from edgesafe_jax.exporting.card import from_summary
+from edgesafe_jax.exporting.sources import read_checkpoint
+
+
+def test_an_unknown_format_names_the_known_ones():
+    with pytest.raises(EdgesafeError, match="Did you mean 'peft'"):
+        make_exporter("pefd")
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_what_a_format_cannot_carry_is_refused_with_those_that_can(name, gguf_model, soft_prompt, lora, tmp_path):
+    for adapter in (soft_prompt, lora):
+        kind = stored_form(adapter).kind
+        if kind in EXPORTERS[name].format.carries:
+            continue
+        able = next(other for other, exporter in EXPORTERS.items() if kind in exporter.format.carries)
+        with pytest.raises(ExportError, match=f"cannot carry a {kind}.*Formats for a {kind}: .*{able}"):
+            EXPORTERS[name](adapter, gguf_model, tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(hf_model, soft_prompt, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ExportError, match="would be overwritten"):
+            EXPORTERS["peft"](soft_prompt, hf_model, taken)
+    with pytest.raises(ExportError, match="is no directory"):
+        EXPORTERS["peft"](soft_prompt, hf_model, tmp_path / "missing" / "out")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_full_disk_leaves_nothing_behind(hf_model, soft_prompt, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edgesafe_jax.exporting.registry.make_card", full)
+    with pytest.raises(EdgesafeError, match="the disk is full"):
+        EXPORTERS["peft"](soft_prompt, hf_model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_base_file_is_refused(gguf_model, lora, disk, tmp_path):
+    import dataclasses
+
+    other = dataclasses.replace(gguf_model, name=str(disk / "plain.gguf"))
+    with pytest.raises(ExportError, match="another base model"):
+        EXPORTERS["merged"](lora, other, tmp_path / "out")
+    with pytest.raises(ExportError, match="files of the base model"):
+        EXPORTERS["merged"](lora, dataclasses.replace(other, name="gone.gguf"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_says_where_the_adapter_comes_from(hf_model, soft_prompt, tmp_path):
+    training = {"objective": "token_kl", "data": {"num_harmful": -1, "num_plain": 20}}
+    known = Provenance(training, [Measured("refused, strongreject", 0.96, 0.93, 0.98, 313)], ["It | stumbles."], "mit")
+    path = EXPORTERS["peft"](soft_prompt, hf_model, tmp_path / "out", provenance=known)
+    card = (path / "README.md").read_text()
+    header = dict(line.split(": ", 1) for line in card.split("---\n")[1].splitlines())
+    assert json.loads(header["license"]) == "mit"
+    assert json.loads(header["base_model"]) == hf_model.name
+    for part in (
+        hf_model.hash,
+        "token_kl",
+        "harmful: all, plain: 20",
+        "| refused, strongreject | 313 | 0.96 [0.93, 0.98] |",
+    ):
+        assert part in card
+    assert "Known failures" in card
+
+
+def test_numbers_of_a_run_are_read():
+    summary = {
+        "alignment/plain/num_prompts": 5,
+        "alignment/plain/student/refused": 0.2,
+        "alignment/plain/student/refused_low": 0.1,
+        "alignment/plain/student/refused_high": 0.4,
+        "alignment/plain/base/refused": 0.0,
+        "alignment/seconds": 3.0,
+    }
+    assert from_summary(summary) == [Measured("refused, plain", 0.2, 0.1, 0.4, 5)]
+
+
+def test_checkpoints_are_found(hf_model, soft_prompt, tmp_path):
+    file = tmp_path / "run" / "adapter" / "adapter.safetensors"
+    save_adapter(file, soft_prompt, hf_model, training={"objective": "tv"})
+    (tmp_path / "run" / "summary.json").write_text('{"alignment/plain/student/refused": 0.5}')
+    for checkpoint, measured in ((tmp_path / "run", 1), (file, 0)):
+        adapter, model, provenance = read_checkpoint(checkpoint)
+        assert adapter.num_virtual == 6
+        assert (model.hash, len(provenance.measured)) == (hf_model.hash, measured)
+        assert provenance.training == {"objective": "tv"}
+    with pytest.raises(ExportError, match="There is no adapter"):
+        read_checkpoint(tmp_path)
