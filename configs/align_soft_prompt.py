@@ -125,7 +125,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.template_variables = ""  # of the chat template, as JSON, such as {"enable_thinking": false}
     config.guard = ""  # a stored head of configs/guard_probe.py; empty for the packaged one
 
-    config.matmul_dtype = "bfloat16"  # factors of matrix products; sums and everything between stay float32
+    config.matmul_dtype = "auto"  # auto | float32 | bfloat16: factors of matrix products; sums stay float32
 
     # Teacher
     config.objective = "token_kl"

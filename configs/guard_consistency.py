@@ -93,6 +93,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.seed = 0
     config.num_seeds = 5
     config.model = "smollm2-135m-instruct"  # whose hidden states are read, and who rewrites
+    config.matmul_dtype = "auto"  # auto | float32 | bfloat16: factors of matrix products; sums stay float32
     config.guards = ("hidden_states", "encoder")
     config.rule = "conservative_gap"
     config.ablation = (*RULES, *(f"{rule}_logit" for rule in RULES))

@@ -127,9 +127,9 @@ def _count(value: int) -> int | None:
     return None if int(value) < 0 else int(value)
 
 
-def load_system(config: Config) -> tuple[LanguageModel, HiddenStateGuard, SafeSystem]:
-    """Loads the language model, its guard, and the safe system of both."""
-    model = load_config_model(config)
+def load_system(config: Config, workdir: str | Path) -> tuple[LanguageModel, HiddenStateGuard, SafeSystem]:
+    """Loads the language model of a run, its guard, and the safe system of both."""
+    model = load_config_model(config, workdir)
     guard = load_hidden_state_guard(model, config["guard"] or None)
     return model, guard, SafeSystem(model, _gate(config, guard), config["refusal"])
 
@@ -171,7 +171,7 @@ def train(config: Config, workdir: str | Path) -> Path:
     options = check(config)
     with main_process_first("alignment/workdir"):
         workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
-    model, _, system = load_system(config)
+    model, _, system = load_system(config, workdir)
     kind, key = config["adapter"]["kind"], jax.random.fold_in(jax.random.key(options.seed), 2)
     adapter = adapters.make_adapter(key, kind, model, **config["adapter"].get(kind, {}))
     # A head that was replaced under the same name gives other verdicts on the same answers.
@@ -207,7 +207,7 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint = workdir if checkpoint is None else checkpoint
     started, wanted = time.monotonic(), config["evaluation"]
-    model, guard, system = load_system(config)
+    model, guard, system = load_system(config, checkpoint)
     adapter = adapters.load_adapter(_stored(checkpoint), model)
     # Both the system and the judges ask the guard about the base model's answers.
     once = judged_once(guard)
@@ -238,7 +238,7 @@ def answer_prompts(
     config: Config, checkpoint: str | Path, chosen: Sequence[corpora.Prompt], output: str | Path
 ) -> Path:
     """Answers a user's own prompts with an aligned model; writes JSON lines, see `evaluation.answer_rows`."""
-    model, guard, _ = load_system(config)
+    model, guard, _ = load_system(config, checkpoint)
     adapter = adapters.load_adapter(_stored(checkpoint), model)
     judges, longest = load_judges(config, guard), int(config["evaluation"]["max_tokens"])
     with ProgressBar("answering") as progress:

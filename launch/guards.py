@@ -16,11 +16,11 @@ from edgesafe_jax.guards.sources import SOURCES, ParaphraseSettings
 from edgesafe_jax.guards.targets import RULES
 from edgesafe_jax.guards.tunables import MOVING_TARGETS, TUNABLES, tune_guards
 from edgesafe_jax.guards.tuning import HeadTuning, LoraTuning, NewLora, TuningSettings
-from edgesafe_jax.models.loading import LanguageModel, load_model
+from edgesafe_jax.models.loading import load_model
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import open_workdir, write_summary
 from edgesafe_jax.training.workdir import read_config
-from launch.startup import MATMUL_DTYPES
+from launch.startup import MATMUL_DTYPES, load_config_model
 
 Config = Mapping[str, Any]
 Settings = TypeVar("Settings")
@@ -58,17 +58,12 @@ def _settings(kind: type[Settings], values: Config, **given: Any) -> Settings:
     return kind(**(taken | given))
 
 
-def _model(config: Config) -> LanguageModel:
-    dtype = lookup(MATMUL_DTYPES, config.get("matmul_dtype", "bfloat16"), "config.matmul_dtype")
-    return load_model(config["model"], matmul_dtype=dtype)
-
-
 # Teacher and judge ----------------------------------------------------------------------------------------------------
 
 
 def _train_head(config: Config, workdir: str | Path, role: examples.GuardRole) -> Path:
     workdir = open_workdir(workdir, config)
-    model = _model(config)
+    model = load_config_model(config, workdir)
     if role == "teacher":
         options = {"layers": tuple(config["layers"]), "max_response": int(config["max_response"])}
         features = fitting.hidden_state_features(model, **options)
@@ -113,6 +108,7 @@ def check_consistency(config: Config) -> None:
         "config.rule or config.ablation": ((config["rule"], *config["ablation"]), RULES),
         "config.backbone.targets": (layers["targets"], TARGETS),
         "config.data.sources": (data["sources"], SOURCES),
+        "config.matmul_dtype": ((config["matmul_dtype"],), MATMUL_DTYPES),
         "config.data.test_role": ((data["test_role"],), ("held_out", "judge")),
     }
     for what, (chosen, known) in tables.items():
@@ -170,7 +166,7 @@ def train_consistency(config: Config, workdir: str | Path) -> Path:
         settings=tuning_settings(config),
         rule=config["rule"],
         ablation=config["ablation"],
-        model=functools.cache(lambda: _model(config)),
+        model=functools.cache(lambda: load_config_model(config, workdir)),
         encode=encode,
         workdir=workdir,
     )
@@ -212,7 +208,7 @@ def train_smolguard(config: Config, workdir: str | Path) -> Path:
     """
     check_smolguard(config)
     workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
-    model, data, stored = _model(config), config["data"], workdir / ADAPTER
+    model, data, stored = load_config_model(config, workdir), config["data"], workdir / ADAPTER
     counts = {name: _all(data[name]) for name in ("num_human", "num_contrast", "num_harmful")}
     answer = fitting.kept_answer(model, workdir / "answers", max_tokens=data["max_tokens"])
     pairs = smolguard.smolguard_examples(_settings(smolguard.SmolGuardExamples, data, **counts), answer)
@@ -230,7 +226,10 @@ def evaluate_smolguard(workdir: str | Path) -> dict[str, float]:
         raise ConfigError(
             f"{workdir} has no {ADAPTER}: its training is not finished. The same launch.train command continues it."
         )
-    model, sizes = _model(config), {name: _all(count) for name, count in config["evaluation"].items()}
+    model, sizes = (
+        load_config_model(config, workdir),
+        {name: _all(count) for name, count in config["evaluation"].items()},
+    )
     human = examples.human_sample("held_out", sizes.pop("num_human"))
     measured = smolguard.measure_guards(
         smolguard.compared_guards(model, workdir / ADAPTER, load_sentence_encoder().encode),

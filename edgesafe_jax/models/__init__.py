@@ -12,6 +12,7 @@ from edgesafe_jax.models.families import FAMILIES
 from edgesafe_jax.models.finite import NonFiniteError, check_finite
 from edgesafe_jax.models.generation import ContextError, Generation, generate
 from edgesafe_jax.models.loading import LanguageModel, LoadingError, load_model, with_precision
+from edgesafe_jax.models.precision import Precision, choose_precision, with_chosen
 from edgesafe_jax.models.scoring import answer_log_probs, first_token_margins, kl_from_base
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tokenization import ChatTokenizer
@@ -28,13 +29,16 @@ __all__ = [
     "LanguageModel",
     "LoadingError",
     "NonFiniteError",
+    "Precision",
     "SentenceEncoder",
     "TokenizerError",
     "answer_log_probs",
     "check_finite",
+    "choose_precision",
     "first_token_margins",
     "generate",
     "kl_from_base",
     "load_model",
+    "with_chosen",
     "with_precision",
 ]

@@ -289,6 +289,7 @@ def generate(
         raise ConfigError("temperature > 0 needs key=jax.random.key(seed).")
     rows = encode_prompts(model, prompts, max_tokens=max_tokens, adapter=adapter)
     forced = _encode_prefills(model, prefills, len(rows), max_tokens)
+    model = model.for_decoding
     run = _Run(model, adapter, rows, forced, max_tokens, temperature, key, keep_hidden)
 
     # Rows of like length share a batch; the last batch is filled up with repeats, so that one compilation serves it.

@@ -37,6 +37,7 @@ class LanguageModel:
         directory, however they are split into files; of a GGUF file as a whole.
       dtype: dtype of activations.
       matmul_dtype: dtype of the factors of matrix products; None for that of the activations.
+      decoding_dtype: the same while answers are generated; None for `matmul_dtype`.
     """
 
     name: str
@@ -46,11 +47,19 @@ class LanguageModel:
     hash: str
     dtype: jnp.dtype = FLOAT32
     matmul_dtype: jnp.dtype | None = None
+    decoding_dtype: jnp.dtype | None = None
 
     @functools.cached_property
     def decoder(self) -> Decoder:
         """The module whose parameters these are."""
         return Decoder(self.config, self.dtype, self.matmul_dtype)
+
+    @functools.cached_property
+    def for_decoding(self) -> "LanguageModel":
+        """The model with the precision of generation: itself, or a copy with parameters of its own."""
+        if self.decoding_dtype is None or self.decoding_dtype == self.decoder.factors_dtype:
+            return self
+        return with_precision(self, dtype=self.dtype, matmul_dtype=self.decoding_dtype)
 
 
 def load_model(
@@ -116,4 +125,6 @@ def with_precision(
         return pack_bfloat16(matrix) if packed and path[0].key == "layers" else matrix
 
     params = jax.tree_util.tree_map_with_path(convert, model.params)
-    return dataclasses.replace(model, params=params, dtype=jnp.dtype(dtype), matmul_dtype=matmul_dtype)
+    return dataclasses.replace(
+        model, params=params, dtype=jnp.dtype(dtype), matmul_dtype=matmul_dtype, decoding_dtype=None
+    )

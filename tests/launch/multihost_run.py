@@ -21,7 +21,7 @@ if __name__ == "__main__":
     assert any_process(is_main_process())
     assert not any_process(False)
     model, guard = make_tiny_model(), EveryOtherGuard()
-    alignment.load_system = lambda config: (model, guard, SafeSystem(model, guard, config["refusal"]))  # type: ignore
+    alignment.load_system = lambda config, workdir: (model, guard, SafeSystem(model, guard, config["refusal"]))  # type: ignore
     workdir = Path(sys.argv[4])
     stored = alignment.train(small(), workdir)
     with main_process_first("test/taken"):

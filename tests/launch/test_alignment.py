@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from configs import align_soft_prompt
 from edgesafe_jax.adapters import AdapterError, packaged_soft_prompt
 from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.models.precision import Precision
 from edgesafe_jax.safety import teacher, training
 from edgesafe_jax.safety.evaluation import base_judges
 from edgesafe_jax.safety.system import SafeSystem, sharpened
@@ -58,7 +59,9 @@ EMPTY = teacher.TeacherData(
 def tiny_system(monkeypatch, tiny_model):
     guard = EveryOtherGuard()
     monkeypatch.setattr(
-        alignment, "load_system", lambda config: (tiny_model, guard, SafeSystem(tiny_model, guard, config["refusal"]))
+        alignment,
+        "load_system",
+        lambda config, workdir: (tiny_model, guard, SafeSystem(tiny_model, guard, config["refusal"])),
     )
     monkeypatch.setattr(alignment, "load_judges", lambda config, guard: base_judges(guard))
 
@@ -76,7 +79,9 @@ def finished(tmp_path_factory, tiny_model):
     patch = pytest.MonkeyPatch()
     guard = EveryOtherGuard()
     patch.setattr(
-        alignment, "load_system", lambda config: (tiny_model, guard, SafeSystem(tiny_model, guard, config["refusal"]))
+        alignment,
+        "load_system",
+        lambda config, workdir: (tiny_model, guard, SafeSystem(tiny_model, guard, config["refusal"])),
     )
     workdir = tmp_path_factory.mktemp("finished")
     alignment.train(small(), workdir)
@@ -137,10 +142,10 @@ def test_a_task_of_one_process_refuses_several(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_length_that_no_prompt_has_is_refused():
+def test_a_length_that_no_prompt_has_is_refused(tmp_path):
     config = small()
     config["data"]["max_prompt_tokens"] = 1
-    model, _, _ = alignment.load_system(config)
+    model, _, _ = alignment.load_system(config, tmp_path)
     with pytest.raises(ConfigError, match=r"No harmful prompt .* config\.data\.max_prompt_tokens=1"):
         alignment.training_prompts(config, model)
 
@@ -202,6 +207,8 @@ def test_the_packaged_soft_prompt_is_what_the_config_trains():
     config = json.loads(align_soft_prompt.get_config().to_json())
     for name in ("log_every", "save_every", "evaluation"):  # which train nothing
         del stored[name], config[name]
+    # Chosen by hand for the machine that it was trained on.
+    assert (stored.pop("matmul_dtype"), config.pop("matmul_dtype")) == ("bfloat16", "auto")
     assert stored == config
 
 
@@ -217,7 +224,9 @@ def test_a_guard_that_never_objects_is_no_teacher(monkeypatch, tmp_path, tiny_mo
         return np.full(len(prompts), 0.01)
 
     monkeypatch.setattr(
-        alignment, "load_system", lambda config: (tiny_model, mute, SafeSystem(tiny_model, mute, config["refusal"]))
+        alignment,
+        "load_system",
+        lambda config, workdir: (tiny_model, mute, SafeSystem(tiny_model, mute, config["refusal"])),
     )
     with pytest.raises(ConfigError, match="No row to train on of the kind refuse"):
         alignment.train(small(), tmp_path)
@@ -308,12 +317,25 @@ def test_a_path_that_cannot_be_meant_is_named(finished, tmp_path, monkeypatch, c
     assert message in cli.refused(monkeypatch, capsys, evaluate, *given)
 
 
-def test_variables_of_the_chat_template_come_from_the_config(tiny_model, monkeypatch):
+def test_variables_of_the_chat_template_come_from_the_config(tiny_model, monkeypatch, tmp_path):
     monkeypatch.setattr(startup, "load_model", lambda name, matmul_dtype: tiny_model)
-    config = small(template_variables='{"enable_thinking": false}')
-    model = startup.load_config_model(config)
+    config = small(template_variables='{"enable_thinking": false}', matmul_dtype="float32")
+    model = startup.load_config_model(config, tmp_path)
     assert model.tokenizer.template_variables == {"enable_thinking": False}
-    assert startup.load_config_model(small()).tokenizer.hash == tiny_model.tokenizer.hash != model.tokenizer.hash
+    plain = startup.load_config_model(small(matmul_dtype="float32"), tmp_path)
+    assert plain.tokenizer.hash == tiny_model.tokenizer.hash != model.tokenizer.hash
+
+
+def test_a_run_keeps_the_precision_it_began_with(tiny_model, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(startup, "load_model", lambda name, matmul_dtype: tiny_model)
+    monkeypatch.setattr(startup, "choose_precision", lambda config: Precision("bfloat16", "float32"))
+    with caplog.at_level("INFO"):
+        first = startup.load_config_model(small(), tmp_path)
+    assert "bfloat16 in training, float32 in decoding" in caplog.text
+    monkeypatch.setattr(startup, "choose_precision", lambda config: Precision("float32", "float32"))
+    for model in (first, startup.load_config_model(small(), tmp_path)):
+        assert (model.matmul_dtype, model.decoding_dtype) == (np.dtype("bfloat16"), np.dtype("float32"))
+    assert startup.load_config_model(small(), tmp_path / "other").matmul_dtype is None
 
 
 def test_evaluation_without_any_set_is_refused(finished):

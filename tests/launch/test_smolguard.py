@@ -16,12 +16,12 @@ from edgesafe_jax.guards.activated import load_smolguard, verdict_loss
 from edgesafe_jax.guards.examples import human_sample
 from edgesafe_jax.models.loading import load_model
 from edgesafe_jax.training import WorkdirError, open_workdir
-from launch import guards
+from launch import guards, startup
 from launch.errors import ConfigError
 
 
 def config(**changes):
-    return {**guard_smol.get_config("runlocal").to_dict(), "first_layer": 1, **changes}
+    return {**guard_smol.get_config("runlocal").to_dict(), "first_layer": 1, "matmul_dtype": "float32", **changes}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_loss_is_the_cross_entropy_of_the_right_labels():
 @pytest.fixture
 def tiny(monkeypatch, tiny_model):
     """The tiny model in the place of the real one, and guards that know nothing beside it."""
-    monkeypatch.setattr(guards, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(startup, "load_model", lambda spec, matmul_dtype: tiny_model)
     unsure = lambda prompts, responses: np.linspace(0, 1, len(prompts))  # noqa: E731
     monkeypatch.setattr(smolguard, "load_hidden_state_guard", lambda model: unsure)
     monkeypatch.setattr(smolguard, "load_encoder_guard", lambda encode: unsure)
