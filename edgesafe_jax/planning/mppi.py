@@ -10,7 +10,7 @@ import numpy as np
 from edgesafe_jax.errors import POSITIVE, Range
 from edgesafe_jax.planning.budgets import divide_budget
 from edgesafe_jax.planning.knots import Knots, make_knots
-from edgesafe_jax.planning.noise import ActionSampler, Convention, clipped_noise
+from edgesafe_jax.planning.noise import Convention, clipped_noise
 from edgesafe_jax.planning.planner import (
     Outcomes,
     Planner,
@@ -20,8 +20,16 @@ from edgesafe_jax.planning.planner import (
     is_finite,
     rank,
 )
-from edgesafe_jax.planning.search import Candidates, Iteration, SearchSpace, Selection, make_search, make_space
-from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
+from edgesafe_jax.planning.search import (
+    Candidates,
+    Iteration,
+    PlanMethod,
+    PlanSearch,
+    Selection,
+    make_search,
+    make_space,
+)
+from edgesafe_jax.typing import Array, ArrayLike
 
 _DECAY = Range(0, 1, above=True)
 _RANGES = {"temperature": POSITIVE, "std": POSITIVE, "iteration_decay": _DECAY, "horizon_decay": _DECAY}
@@ -167,54 +175,34 @@ def make_mppi(
     return make_search(simulator, method, space, sampler, sizes=[num_samples] * num_iterations, population="padded")
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Search:
-    """mu between two iterations, and what the last one says of its candidates."""
-
-    mean: Array
-    best_cost: Array
-    spread: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class _PathIntegral:
+class _PathIntegral(PlanMethod):
     """The method of MPPI: the plan moves to the weighted mean of its noisy copies."""
 
-    space: SearchSpace
-    sampler: ActionSampler
     settings: MppiSettings
     num_iterations: int
 
-    num_extra = 0
-    num_keys = 0
-
-    def init(self) -> Array:
-        return self.space.middle()
-
-    def begin(self, keys: PRNGKey, memory: Array, env_state: PyTree) -> _Search:
-        del keys, env_state
-        return _Search(memory, jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.float32))
-
-    def sample(self, search: _Search, noise: Array, iteration: Iteration) -> Candidates:
+    def sample(self, search: PlanSearch, noise: Array, iteration: Iteration) -> Candidates:
         space, settings = self.space, self.settings
         over_time = settings.horizon_decay ** np.arange(space.shape[0] - 1, -1, -1.0)
         over_iterations = settings.iteration_decay ** np.arange(float(self.num_iterations))
         scale = jnp.asarray(over_iterations, jnp.float32)[iteration.number]
         std = scale * space.std(settings.std * over_time[:, None])
-        candidates = self.sampler.place(noise, search.mean, std, space.low, space.high).at[0].set(search.mean)
+        candidates = self.sampler.place(noise, search.plan, std, space.low, space.high).at[0].set(search.plan)
         return Candidates(candidates, jnp.ones((len(candidates),), bool))
 
-    def update(self, search: _Search, candidates: Candidates, outcomes: Outcomes, iteration: Iteration) -> _Search:
+    def update(
+        self, search: PlanSearch, candidates: Candidates, outcomes: Outcomes, iteration: Iteration
+    ) -> PlanSearch:
         del iteration
         weight = path_integral_weights(outcomes, self.settings.temperature)[:, None, None]
-        moved = jnp.sum(weight * candidates.sequences, axis=0) + (1 - jnp.sum(weight)) * search.mean
+        moved = jnp.sum(weight * candidates.sequences, axis=0) + (1 - jnp.sum(weight)) * search.plan
         std = jnp.sqrt(jnp.sum(weight * (candidates.sequences - moved[None]) ** 2, axis=0))
         best = outcomes.cost[rank(outcomes)[0]]
-        return _Search(moved, jnp.where(jnp.isfinite(best), best, jnp.inf), self.space.spread(std))
+        return PlanSearch(moved, jnp.where(jnp.isfinite(best), best, jnp.inf), self.space.spread(std))
 
-    def select(self, search: _Search) -> Selection:
-        return Selection(search.mean, self.space.shifted(search.mean), search.best_cost, search.spread)
+    def select(self, search: PlanSearch) -> Selection:
+        return Selection(search.plan, self.space.shifted(search.plan), search.best_cost, search.spread)
 
 
 def make_dial(

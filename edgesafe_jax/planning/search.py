@@ -183,6 +183,47 @@ class Method(Protocol):
         ...
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PlanSearch:
+    """The search of a method that improves one plan.
+
+    Attributes:
+      plan: the best so far `[K, A]`.
+      best_cost: lowest cost among the candidates of the last iteration `[]`.
+      spread: see `Plan.elite_spread` `[]`.
+    """
+
+    plan: Array
+    best_cost: Array
+    spread: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanMethod:
+    """The base of methods whose memory is one plan `[K, A]`, from the middle between the bounds on.
+
+    Attributes:
+      space: what is searched.
+      sampler: draws the noise of the candidates.
+    """
+
+    space: SearchSpace
+    sampler: ActionSampler
+
+    num_extra = 0
+    num_keys = 0
+
+    def init(self) -> Array:
+        """Returns the middle between the bounds."""
+        return self.space.middle()
+
+    def begin(self, keys: PRNGKey, memory: Array, env_state: PyTree) -> PlanSearch:
+        """Returns the search around the remembered plan, with nothing evaluated."""
+        del keys, env_state
+        return PlanSearch(memory, jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.float32))
+
+
 def make_search(
     simulator: Simulator,
     method: Method,

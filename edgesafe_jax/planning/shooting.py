@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from edgesafe_jax.errors import POSITIVE
@@ -19,8 +18,17 @@ from edgesafe_jax.planning.planner import (
     is_finite,
     rank,
 )
-from edgesafe_jax.planning.search import Candidates, Iteration, SearchSpace, Selection, make_search, make_space
-from edgesafe_jax.typing import Array, ArrayLike, PRNGKey, PyTree
+from edgesafe_jax.planning.search import (
+    Candidates,
+    Iteration,
+    PlanMethod,
+    PlanSearch,
+    SearchSpace,
+    Selection,
+    make_search,
+    make_space,
+)
+from edgesafe_jax.typing import Array, ArrayLike
 
 
 def make_random_shooting(
@@ -92,36 +100,14 @@ def _make_shooting(
     return make_search(simulator, _BestOf(space, sampler, std, warm_start), space, sampler, sizes=[num_samples])
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Search:
-    """The plan, its cost and the spread of the best tenth of the candidates."""
-
-    plan: Array
-    best_cost: Array
-    spread: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class _BestOf:
+class _BestOf(PlanMethod):
     """The method of shooting: the best candidate; with `warm_start` they lie around the last plan, which is one."""
 
-    space: SearchSpace
-    sampler: ActionSampler
     std: float
     warm_start: bool
 
-    num_extra = 0
-    num_keys = 0
-
-    def init(self) -> Array:
-        return self.space.middle()
-
-    def begin(self, keys: PRNGKey, memory: Array, env_state: PyTree) -> _Search:
-        del keys, env_state
-        return _Search(memory, jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.float32))
-
-    def sample(self, search: _Search, noise: Array, iteration: Iteration) -> Candidates:
+    def sample(self, search: PlanSearch, noise: Array, iteration: Iteration) -> Candidates:
         del iteration
         space = self.space
         candidates = self.sampler.place(noise, search.plan, space.std(self.std), space.low, space.high)
@@ -129,18 +115,20 @@ class _BestOf:
             candidates = candidates.at[0].set(search.plan)
         return Candidates(candidates, jnp.ones((len(candidates),), bool))
 
-    def update(self, search: _Search, candidates: Candidates, outcomes: Outcomes, iteration: Iteration) -> _Search:
+    def update(
+        self, search: PlanSearch, candidates: Candidates, outcomes: Outcomes, iteration: Iteration
+    ) -> PlanSearch:
         del iteration
         order, sequences = rank(outcomes), candidates.sequences
         found = is_finite(outcomes)[order[0]]
         best_tenth = sequences[order[: max(2, len(sequences) // 10)]]
-        return _Search(
+        return PlanSearch(
             plan=jnp.where(found, sequences[order[0]], search.plan),
             best_cost=jnp.where(found, outcomes.cost[order[0]], jnp.inf),
             spread=self.space.spread(jnp.std(best_tenth, axis=0)),
         )
 
-    def select(self, search: _Search) -> Selection:
+    def select(self, search: PlanSearch) -> Selection:
         memory = self.space.shifted(search.plan) if self.warm_start else self.init()
         return Selection(search.plan, memory, search.best_cost, search.spread)
 
