@@ -116,6 +116,30 @@ VARIANTS = {
 """What each variant changes, by dotted field."""
 
 
+def _adapter() -> ml_collections.ConfigDict:
+    """Returns the kind of the student's adapter and the options of every kind; only those of the kind are read."""
+    adapter = ml_collections.ConfigDict()
+    adapter.kind = "soft_prompt"  # soft_prompt | prefix | lora | steering, or some joined by +
+    adapter.soft_prompt = ml_collections.ConfigDict()
+    adapter.soft_prompt.num_virtual = 46  # twice as many as the text has tokens, which is repeated
+    adapter.soft_prompt.init = "text"  # text | vocabulary | random
+    adapter.soft_prompt.text = INSTRUCTION
+    adapter.prefix = ml_collections.ConfigDict()
+    adapter.prefix.num_virtual = 23
+    adapter.prefix.init = "text"  # text | vocabulary | random
+    adapter.prefix.text = INSTRUCTION
+    adapter.lora = ml_collections.ConfigDict()
+    adapter.lora.rank = 8
+    adapter.lora.alpha = 8.0  # the factors' product is multiplied by alpha / rank
+    adapter.lora.targets = ("attention/query", "attention/value")
+    adapter.lora.first_layer = 0  # layers below stay as they are
+    adapter.steering = ml_collections.ConfigDict()
+    adapter.steering.layers = ()  # counted from 0; none for the middle one
+    adapter.steering.init = "zeros"  # zeros | contrastive: mean difference of what the teacher refuses or not
+    adapter.steering.contrast = 1.0  # factor of that difference
+    return adapter
+
+
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the full config, or a `variant` of it: "quickstart", "objectives" or "runlocal"."""
     config = ml_collections.ConfigDict()
@@ -139,17 +163,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.gate_sharpness = 10.0  # multiplies the guard's log-odds; 1 is the paper's teacher, more a harder decision
 
     # Student
-    config.adapter = ml_collections.ConfigDict()
-    config.adapter.kind = "soft_prompt"  # soft_prompt | lora; only the fields of the kind are read
-    config.adapter.soft_prompt = ml_collections.ConfigDict()
-    config.adapter.soft_prompt.num_virtual = 46  # twice as many as the text has tokens, which is repeated
-    config.adapter.soft_prompt.init = "text"  # text | vocabulary | random
-    config.adapter.soft_prompt.text = INSTRUCTION
-    config.adapter.lora = ml_collections.ConfigDict()
-    config.adapter.lora.rank = 8
-    config.adapter.lora.alpha = 8.0  # the factors' product is multiplied by alpha / rank
-    config.adapter.lora.targets = ("attention/query", "attention/value")
-    config.adapter.lora.first_layer = 0  # layers below stay as they are
+    config.adapter = _adapter()
 
     # Prompts: how many of each kind and of how many tokens at most (-1: all), and rows of a batch, in any unit, after
     # the guard has spoken

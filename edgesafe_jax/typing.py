@@ -35,24 +35,46 @@ LowRank: TypeAlias = Mapping[str, Mapping[str, tuple[Array, Array]]]
 """Additions to a decoder's matrices: from module and matrix to its factors `[L, inputs, R]` and `[L, R, outputs]`."""
 
 
+IN_FRONT = "before_chat_template"
+"""Placement of virtual positions in front of everything that the chat template renders."""
+
+
 @runtime_checkable
 class Adapter(Protocol):
     """Trained parameters that a frozen decoder accepts beside its own.
 
     An adapter is a pytree (so that `jax.grad`, `optax` and `jit` take it as it is) whose leaves are the trained
-    numbers. The decoder puts its virtual embeddings in front of the sequence, where every later position sees them, and
-    adds its low-rank factors to the matrices of the layers. An adapter has the one, the other or both.
+    numbers. It can have virtual embeddings, which later positions see; keys and values that every position sees;
+    low-rank factors that are added to the matrices of the layers; and vectors that are added to the outputs of layers.
+    A kind derives from this class and overrides what it has.
     """
 
     @property
     def num_virtual(self) -> int:
-        """P, the number of virtual positions in front of the sequence."""
-        ...
+        """P, the number of positions that it adds to every sequence."""
+        return 0
+
+    @property
+    def placement(self) -> str:
+        """Where the virtual embeddings stand, a name in `edgesafe_jax.models.placements.PLACEMENTS`."""
+        return IN_FRONT
 
     def virtual_embeddings(self) -> Array | None:
         """Returns the embeddings `[P, D]` of the virtual positions, or None where there are none."""
-        ...
+        return None
+
+    def prefix(self) -> tuple[Array, Array] | None:
+        """Returns keys and values `[L, K, P, E]` in front of every sequence, as they are attended to, or None."""
+        return None
 
     def low_rank(self) -> LowRank | None:
         """Returns what is added to the matrices of the layers, or None."""
+        return None
+
+    def steering(self) -> Array | None:
+        """Returns what is added to the output of each layer at every position, `[L, D]`, or None."""
+        return None
+
+    def slots(self) -> frozenset[str]:
+        """Returns the places of the decoder that it uses; two adapters with one in common do not compose."""
         ...

@@ -64,9 +64,10 @@ def check(config: Config) -> settings.AlignSettings:
             f"config.guard={config['guard']!r} is no file: expected the head that configs/guard_probe.py stores in its "
             "work directory, or nothing for the packaged one."
         )
-    options = lookup(adapters.ADAPTERS, kind, "config.adapter.kind").options
-    for name, value in config["adapter"].get(kind, {}).items():
-        lookup(options, name, f"config.adapter.{kind}: option").check(f"config.adapter.{kind}.{name}", value)
+    for part in adapters.kinds_of(kind, "config.adapter.kind"):
+        options = adapters.ADAPTERS[part].options
+        for name, value in config["adapter"].get(part, {}).items():
+            lookup(options, name, f"config.adapter.{part}: option").check(f"config.adapter.{part}.{name}", value)
     counts = ("num_harmful", "num_sensitive", "num_plain", "max_prompt_tokens")
     check_ranges(data, dict.fromkeys(counts, COUNT_OR_ALL), "config.data.")
     with _named("config.evaluation."):
@@ -173,7 +174,7 @@ def train(config: Config, workdir: str | Path) -> Path:
         workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
     model, _, system = load_system(config, workdir)
     kind, key = config["adapter"]["kind"], jax.random.fold_in(jax.random.key(options.seed), 2)
-    adapter = adapters.make_adapter(key, kind, model, **config["adapter"].get(kind, {}))
+    adapter = adapters.make_adapter(key, kind, model, **adapters.options_of(kind, config["adapter"]))
     # A head that was replaced under the same name gives other verdicts on the same answers.
     head = hashlib.sha256(Path(config["guard"] or packaged_head("teacher")).read_bytes()).hexdigest()
     chosen = training_prompts(config, model)

@@ -1,7 +1,7 @@
 """The declaration of an adapter kind, from which the registry makes, stores and reads adapters of every kind."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,19 @@ class Option:
 
 
 @dataclasses.dataclass(frozen=True)
+class Examples:
+    """Prompts with what a teacher does on them, from which parts of an adapter are fitted before the training.
+
+    Attributes:
+      prompts: N user texts.
+      refusal_prob: `[N]`, the teacher's P(refuse).
+    """
+
+    prompts: Sequence[str]
+    refusal_prob: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class AdapterKind:
     """A kind of adapter: how one is made, and what its file holds.
 
@@ -54,6 +67,8 @@ class AdapterKind:
         `AdapterError` where names or fields mean nothing.
       from_arrays: from checked arrays and static fields to the adapter.
       fields: the static fields.
+      fit: `fit(adapter, model, examples)`, what is known of an adapter once the teacher is; None for kinds that begin
+        as `init` makes them.
     """
 
     type: type
@@ -63,6 +78,7 @@ class AdapterKind:
     shapes: Callable[[LanguageModel, Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, tuple[int, ...]]]
     from_arrays: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Adapter]
     fields: Mapping[str, Option]
+    fit: Callable[[Any, LanguageModel, Examples], Adapter] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

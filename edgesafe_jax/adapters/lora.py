@@ -20,7 +20,7 @@ from edgesafe_jax.errors import COUNT, POSITIVE, POSITIVE_COUNT, ConfigError, Ra
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.matmul import pack_bfloat16, unpack_bfloat16
-from edgesafe_jax.typing import Array, LowRank, Params, PRNGKey
+from edgesafe_jax.typing import Adapter, Array, LowRank, Params, PRNGKey
 
 TARGETS = (
     "attention/query",
@@ -35,7 +35,7 @@ TARGETS = (
 
 
 @flax.struct.dataclass
-class LoRA:
+class LoRA(Adapter):
     """Low-rank factors for some matrices of the upper layers, or of all; a pytree of trained numbers.
 
     Unlike a soft prompt it changes every position: every forward pass needs it (`Decoder(..., adapter=)` or, behind
@@ -52,14 +52,6 @@ class LoRA:
     up: dict[str, Array]
     scale: float = flax.struct.field(pytree_node=False)
     first_layer: int = flax.struct.field(pytree_node=False, default=0)
-
-    @property
-    def num_virtual(self) -> int:
-        """0: a LoRA has no virtual positions."""
-        return 0
-
-    def virtual_embeddings(self) -> None:
-        """Returns None."""
 
     def low_rank(self, from_layer: int = 0) -> LowRank:
         """The factors as a decoder takes them, the scale multiplied onto B.
@@ -80,6 +72,10 @@ class LoRA:
             padded = [jnp.pad(factor, ((below, 0), (0, 0), (0, 0))) for factor in pair]
             factors.setdefault(module, {})[leaf] = (padded[0], padded[1])
         return factors
+
+    def slots(self) -> frozenset[str]:
+        """The adapted matrices."""
+        return frozenset(self.down)
 
 
 def _sizes(config: DecoderConfig) -> dict[str, tuple[int, int]]:

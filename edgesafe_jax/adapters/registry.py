@@ -1,7 +1,8 @@
 """The table of adapter kinds, and what works for all of them: make, store, read.
 
 A stored adapter is `NAME.safetensors` with a sidecar `NAME.json`, which says what kind it is and which model it is for.
-To add a kind, write one file that ends in an `AdapterKind` and add a line to `ADAPTERS`.
+To add a kind, write one file that ends in an `AdapterKind` and add a line to `ADAPTERS`. A composition of adapters has
+the names of its kinds joined by `+`, such as "soft_prompt+lora".
 """
 
 import json
@@ -9,14 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, StoredAdapter, fill
+from edgesafe_jax.adapters.composition import Composition, compose
+from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Examples, StoredAdapter, fill
 from edgesafe_jax.adapters.lora import LORA
 from edgesafe_jax.adapters.peft_directories import read_peft
+from edgesafe_jax.adapters.prefix import PREFIX
 from edgesafe_jax.adapters.soft_prompt import SOFT_PROMPT
+from edgesafe_jax.adapters.steering import STEERING
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.loading import LanguageModel
@@ -24,11 +29,39 @@ from edgesafe_jax.typing import Adapter, PRNGKey
 
 ADAPTERS: dict[str, AdapterKind] = {
     "soft_prompt": SOFT_PROMPT,
+    "prefix": PREFIX,
     "lora": LORA,
+    "steering": STEERING,
 }
 """Adapter kinds by the name that configs and sidecars give them."""
 
 _BOUND = ("base_model", "base_model_hash", "tokenizer_hash", "training")
+
+
+def kinds_of(kind: str, what: str = "kind") -> tuple[str, ...]:
+    """Returns the registered kinds of which a name is made, one or several joined by `+`.
+
+    Args:
+      kind: the name.
+      what: what it is called in messages.
+
+    Raises:
+      ConfigError: an unknown kind, or one that is named twice.
+    """
+    names = tuple(kind.split("+")) if isinstance(kind, str) else (kind,)
+    for name in names:
+        lookup(ADAPTERS, name, what)
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"{what}={kind!r} names a kind twice: expected different kinds. Use compose() for two of one."
+        )
+    return names
+
+
+def options_of(kind: str, by_kind: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the options that `make_adapter` takes for a kind, or for several, from those of all kinds."""
+    kinds = kinds_of(kind)
+    return dict(by_kind.get(kind, {})) if len(kinds) == 1 else {name: dict(by_kind.get(name, {})) for name in kinds}
 
 
 def make_adapter(key: PRNGKey, kind: str, model: LanguageModel, **options: Any) -> Adapter:
@@ -36,25 +69,51 @@ def make_adapter(key: PRNGKey, kind: str, model: LanguageModel, **options: Any) 
 
     Args:
       key: random key.
-      kind: of `ADAPTERS`.
+      kind: of `ADAPTERS`, or several joined by `+`.
       model: the frozen model that it is for.
-      **options: of the kind, see `ADAPTERS[kind].options`: for `"soft_prompt"` those of `init_soft_prompt`, for
-        `"lora"` those of `init_lora`.
+      **options: of the kind, see `ADAPTERS[kind].options`; of several kinds a mapping for each, by its name.
 
     Returns:
       The adapter.
 
     Raises:
       ConfigError: an unknown kind, an unknown or missing option, or a value that is not allowed.
+      AdapterError: two kinds that use one place of the decoder.
 
     Example:
-      The two kinds of the library::
+      Some adapters::
 
         make_adapter(key, "soft_prompt", model, init="text", text="Answer helpfully.", num_virtual=8)
         make_adapter(key, "lora", model, rank=8, targets=("attention/query", "mlp/down"))
+        make_adapter(key, "prefix+lora", model, prefix={"text": "Answer helpfully."}, lora={"rank": 8})
     """
-    entry = lookup(ADAPTERS, kind, "kind")
-    return entry.init(key, model, **fill(entry.options, options, f"{kind} option"))
+    kinds = kinds_of(kind)
+    if len(kinds) == 1:
+        entry = ADAPTERS[kind]
+        return entry.init(key, model, **fill(entry.options, options, f"{kind} option"))
+    for name in options:
+        lookup(dict.fromkeys(kinds), name, f"options of {kind}")
+    keys = jax.random.split(key, len(kinds))
+    return compose(
+        *(make_adapter(k, name, model, **options.get(name, {})) for k, name in zip(keys, kinds, strict=True))
+    )
+
+
+def fit_adapter(adapter: Adapter, model: LanguageModel, examples: Examples) -> Adapter:
+    """Fits the parts of an adapter that are not trained by gradients, before the training.
+
+    Args:
+      adapter: as `make_adapter` made it.
+      model: the frozen model that it is for.
+      examples: prompts and what the teacher does on them.
+
+    Returns:
+      The adapter to train: the same one where its kind has nothing to fit.
+    """
+    if isinstance(adapter, Composition):
+        return adapter.replace(parts=tuple(fit_adapter(part, model, examples) for part in adapter.parts))  # type: ignore[attr-defined]
+    fit = next((entry.fit for entry in ADAPTERS.values() if type(adapter) is entry.type), None)
+    return adapter if fit is None else fit(adapter, model, examples)
 
 
 def save_adapter(
@@ -74,8 +133,9 @@ def save_adapter(
     """
     path = Path(path)
     stored = stored_form(adapter)
+    for part in _parts(path, stored):
+        _check(path, part, model)
     arrays = dict(stored.arrays)
-    _check(path, stored.kind, arrays, stored.fields, model)
     bound = (model.name, model.hash, model.tokenizer.hash, dict(training or {}))
     about = {"kind": stored.kind, **stored.fields, **dict(zip(_BOUND, bound, strict=True))}
     text = json.dumps(about, indent=2, sort_keys=True) + "\n"
@@ -89,6 +149,10 @@ def stored_form(adapter: Adapter) -> StoredAdapter:
     Raises:
       AdapterError: an adapter of no registered kind.
     """
+    if isinstance(adapter, Composition):
+        parts = [stored_form(part) for part in adapter.parts]
+        arrays = {f"{i}/{name}": leaf for i, part in enumerate(parts) for name, leaf in part.arrays.items()}
+        return StoredAdapter("+".join(part.kind for part in parts), arrays, {"parts": [p.fields for p in parts]})
     for kind, entry in ADAPTERS.items():
         if type(adapter) is entry.type:
             leaves, fields = entry.to_arrays(adapter)
@@ -129,7 +193,8 @@ def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = N
             f"{path} is not a readable adapter ({type(error).__name__}: {error}); it needs {sidecar.name} beside it."
         ) from error
     found = about.pop("kind", None)
-    if not isinstance(found, str) or found not in ADAPTERS:
+    kinds = found.split("+") if isinstance(found, str) else []
+    if not kinds or not set(kinds) <= set(ADAPTERS):
         raise AdapterError(f"{path} is a {found!r}; expected one of {', '.join(sorted(ADAPTERS))}.")
     if kind not in (None, found):
         raise AdapterError(f"{path} is a {found!r}; expected a {kind!r}.")
@@ -137,8 +202,29 @@ def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = N
         raise AdapterError(f"{sidecar} has no {', '.join(absent)}: expected the sidecar that save_adapter writes.")
     bound = {name: about.pop(name) for name in _BOUND}
     _check_base(path, bound, model)
-    fields = _check(path, found, arrays, about, model)
-    return ADAPTERS[found].from_arrays(arrays, fields)
+    return _restored(path, StoredAdapter(found, arrays, about), model)
+
+
+def _parts(path: Path, stored: StoredAdapter) -> list[StoredAdapter]:
+    """Takes the stored form of a composition apart; that of another adapter is its only part."""
+    kinds = stored.kind.split("+")
+    if len(kinds) == 1:
+        return [stored]
+    fields = stored.fields.get("parts")
+    if not isinstance(fields, list) or len(fields) != len(kinds) or not all(isinstance(each, dict) for each in fields):
+        raise AdapterError(f"{path} has no parts for {stored.kind}: expected a list of {len(kinds)} JSON objects.")
+    arrays: list[dict[str, np.ndarray]] = [{} for _ in kinds]
+    for name, value in stored.arrays.items():
+        number, _, own = name.partition("/")
+        if not number.isdecimal() or int(number) >= len(kinds):
+            raise AdapterError(f"{path} holds the array {name!r}: expected 0/NAME to {len(kinds) - 1}/NAME.")
+        arrays[int(number)][own] = value
+    return [StoredAdapter(*part) for part in zip(kinds, arrays, fields, strict=True)]
+
+
+def _restored(path: Path, stored: StoredAdapter, model: LanguageModel) -> Adapter:
+    checked = ((part, _check(path, part, model)) for part in _parts(path, stored))
+    return compose(*(ADAPTERS[part.kind].from_arrays(part.arrays, fields) for part, fields in checked))
 
 
 def _load_peft(path: Path, model: LanguageModel, kind: str | None) -> Adapter:
@@ -146,9 +232,7 @@ def _load_peft(path: Path, model: LanguageModel, kind: str | None) -> Adapter:
     if kind not in (None, stored.kind):
         raise AdapterError(f"{path} is a {stored.kind!r}; expected a {kind!r}.")
     _check_base(path, metadata, model)
-    return ADAPTERS[stored.kind].from_arrays(
-        stored.arrays, _check(path, stored.kind, stored.arrays, stored.fields, model)
-    )
+    return _restored(path, stored, model)
 
 
 def _check_base(path: Path, bound: Mapping[str, Any], model: LanguageModel) -> None:
@@ -170,13 +254,11 @@ def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _check(
-    path: Path, kind: str, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any], model: LanguageModel
-) -> dict[str, Any]:
+def _check(path: Path, stored: StoredAdapter, model: LanguageModel) -> dict[str, Any]:
     """Checks the contents of a file against what its kind and the model call for; returns all static fields."""
-    entry = ADAPTERS[kind]
+    kind, arrays, entry = stored.kind, stored.arrays, ADAPTERS[stored.kind]
     try:
-        filled = fill(entry.fields, fields, "sidecar field")
+        filled = fill(entry.fields, stored.fields, "sidecar field")
         expected = entry.shapes(model, arrays, filled)
     except (AdapterError, ConfigError) as error:
         raise AdapterError(f"{path} is not a {kind} for {model.name}: {error}") from error

@@ -17,14 +17,14 @@ import numpy as np
 from edgesafe_jax.adapters.kind import AdapterKind, Option
 from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, check_counts, lookup
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Array, PRNGKey
+from edgesafe_jax.typing import Adapter, Array, PRNGKey
 
 PLACEMENT = "before_chat_template"
 """Position of the vectors: in front of everything that the chat template renders."""
 
 
 @flax.struct.dataclass
-class SoftPrompt:
+class SoftPrompt(Adapter):
     """P trained vectors in front of the chat.
 
     Attributes:
@@ -42,8 +42,9 @@ class SoftPrompt:
         """The vectors themselves."""
         return self.embeddings
 
-    def low_rank(self) -> None:
-        """Returns None: a soft prompt leaves the matrices as they are."""
+    def slots(self) -> frozenset[str]:
+        """The virtual positions."""
+        return frozenset({"virtual positions"})
 
 
 def init_soft_prompt(
@@ -67,39 +68,44 @@ def init_soft_prompt(
     Raises:
       ConfigError: an unknown `init`, an empty text or a P below one.
     """
-    draw = lookup(_INITS, init, "init")
+    lookup(INITS, init, "init")
+    if init == "random":
+        check_counts(num_virtual=num_virtual)
+        assert num_virtual is not None
+        table = model.params["embedding"].astype(jnp.float32)
+        noise = jax.random.normal(key, (num_virtual, table.shape[1]), jnp.float32)
+        return SoftPrompt(jnp.mean(table, axis=0)[None] + noise * jnp.std(table, axis=0)[None])
+    ids = initial_ids(key, model, init=init, text=text, num_virtual=num_virtual)
+    return SoftPrompt(jnp.take(model.params["embedding"], ids, axis=0).astype(jnp.float32))
+
+
+INITS: dict[str, None] = dict.fromkeys(("text", "vocabulary", "random"))
+"""How virtual positions can start."""
+
+
+def initial_ids(key: PRNGKey, model: LanguageModel, *, init: str, text: str, num_virtual: int | None) -> Array:
+    """Returns the tokens `[P]` from which virtual positions start.
+
+    Args:
+      key: random key; unused by `"text"`.
+      model: whose tokenizer is used.
+      init: `"text"` for those of the text, repeated or cut to fit; `"vocabulary"` for ones drawn uniformly.
+      text: the instruction.
+      num_virtual: P; default as many as the text has tokens.
+
+    Raises:
+      ConfigError: an empty text or a P below one.
+    """
     ids = model.tokenizer.encode(text) if init == "text" and text else []
     if init == "text" and not ids:
-        raise ConfigError("The instruction text is empty: a soft prompt needs at least one token to start from.")
+        raise ConfigError("The instruction text is empty: virtual positions need at least one token to start from.")
     if num_virtual is None and ids:
         num_virtual = len(ids)
     check_counts(num_virtual=num_virtual)
     assert num_virtual is not None
-    return SoftPrompt(draw(key, model, ids, num_virtual))
-
-
-def _from_text(key: PRNGKey, model: LanguageModel, ids: list[int], num_virtual: int) -> Array:
-    del key
-    return _rows(model, jnp.array((ids * (num_virtual // len(ids) + 1))[:num_virtual], jnp.int32))
-
-
-def _from_vocabulary(key: PRNGKey, model: LanguageModel, ids: list[int], num_virtual: int) -> Array:
-    del ids
-    return _rows(model, jax.random.randint(key, (num_virtual,), 0, model.tokenizer.vocab_size))
-
-
-def _random(key: PRNGKey, model: LanguageModel, ids: list[int], num_virtual: int) -> Array:
-    del ids
-    table = model.params["embedding"].astype(jnp.float32)
-    noise = jax.random.normal(key, (num_virtual, table.shape[1]), jnp.float32)
-    return jnp.mean(table, axis=0)[None] + noise * jnp.std(table, axis=0)[None]
-
-
-def _rows(model: LanguageModel, ids: Array) -> Array:
-    return jnp.take(model.params["embedding"], ids, axis=0).astype(jnp.float32)
-
-
-_INITS = {"text": _from_text, "vocabulary": _from_vocabulary, "random": _random}
+    if init == "vocabulary":
+        return jax.random.randint(key, (num_virtual,), 0, model.tokenizer.vocab_size)
+    return jnp.array((ids * (num_virtual // len(ids) + 1))[:num_virtual], jnp.int32)
 
 
 def _shapes(
@@ -112,7 +118,7 @@ def _shapes(
 SOFT_PROMPT = AdapterKind(
     type=SoftPrompt,
     init=init_soft_prompt,
-    options={"init": Option("text", tuple(_INITS)), "text": Option(""), "num_virtual": Option(None, POSITIVE_COUNT)},
+    options={"init": Option("text", tuple(INITS)), "text": Option(""), "num_virtual": Option(None, POSITIVE_COUNT)},
     to_arrays=lambda prompt: (
         {"embeddings": prompt.embeddings},
         {"num_virtual": prompt.num_virtual, "placement": PLACEMENT},

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 from edgesafe_jax.models.matmul import matmul
-from edgesafe_jax.typing import Adapter, Array, LowRank, Params
+from edgesafe_jax.typing import IN_FRONT, Adapter, Array, LowRank, Params
 
 MASKED = -1e30
 """Attention score of a position that must not be seen; finite, so that an all-masked row stays finite."""
@@ -247,20 +247,25 @@ class Block(nn.Module):
         self,
         x: Array,
         past: tuple[tuple[Array, Array], ...],
-        low_rank: Mapping[str, Factors],
+        changes: Mapping[str, Any],
         cos: Array,
         sin: Array,
         masks: tuple[Array, ...],
     ) -> tuple[Array, tuple[tuple[Array, Array], Array]]:
-        """Returns the carry of the scan and what it stacks: keys and values, and the residual stream."""
+        """Returns the carry of the scan and what it stacks: keys and values, and the residual stream.
+
+        `changes` are an adapter's in this layer: the low-rank factors of each module, and the vector "output".
+        """
         c = self.config
         attended, key_values = Attention(c, self.matmul_dtype, name="attention")(
-            RMSNorm(c.rms_eps, name="attention_norm")(x), cos, sin, masks, past, low_rank.get("attention", {})
+            RMSNorm(c.rms_eps, name="attention_norm")(x), cos, sin, masks, past, changes.get("attention", {})
         )
         x = x + self._added(attended, "attention_post_norm")
         normed = RMSNorm(c.rms_eps, name="mlp_norm")(x)
-        fed = FeedForward(c, self.matmul_dtype, name="mlp")(normed, low_rank.get("mlp", {}))
+        fed = FeedForward(c, self.matmul_dtype, name="mlp")(normed, changes.get("mlp", {}))
         x = x + self._added(fed, "mlp_post_norm")
+        if (steering := changes.get("output")) is not None:
+            x = x + _expand(steering.astype(x.dtype), x.ndim)
         return x, (key_values, x)
 
     def _added(self, y: Array, post_norm: str) -> Array:
@@ -314,9 +319,16 @@ class Decoder(nn.Module):
         """Dtype of the factors of matrix products."""
         return self.dtype if self.matmul_dtype is None else self.matmul_dtype
 
-    def embed(self, tokens: Array) -> Array:
-        """Looks tokens `[..., T]` up in the embedding table: `[..., T, D]`."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    def embed(self, tokens: Array, virtual: Array | None = None) -> Array:
+        """Looks tokens `[..., T]` up in the embedding table: `[..., T, D]`.
+
+        With virtual embeddings `[P, D]`, the id -1 - p stands for the p-th of them.
+        """
+        found = jnp.take(self.embedding, tokens if virtual is None else jnp.maximum(tokens, 0), axis=0)
+        if virtual is not None:
+            drawn = jnp.take(virtual, jnp.maximum(-1 - tokens, 0), axis=0).astype(found.dtype)
+            found = jnp.where((tokens < 0)[..., None], drawn, found)
+        return found.astype(self.dtype)
 
     def logits(self, hidden: Array) -> Array:
         """Maps hidden states `[..., D]` to float32 logits `[..., V]`."""
@@ -339,6 +351,8 @@ class Decoder(nn.Module):
         mask: Array | None = None,
         past: Sequence[KeyValues] = (),
         low_rank: LowRank | None = None,
+        steering: Array | None = None,
+        virtual: Array | None = None,
     ) -> DecoderOutput:
         """Runs the decoder over new positions.
 
@@ -346,7 +360,9 @@ class Decoder(nn.Module):
           tokens: `[B, T]` int32; exactly one of `tokens` and `embeddings` is given.
           embeddings: `[B, T, D]` input embeddings instead of tokens.
           adapter: its virtual positions are put in front of the sequence: they see `past` and one another and every
-            new position sees them. Its low-rank factors are used unless `low_rank` is given. None for the bare model.
+            new position sees them (at another placement, negative ids among the tokens stand for them, see `virtual`).
+            Its prefix is put in front of `past`; the first new position follows both. What it changes in the layers
+            is used unless `low_rank` or `steering` is given. None for the bare model.
           where: `[B, T]` bool, which positions exist (padding may be anywhere); default all.
           positions: `[B | 1, T]` int32, rotary positions of the new tokens, counted from the first position after the
             adapter; default: the number of existing positions before each one, after those of `past`.
@@ -354,6 +370,8 @@ class Decoder(nn.Module):
           past: blocks of keys and values that every new position sees, in the order of their positions.
           low_rank: factors of what is added to the matrices of the layers, or None. Past blocks are as they were
             computed: give the same factors there.
+          steering: `[L, D]`, added to the output of each layer at every new position, or None.
+          virtual: `[P, D]` embeddings for which the ids -1 to -P stand; None where all ids are tokens.
 
         Returns:
           Hidden states, keys and values. See `DecoderOutput`.
@@ -363,9 +381,14 @@ class Decoder(nn.Module):
         """
         if (tokens is None) == (embeddings is None):
             raise ConfigError("Give exactly one of tokens and embeddings.")
+        of_adapter = {**behind(adapter), **_given(low_rank=low_rank, steering=steering, virtual=virtual)}
+        in_front = adapter.virtual_embeddings() if adapter is not None and adapter.placement == IN_FRONT else None
+        prefix = _prefix_block(adapter)
+        if prefix is not None:
+            past = (prefix, *past)
         if embeddings is None:
             assert tokens is not None
-            embeddings = self.embed(tokens)
+            embeddings = self.embed(tokens, of_adapter.get("virtual"))
         embeddings = embeddings.astype(self.dtype)
         batch, length = embeddings.shape[:2]
         if where is None:
@@ -380,12 +403,11 @@ class Decoder(nn.Module):
             mask = causal_mask(where)
 
         num_virtual = 0
-        low_rank = low_rank_of(adapter) if low_rank is None else low_rank
-        virtual = None if adapter is None else adapter.virtual_embeddings()  # [P, D]
-        if virtual is not None:
-            virtual = virtual.astype(self.dtype)
-            num_virtual = virtual.shape[0]
-            embeddings = jnp.concatenate([jnp.broadcast_to(virtual[None], (batch, *virtual.shape)), embeddings], axis=1)
+        if in_front is not None:
+            in_front = in_front.astype(self.dtype)
+            num_virtual = in_front.shape[0]
+            repeated = jnp.broadcast_to(in_front[None], (batch, *in_front.shape))
+            embeddings = jnp.concatenate([repeated, embeddings], axis=1)
             ahead = offset[:, None] + jnp.arange(num_virtual, dtype=jnp.int32)[None]
             rows = max(ahead.shape[0], positions.shape[0])
             positions = jnp.concatenate(
@@ -412,9 +434,12 @@ class Decoder(nn.Module):
             masks.append(exists[:, None, :])
         masks.append(mask)
         past_arrays = tuple((b.keys.astype(self.dtype), b.values.astype(self.dtype)) for b in past)
-        x, ((keys, values), layer_hidden) = self.layers(embeddings, past_arrays, low_rank or {}, cos, sin, tuple(masks))
-        if num_virtual:
-            where = jnp.pad(where, ((0, 0), (num_virtual, 0)), constant_values=True)
+        changes = {**of_adapter.get("low_rank", {}), **_given(output=of_adapter.get("steering"))}
+        x, ((keys, values), layer_hidden) = self.layers(embeddings, past_arrays, changes, cos, sin, tuple(masks))
+        if prefix is not None:
+            keys, values = (_joined(*pair) for pair in zip(past_arrays[0], (keys, values), strict=True))
+        if keys.shape[3] > length:
+            where = jnp.pad(where, ((0, 0), (keys.shape[3] - length, 0)), constant_values=True)
         return DecoderOutput(
             hidden=self.final_norm(x[:, num_virtual:]),
             key_values=KeyValues(keys=keys, values=values, where=where),
@@ -425,6 +450,32 @@ class Decoder(nn.Module):
 def low_rank_of(adapter: Adapter | None) -> LowRank | None:
     """The low-rank factors of an adapter for passes that continue behind its virtual positions; or None."""
     return None if adapter is None else adapter.low_rank()
+
+
+def behind(adapter: Adapter | None) -> dict[str, Any]:
+    """What passes behind an adapter's first block of keys and values need of it, as keyword arguments of a `Decoder`.
+
+    Its prefix and the virtual positions in front are in the block already.
+    """
+    if adapter is None:
+        return {}
+    virtual = None if adapter.placement == IN_FRONT else adapter.virtual_embeddings()
+    return _given(low_rank=adapter.low_rank(), steering=adapter.steering(), virtual=virtual)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _joined(shared: Array, new: Array) -> Array:
+    """Puts keys or values `[L, 1, K, P, E]` of all rows in front of those of each, `[L, B, K, T, E]`."""
+    return jnp.concatenate([jnp.broadcast_to(shared, (*new.shape[:3], *shared.shape[3:])), new], axis=3)
+
+
+def _prefix_block(adapter: Adapter | None) -> KeyValues | None:
+    """The keys and values that an adapter puts in front of everything, shared by the batch."""
+    found = None if adapter is None else adapter.prefix()
+    return None if found is None else KeyValues(keys=found[0][:, None], values=found[1][:, None])
 
 
 def _past_length(past: Sequence[KeyValues]) -> Array:

@@ -9,18 +9,19 @@ to, and every row draws from a random stream of its own.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, check_counts, check_texts
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Adapter, Array, LowRank, Params, PRNGKey, ProgressFn
+from edgesafe_jax.typing import Adapter, Array, Params, PRNGKey, ProgressFn
 
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 """Lengths, in positions, to which rows are padded; longer ones to multiples of the last."""
@@ -149,7 +150,7 @@ def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> tuple[Array, Ar
 def _generate(
     decoder: Decoder,
     params: Params,
-    low_rank: LowRank | None,
+    attached: Mapping[str, Any],
     shared: KeyValues,
     tokens: Array,
     where: Array,
@@ -173,7 +174,7 @@ def _generate(
     batch, length = tokens.shape
     variables = {"params": params}
     prefill: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        variables, tokens, where=where, past=(shared,), low_rank=low_rank
+        variables, tokens, where=where, past=(shared,), **attached
     )
     counts = jnp.sum(where, axis=1, dtype=jnp.int32)
     last = jnp.take_along_axis(prefill.hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
@@ -218,7 +219,7 @@ def _generate(
             token[:, None],
             positions=(shared_length + counts + step)[:, None],
             past=(shared, cache),
-            low_rank=low_rank,
+            **attached,
         )
         slot = length + step
         cache = KeyValues(
@@ -358,7 +359,7 @@ class _Run:
         return _generate(
             model.decoder,
             model.params,
-            low_rank_of(self.adapter),
+            behind(self.adapter),
             self.shared,
             tokens,
             where,

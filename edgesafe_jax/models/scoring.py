@@ -1,7 +1,8 @@
 """Log-likelihood of given answers: multiple choice and divergence from the base model."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 from edgesafe_jax import losses
 from edgesafe_jax.errors import ConfigError, check_counts, check_texts
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.generation import (
     PROMPT_BUCKETS,
@@ -19,21 +20,21 @@ from edgesafe_jax.models.generation import (
     pad_tokens,
 )
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Adapter, Array, LowRank, Params, ProgressFn
+from edgesafe_jax.typing import Adapter, Array, Params, ProgressFn
 
 
 @functools.partial(jax.jit, static_argnames=("decoder",))
 def _hidden(
     decoder: Decoder,
     params: Params,
-    low_rank: LowRank | None,
+    attached: Mapping[str, Any],
     shared: KeyValues,
     tokens: Array,
     where: Array,
 ) -> Array:
     """Returns the hidden states of all positions, `[B, T, D]`."""
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, tokens, where=where, past=(shared,), low_rank=low_rank
+        {"params": params}, tokens, where=where, past=(shared,), **attached
     )
     return output.hidden
 
@@ -83,7 +84,7 @@ def _hidden_of(
     tokens, where = pad_tokens(rows, pad_id=model.tokenizer.pad_id, length=total)
     answer, answer_where = pad_tokens(answers, pad_id=model.tokenizer.pad_id, length=length)
     start = np.array([len(p) for p in prompts], np.int32)
-    hidden = _hidden(model.decoder, model.params, low_rank_of(adapter), shared, tokens, where)
+    hidden = _hidden(model.decoder, model.params, behind(adapter), shared, tokens, where)
     return _answer_hidden(hidden, start, num_answer=length), answer, answer_where
 
 

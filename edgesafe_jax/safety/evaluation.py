@@ -349,8 +349,9 @@ def costs(
     base = flops_per_token(config, context=context)
     guard = flops_per_token(dataclasses.replace(config, num_layers=guard_layers), context=context, with_head=False)
     added = sum(leaf.size for leaf in jax.tree.leaves(adapter))
-    # Factors of matrices are multiplied and added for every token; virtual positions are computed once.
-    factors = 2.0 * (added - virtual * config.embed_dim)
+    # Factors of matrices are multiplied and added for every token; what is in front of them is computed once.
+    in_front = sum(leaf.size for leaf in jax.tree.leaves((adapter.virtual_embeddings(), adapter.prefix())))
+    factors = 2.0 * (added - in_front)
     rows = {
         "base": (params, base),
         "system": (params + guard_params, base + guard),

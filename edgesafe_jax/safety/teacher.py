@@ -25,7 +25,7 @@ import safetensors.numpy
 from edgesafe_jax import losses
 from edgesafe_jax.errors import ConfigError, check_counts, check_texts
 from edgesafe_jax.guards.verdicts import checked
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of
+from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.generation import Generation, bucket_length, encode_prompts, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
@@ -93,7 +93,7 @@ def outcome_hidden(
     """
     shared: KeyValues = encode_shared(decoder, params, adapter, head)
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, batch.tokens, where=batch.where, past=(shared,), low_rank=low_rank_of(adapter)
+        {"params": params}, batch.tokens, where=batch.where, past=(shared,), **behind(adapter)
     )
     offsets = np.arange(batch.outcome.shape[1], dtype=np.int32)
     columns = jnp.minimum(batch.start[:, None] + offsets[None], batch.tokens.shape[1] - 1)

@@ -23,7 +23,7 @@ import optax
 from jax.sharding import Mesh
 
 from edgesafe_jax import losses, parallel
-from edgesafe_jax.adapters import make_adapter
+from edgesafe_jax.adapters import Examples, fit_adapter, make_adapter
 from edgesafe_jax.errors import ConfigError, check_texts
 from edgesafe_jax.guards.verdicts import Guard
 from edgesafe_jax.models.decoder import Decoder
@@ -191,11 +191,19 @@ def distil(
     )
     with parallel.main_process_first("alignment/teacher"):
         teacher = make_teacher(system, prompts, labels, workdir, options)
+        adapter = fit_adapter(adapter, system.model, _examples(teacher))
     seconds = time.monotonic() - started
     _log.info(f"teacher ready after {seconds:.0f} s; training {settings.num_steps} steps")
     trained = _train(system, teacher, objective, adapter, settings, workdir)
     _log.info(f"trained after {time.monotonic() - started:.0f} s")
     return Aligned(parallel.to_local(trained.params["mean"]), read_metrics(workdir))
+
+
+def _examples(teacher: Teacher) -> Examples:
+    """The prompts that are trained on, with the teacher's P(refuse)."""
+    kept_out = {text for texts in teacher.held_out.values() for text in texts}
+    chosen = [i for i, text in enumerate(teacher.texts) if text not in kept_out]
+    return Examples([teacher.texts[i] for i in chosen], teacher.data.refusal_prob[chosen])
 
 
 def _checked_objective(settings: AlignSettings, labels: Sequence[str]) -> Objective:

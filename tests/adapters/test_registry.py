@@ -23,7 +23,6 @@ from edgesafe_jax.adapters import (
 )
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.safety.teacher import refusal_margins
-from edgesafe_jax.typing import Adapter
 from tests.tiny import make_tiny_tokenizer
 
 
@@ -76,23 +75,40 @@ def test_a_lora_whose_sidecar_says_no_rank_is_read(tiny_model, stored_lora):
     chex.assert_trees_all_equal(load_adapter(path, tiny_model), lora)
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-def test_every_kind_is_made_by_name_and_survives_storage(tiny_model, tmp_path, kind):
-    options = {"soft_prompt": {"text": "hello"}, "lora": {"rank": 2}}[kind]
-    adapter = make_adapter(jax.random.key(0), kind, tiny_model, **options)
-    assert isinstance(adapter, Adapter)
-    path = tmp_path / "a.safetensors"
-    save_adapter(path, adapter, tiny_model)
-    chex.assert_trees_all_equal(load_adapter(path, tiny_model, kind=kind), adapter)
-    other = next(name for name in ADAPTERS if name != kind)
-    with pytest.raises(AdapterError, match=f"is a '{kind}'; expected a '{other}'"):
-        load_adapter(path, tiny_model, kind=other)
+def test_a_file_of_another_kind_is_refused_where_one_is_expected(tiny_model, stored_lora):
+    path, _ = stored_lora
+    with pytest.raises(AdapterError, match="is a 'lora'; expected a 'soft_prompt'"):
+        load_adapter(path, tiny_model, kind="soft_prompt")
+
+
+def test_compositions_that_do_not_fit_are_refused(tiny_model, tmp_path):
+    path = tmp_path / "both.safetensors"
+    options = {"soft_prompt": {"text": "hello"}, "lora": {"rank": 2}}
+    save_adapter(path, make_adapter(jax.random.key(0), "soft_prompt+lora", tiny_model, **options), tiny_model)
+    about, arrays = json.loads(path.with_suffix(".json").read_text()), safetensors.numpy.load_file(path)
+    for fields, message in (
+        ({"parts": ...}, "no parts for soft_prompt.lora: expected a list of 2"),
+        ({"parts": about["parts"][:1]}, "expected a list of 2"),
+        ({"kind": "lora+soft_prompt"}, "is not a lora for tiny: sidecar field='num_virtual'"),
+        ({"kind": "soft_prompt+lara"}, "expected one of lora, prefix, soft_prompt"),
+        ({"kind": "soft_prompt+lora", "parts": about["parts"]}, None),
+    ):
+        change_sidecar(path, **fields)
+        if message is None:
+            load_adapter(path, tiny_model)
+            continue
+        with pytest.raises(AdapterError, match=message):
+            load_adapter(path, tiny_model)
+        change_sidecar(path, **about)
+    safetensors.numpy.save_file({**arrays, "2/embeddings": arrays["0/embeddings"]}, path)
+    with pytest.raises(AdapterError, match="'2/embeddings': expected 0/NAME to 1/NAME"):
+        load_adapter(path, tiny_model)
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("prefix", {}, "kind='prefix': expected one of lora, soft_prompt"),
+        ("adapter", {}, "kind='adapter': expected one of lora, prefix, soft_prompt, steering"),
         ("lorra", {}, "Did you mean 'lora'"),
         ("lora", {}, "lora option rank is missing"),
         ("lora", {"rank": 2, "alfa": 1.0}, "lora option='alfa': expected one of alpha, .* Did you mean 'alpha'"),
@@ -110,7 +126,7 @@ def test_options_that_mean_nothing(tiny_model, kind, options, message):
 
 
 def test_an_adapter_of_no_registered_kind_is_not_stored(tiny_model, tmp_path):
-    with pytest.raises(AdapterError, match=r"A dict cannot be stored: .* lora, soft_prompt"):
+    with pytest.raises(AdapterError, match=r"A dict cannot be stored: .* lora, prefix, soft_prompt"):
         save_adapter(tmp_path / "a.safetensors", {"embeddings": jnp.zeros((2, 16))}, tiny_model)
 
 
@@ -195,9 +211,9 @@ def test_arrays_that_do_not_fit_are_refused(tiny_model, stored_lora, change, mes
         ("lora", {"use_rslora": True}, "sidecar field='use_rslora': expected one of first_layer, rank, scale"),
         ("lora", {"base_model_hash": ...}, "has no base_model_hash"),
         ("lora", {"tokenizer_hash": ..., "training": ...}, "has no tokenizer_hash, training"),
-        ("lora", {"kind": ...}, "is a None; expected one of lora, soft_prompt"),
-        ("lora", {"kind": "prefix"}, "is a 'prefix'; expected one of lora, soft_prompt"),
-        ("lora", {"kind": ["lora"]}, "expected one of lora, soft_prompt"),
+        ("lora", {"kind": ...}, "is a None; expected one of lora, prefix, soft_prompt"),
+        ("lora", {"kind": "loro"}, "is a 'loro'; expected one of lora, prefix, soft_prompt"),
+        ("lora", {"kind": ["lora"]}, "expected one of lora, prefix, soft_prompt"),
         ("lora", {"kind": "soft_prompt"}, "sidecar field="),
         ("soft_prompt", {"kind": "lora"}, "sidecar field='num_virtual'"),
         ("soft_prompt", {"placement": "behind"}, "placement='behind': expected one of before_chat_template"),

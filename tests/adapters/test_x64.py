@@ -12,7 +12,9 @@ OPTIONS = {
     "text": ("soft_prompt", {"init": "text", "text": "hello", "num_virtual": 4}),
     "vocabulary": ("soft_prompt", {"init": "vocabulary", "num_virtual": 4}),
     "random": ("soft_prompt", {"init": "random", "num_virtual": 4}),
+    "prefix": ("prefix", {"init": "random", "num_virtual": 4}),
     "lora": ("lora", {"rank": 2, "alpha": 3, "first_layer": 1}),
+    "steering": ("steering", {"layers": (1,)}),
 }
 
 
@@ -25,7 +27,7 @@ def test_adapters_are_made_stored_and_read_in_float32(tiny_model, tmp_path, name
         save_adapter(path, made, tiny_model)
         found = load_adapter(path, tiny_model)
         chex.assert_trees_all_equal(found, made)
-        factors = [made.virtual_embeddings(), made.low_rank()]
+        factors = [made.virtual_embeddings(), made.prefix(), made.low_rank(), made.steering()]
         if kind == "lora":
             merged = merge_lora(tiny_model, made)
             chex.assert_trees_all_equal_dtypes(merged.params, tiny_model.params)

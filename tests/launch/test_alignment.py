@@ -265,9 +265,11 @@ def test_evaluation_writes_summary_and_report(finished, monkeypatch, capsys):
     assert "StrongREJECT" in capsys.readouterr().out
 
 
-def test_a_lora_is_distilled_resumed_and_evaluated_from_a_config(tmp_path, monkeypatch):
+def test_a_composition_is_distilled_resumed_and_evaluated_from_a_config(tmp_path, monkeypatch):
     config = small()
-    config["adapter"] |= {"kind": "lora", "lora": {"rank": 2, "alpha": 4.0, "targets": ["mlp/down"], "first_layer": 1}}
+    lora = {"rank": 2, "alpha": 4.0, "targets": ["mlp/down"], "first_layer": 1}
+    config["adapter"] |= {"kind": "lora+steering", "lora": lora}
+    config["adapter"]["steering"] |= {"layers": [0, 2], "init": "contrastive"}
     config["evaluation"] |= {"plain": 0, "strongreject": 2, "sensitive": 2, "num_choices": 2, "num_kl": 2}
     with monkeypatch.context() as patch:
         patch.setattr(training, "write_margins", interrupted := unittest.mock.Mock(side_effect=KeyboardInterrupt))
@@ -276,15 +278,18 @@ def test_a_lora_is_distilled_resumed_and_evaluated_from_a_config(tmp_path, monke
     assert interrupted.called  # after step 2 of 4
     stored = load_file(alignment.train(config, tmp_path))
     assert {name: array.shape for name, array in stored.items()} == {
-        "mlp/down/down": (2, 24, 2),
-        "mlp/down/up": (2, 2, 16),
+        "0/mlp/down/down": (2, 24, 2),
+        "0/mlp/down/up": (2, 2, 16),
+        "1/vectors": (2, 16),
     }
-    assert np.any(stored["mlp/down/up"] != 0)
+    assert np.any(stored["0/mlp/down/up"] != 0)
+    assert np.max(np.abs(stored["1/vectors"])) > 0.02  # the contrast, and not four steps alone
     alignment.evaluate(alignment.read_run(tmp_path), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["alignment/cost/student/params"] - summary["alignment/cost/base/params"] == 2 * 2 * (24 + 16)
+    size = 2 * 2 * (24 + 16) + 2 * 16
+    assert summary["alignment/cost/student/params"] - summary["alignment/cost/base/params"] == size
     cost = summary["alignment/cost/student/flops_per_token"] - summary["alignment/cost/base/flops_per_token"]
-    assert cost == 2 * 2 * 2 * (24 + 16)
+    assert cost == 2 * size
 
 
 def test_a_run_of_an_earlier_version_is_evaluated(finished, tmp_path):
@@ -389,8 +394,10 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         (
             "adapter",
             {"kind": "lara"},
-            "config.adapter.kind='lara': expected one of lora, soft_prompt. Did you mean 'lora'?",
+            "config.adapter.kind='lara': expected one of lora, prefix, soft_prompt, steering. Did you mean 'lora'?",
         ),
+        ("adapter", {"kind": "lora+lora"}, "config.adapter.kind='lora+lora' names a kind twice"),
+        ("adapter", {"kind": "prefix+lora", "lora": {"layers": [1]}}, "config.adapter.lora: option='layers'"),
         ("adapter", {"soft_prompt": {"num_virtual": 0}}, "config.adapter.soft_prompt.num_virtual=0"),
         ("adapter", {"kind": "lora", "lora": {"rank": 0}}, "config.adapter.lora.rank=0"),
         ("evaluation", {"judges": ("jury",)}, "config.evaluation.judges='jury'"),
