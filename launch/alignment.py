@@ -193,6 +193,15 @@ def load_judges(config: Config, guard: Guard) -> evaluation.Judges:
     return evaluation.make_judges(guard, load_sentence_encoder().encode, config["evaluation"]["judges"])
 
 
+def evaluation_sets(config: Config) -> dict[str, list[corpora.Prompt]]:
+    """Returns the prompts of a config's evaluation by set."""
+    sizes = {name: _count(size) for name, size in config["evaluation"].items() if name in prompts.EVALUATION_SETS}
+    files = corpora.read_files(config["evaluation"]["files"])
+    if sets := prompts.evaluation_prompts(sizes, _split(config)) | prompts.file_prompts(files):
+        return sets
+    raise ConfigError("config.evaluation leaves out every set of prompts: expected at least one above 0.")
+
+
 def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | None = None) -> evaluation.Evaluation:
     """Measures the adapter of a work directory and writes summary, report fragment and report.
 
@@ -204,21 +213,15 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
     Returns:
       What was measured.
     """
-    workdir = Path(workdir)
+    started, workdir, checkpoint = time.monotonic(), Path(workdir), checkpoint or workdir
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint = workdir if checkpoint is None else checkpoint
-    started, wanted = time.monotonic(), config["evaluation"]
     model, guard, system = load_system(config, checkpoint)
     adapter = adapters.load_adapter(_stored(checkpoint), model)
     # Both the system and the judges ask the guard about the base model's answers.
     once = judged_once(guard)
     system = dataclasses.replace(system, guard=_gate(config, once))
-    sizes = {name: _count(wanted[name]) for name in prompts.EVALUATION_SETS if name in wanted}
-    files = corpora.read_files(wanted["files"])
-    sets = prompts.evaluation_prompts(sizes, _split(config)) | prompts.file_prompts(files)
-    if not sets:
-        raise ConfigError("config.evaluation leaves out every set of prompts: expected at least one above 0.")
-    found = evaluation.evaluate(system, adapter, sets, load_judges(config, once), _evaluation_settings(config))
+    sets, judges = evaluation_sets(config), load_judges(config, once)
+    found = evaluation.evaluate(system, adapter, sets, judges, _evaluation_settings(config))
     size = sum(leaf.size for leaf in jax.tree.leaves((guard.head, guard.adapter)))
     costs = evaluation.costs(model, adapter, guard_params=size, guard_layers=max(guard.layers))
     tables = report.write_report(

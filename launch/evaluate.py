@@ -5,6 +5,10 @@ r"""Measures an aligned model (safety, over-refusal, usefulness, cost) or a trai
 
 The first writes `summary.json` and `report.html` into the work directory. The second answers a user's own prompts
 (JSONL with `prompt` and, where known, `label`: harmful or benign) and writes one JSON line per prompt.
+
+    python -m launch.evaluate --runtime=llama_cpp --model=FILE.gguf
+
+runs safety, over-refusal and usefulness of an exported file inside a runtime, see `launch.runtimes`.
 """
 
 from collections.abc import Callable
@@ -14,7 +18,7 @@ from absl import app, flags
 
 from edgesafe_jax.corpora import read_prompts
 from edgesafe_jax.training.workdir import read_config
-from launch import alignment, errors, guards, startup
+from launch import alignment, errors, guards, runtimes, startup
 
 GUARDS: dict[str, Callable[[Path], object]] = {
     "guard_consistency": guards.evaluate_consistency,
@@ -28,7 +32,7 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Work directory of a finished run.")
     flags.DEFINE_string("prompts", None, "JSONL of prompts to answer instead of the packaged sets.")
     flags.DEFINE_string("output", None, "Where the answers go; default answers.jsonl in the work directory.")
-    flags.mark_flags_as_required(["checkpoint"])
+    runtimes.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -38,6 +42,11 @@ def main(argv: list[str]) -> None:
     startup.configure()
     with errors.reported():
         given = flags.FLAGS
+        if given.runtime:
+            runtimes.evaluate(given.runtime, given.model, given.checkpoint, given.sets, given.num_prompts)
+            return
+        if not given.checkpoint:
+            raise errors.ConfigError("expected --checkpoint=WORKDIR, or --runtime=llama_cpp with --model=FILE.")
         workdir = Path(given.checkpoint)
         task = read_config(workdir).get("task")
         if given.output and given.prompts is None:

@@ -1,10 +1,28 @@
 """Adapters in the formats of other programs, and measurements inside them.
 
-`EXPORTERS[name](adapter, model, path)` writes a directory in one format, with a model card.
+`EXPORTERS[name](adapter, model, path)` writes a directory in one format, with a model card. `RUNTIMES[name]` runs an
+exported file, and `evaluate_runtime` measures safety and usefulness there.
 """
 
 from edgesafe_jax.exporting.card import Measured, Provenance
 from edgesafe_jax.exporting.exporter import ExportError, Format, check_target
 from edgesafe_jax.exporting.registry import EXPORTERS, Exporter, make_exporter
+from edgesafe_jax.exporting.runtime import Runtime, RuntimeFailure, RuntimeSettings
+from edgesafe_jax.exporting.runtime_evaluation import RUNTIMES, evaluate_runtime, start_runtime
 
-__all__ = ["EXPORTERS", "ExportError", "Exporter", "Format", "Measured", "Provenance", "check_target", "make_exporter"]
+__all__ = [
+    "EXPORTERS",
+    "RUNTIMES",
+    "ExportError",
+    "Exporter",
+    "Format",
+    "Measured",
+    "Provenance",
+    "Runtime",
+    "RuntimeFailure",
+    "RuntimeSettings",
+    "check_target",
+    "evaluate_runtime",
+    "make_exporter",
+    "start_runtime",
+]

@@ -1,7 +1,7 @@
 """GGUF files as a base: where the matrices of a decoder lie in them, and copies with some tensors changed."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from edgesafe_jax.exporting.exporter import ExportError
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families.family import Family, GgufLayout
 from edgesafe_jax.models.gguf_files import layout_of
+
+GGUF_FILE = "model.gguf"
+"""The name of a model's file in an exported directory."""
 
 QuantType = gguf.GGMLQuantizationType
 
@@ -148,8 +151,3 @@ def write_tensors(writer: gguf.GGUFWriter, tensors: Mapping[str, Tensor]) -> Non
     for tensor in tensors.values():
         writer.write_tensor_data(tensor.data)
     writer.close()
-
-
-def strings(values: Sequence[str]) -> Field:
-    """A list of texts."""
-    return Field(list(values), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)

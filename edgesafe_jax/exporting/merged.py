@@ -5,57 +5,18 @@ float16, because rounding them to the few bits of a quantised base would lose th
 becomes one whose tensors keep their dtypes.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.flax
 
 from edgesafe_jax.adapters import LoRA
 from edgesafe_jax.adapters.lora import merge_params
+from edgesafe_jax.exporting.directory_base import copy_settings, read_tensors, write_tensors
 from edgesafe_jax.exporting.exporter import Format, base_files
-from edgesafe_jax.exporting.gguf_base import GgufBase, QuantType, copy_gguf, hf_name, stored_as
-from edgesafe_jax.models.directories import family_of, read_settings, weight_files
+from edgesafe_jax.exporting.gguf_base import GGUF_FILE, GgufBase, QuantType, copy_gguf, hf_name, stored_as
+from edgesafe_jax.models.directories import family_of, read_settings
 from edgesafe_jax.models.loading import LanguageModel, load_model
-
-KEPT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.json",
-    "merges.txt",
-)
-"""Files of a Hugging Face directory beside its weights."""
-
-GGUF_FILE = "model.gguf"
-
-
-def copy_settings(source: Path, folder: Path) -> None:
-    """Copies configuration and tokenizer of a Hugging Face directory."""
-    for pattern in KEPT_FILES:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
-
-
-def read_tensors(source: Path) -> dict[str, Any]:
-    """Reads all tensors of a Hugging Face directory in their own dtypes."""
-    tensors: dict[str, Any] = {}
-    for name, file in weight_files(source).items():
-        with safetensors.safe_open(file, framework="flax") as handle:
-            tensors[name] = handle.get_tensor(name)
-    return tensors
-
-
-def write_tensors(folder: Path, tensors: Mapping[str, Any]) -> None:
-    """Writes the weights of a Hugging Face directory as one file."""
-    safetensors.flax.save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _matrices(model: LanguageModel, lora: LoRA) -> dict[tuple[str, int], np.ndarray]:

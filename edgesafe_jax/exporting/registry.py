@@ -12,6 +12,7 @@ from edgesafe_jax.exporting.card import CARD_FILE, Provenance, make_card
 from edgesafe_jax.exporting.exporter import ExportError, Format, new_directory
 from edgesafe_jax.exporting.merged import MERGED
 from edgesafe_jax.exporting.peft import PEFT
+from edgesafe_jax.exporting.vocabulary_graft import VOCABULARY_GRAFT, VOCABULARY_GRAFT_UNTIED
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter
 
@@ -73,6 +74,8 @@ EXPORTERS: dict[str, Exporter] = {
     for name, made in {
         "peft": PEFT,
         "merged": MERGED,
+        "vocabulary_graft": VOCABULARY_GRAFT,
+        "vocabulary_graft_untied": VOCABULARY_GRAFT_UNTIED,
     }.items()
 }
 """Exporters by the name of their format."""

@@ -1,0 +1,214 @@
+"""Export of a soft prompt as tokens: its vectors become rows of the embedding table, its text opens every chat.
+
+Each vector is a new control token, and the chat template begins with these tokens, so that any program that reads the
+file and its template runs the model with its soft prompt. What else is in the file stays as it was, block for block.
+
+A new token must never be generated. Where the output head is a matrix of its own, each new token has a copy of the
+stored row of an old token in it: its logit equals that token's for every hidden state, so it is never above the
+maximum, and a greedy choice takes the first of equals. Where the head is the embedding table, the vectors themselves
+are rows of the head, and no row is below the maximum for all hidden states unless it is a convex combination of the
+others; there the metadata names the new tokens as suppressed (`tokenizer.ggml.suppress_tokens` of llama.cpp,
+`suppress_tokens` of transformers). The format `vocabulary_graft_untied` stores a head of its own instead, which costs
+the size of the table.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from edgesafe_jax.adapters import SoftPrompt
+from edgesafe_jax.exporting.directory_base import copy_settings, read_tensors, write_tensors
+from edgesafe_jax.exporting.exporter import ExportError, Format, base_files
+from edgesafe_jax.exporting.gguf_base import GGUF_FILE, Field, GgufBase, Tensor, copy_gguf, stored_as
+from edgesafe_jax.models.files import read_json
+from edgesafe_jax.models.loading import LanguageModel
+
+ROW_MULTIPLE = 64
+"""The number of rows of a GGUF table is filled up to a multiple, which the fast matrix products of runtimes need."""
+
+_CONTROL, _UNUSED = 3, 5  # GGUF token types
+_TABLE, _HEAD = "token_embd.weight", "output.weight"
+_SUPPRESSED = "tokenizer.ggml.suppress_tokens"
+
+
+def new_tokens(num: int, taken: Sequence[str], stem: str = "soft_prompt") -> list[str]:
+    """Returns names of new control tokens.
+
+    Args:
+      num: how many.
+      taken: the vocabulary.
+      stem: what the names begin with.
+
+    Raises:
+      ExportError: a name is taken, which is so where the model has been grafted already.
+    """
+    names = [f"<|{stem}_{index}|>" for index in range(num)]
+    if clash := sorted(set(names) & set(taken)):
+        raise ExportError(
+            f"The vocabulary of the base model has {clash[0]!r} already, so that it cannot grow by it: export from the "
+            "model without a soft prompt."
+        )
+    return names
+
+
+def opened(template: str, tokens: Sequence[str]) -> str:
+    """Returns a chat template that begins with tokens.
+
+    Raises:
+      ExportError: there is no template.
+    """
+    if not template:
+        raise ExportError("The base model has no chat template that could open with the soft prompt.")
+    return "{{ '" + "".join(tokens) + "' }}" + template
+
+
+def _write_gguf(model: LanguageModel, path: Path, target: Path, vectors: np.ndarray, untie: bool) -> dict[str, str]:
+    base = GgufBase(path, model.config)
+    table, head = base.tensors[_TABLE], base.tensors.get(_HEAD)
+    old, num = len(table.data), len(vectors)
+    tokens, types = base.value("tokenizer.ggml.tokens"), base.value("tokenizer.ggml.token_type")
+    if tokens is None or types is None or len(tokens) != old:
+        raise ExportError(
+            f"The vocabulary of {path} cannot grow: its table has {old} rows and its metadata "
+            f"{len(tokens or ())} tokens; expected as many."
+        )
+    names, filling = new_tokens(num, tokens), -(old + num) % ROW_MULTIPLE
+    spare = new_tokens(filling, tokens, "unused_row")
+    added = _encoded(path, np.concatenate([vectors, np.zeros((filling, vectors.shape[1]), np.float32)]), table)
+    tensors = {_TABLE: Tensor(np.concatenate([table.data, added.data]), added.type)}
+    if untie or head is not None:
+        kept = table if head is None else head
+        copied = int(np.argmin(np.sum(np.square(gguf.quants.dequantize(kept.data, kept.tensor_type)), axis=1)))
+        rows = np.repeat(kept.data[copied : copied + 1], num + filling, axis=0)
+        tensors[_HEAD] = Tensor(np.concatenate([kept.data, rows]), kept.tensor_type)
+        never = f"generated never: their rows of the output head are copies of that of token {copied}"
+    else:
+        never = "suppressed by the metadata, since the output head is the embedding table"
+    suppressed = [*base.value(_SUPPRESSED, []), *range(old, old + num + filling)]
+    fields = {
+        "tokenizer.ggml.tokens": _like(base, "tokenizer.ggml.tokens", [*tokens, *names, *spare]),
+        "tokenizer.ggml.token_type": _like(
+            base, "tokenizer.ggml.token_type", [*types, *[_CONTROL] * num, *[_UNUSED] * filling]
+        ),
+        _SUPPRESSED: Field(suppressed, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32),
+        "tokenizer.chat_template": Field(
+            opened(base.value("tokenizer.chat_template", ""), names), gguf.GGUFValueType.STRING
+        ),
+        # The chat begins with the soft prompt, and what the template writes follows it.
+        "tokenizer.ggml.add_bos_token": Field(False, gguf.GGUFValueType.BOOL),
+    }
+    if (size := base.value(f"{base.architecture}.vocab_size")) is not None:
+        fields[f"{base.architecture}.vocab_size"] = _like(base, f"{base.architecture}.vocab_size", size + num + filling)
+    if (scores := base.value("tokenizer.ggml.scores")) is not None:
+        fields["tokenizer.ggml.scores"] = _like(base, "tokenizer.ggml.scores", [*scores, *[0.0] * (num + filling)])
+    copy_gguf(base, target, tensors=tensors, fields=fields)
+    error = gguf.quants.dequantize(added.data, added.type)[:num] - vectors
+    return {
+        "New tokens": f"{num} (ids {old} to {old + num - 1}), {never}; {filling} unused rows behind them",
+        "Rounding of the vectors": f"{table.tensor_type.name}, {_relative(error, vectors):.2g} of their length",
+        "Size": f"{target.stat().st_size / path.stat().st_size - 1:+.3%} of the base file",
+    }
+
+
+def _relative(error: np.ndarray, vectors: np.ndarray) -> float:
+    return float(np.linalg.norm(error) / np.linalg.norm(vectors))
+
+
+def _encoded(path: Path, rows: np.ndarray, table: Any) -> Tensor:
+    try:
+        return stored_as(rows, table.tensor_type)
+    except NotImplementedError as error:
+        raise ExportError(
+            f"The vocabulary of {path} cannot grow: nothing here writes rows of its embedding table's type "
+            f"{table.tensor_type.name}. Expected F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0 or Q4_1: make the file again "
+            "with llama-quantize --token-embedding-type q8_0."
+        ) from error
+
+
+def _like(base: GgufBase, name: str, value: Any) -> Field:
+    """A field of the type that it has in the base file."""
+    types = base.reader.fields[name].types
+    return Field(value, types[0], types[-1] if types[0] == gguf.GGUFValueType.ARRAY else None)
+
+
+def _write_directory(
+    model: LanguageModel, path: Path, folder: Path, vectors: np.ndarray, untie: bool
+) -> dict[str, str]:
+    tensors, settings = read_tensors(path), read_json(path / "config.json", ExportError)
+    embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+    table = tensors[embedding]
+    first, num = model.tokenizer.max_id + 1, len(vectors)
+    names = new_tokens(num, list(json.loads(model.tokenizer.to_json())["model"]["vocab"]))
+    # A table may have more rows than there are tokens: those are taken first.
+    tensors[embedding] = _with_rows(table, first, vectors)
+    if tied := model.config.tie_embeddings and not untie:
+        tensors.pop(output, None)
+        never = "suppressed in generation_config.json, since the output head is the embedding table"
+    else:
+        head = np.asarray(table if model.config.tie_embeddings else tensors[output])
+        copied = int(np.argmin(np.sum(np.square(head[:first].astype(np.float32)), axis=1)))
+        tensors[output] = _with_rows(head, first, np.repeat(head[copied : copied + 1], num, axis=0))
+        never = f"generated never: their rows of the output head are copies of that of token {copied}"
+    copy_settings(path, folder)
+    write_tensors(folder, tensors)
+    settings |= {"vocab_size": len(tensors[embedding]), "tie_word_embeddings": tied}
+    _write_json(folder / "config.json", settings)
+    generation = read_json(folder / "generation_config.json", ExportError)
+    suppressed = [*(generation.get("suppress_tokens") or []), *range(first, first + num)]
+    eos = settings.get("eos_token_id", list(model.tokenizer.eos_ids))
+    _write_json(folder / "generation_config.json", {"eos_token_id": eos, **generation, "suppress_tokens": suppressed})
+    _write_tokenizer(model, folder, names)
+    return {"New tokens": f"{num} (ids {first} to {first + num - 1}), {never}"}
+
+
+def _with_rows(table: Any, first: int, rows: np.ndarray) -> np.ndarray:
+    """A table with rows put in from a place on, longer where they reach beyond its end."""
+    table = np.asarray(table)
+    return np.concatenate([table[:first], rows.astype(table.dtype), table[first + len(rows) :]])
+
+
+def _write_tokenizer(model: LanguageModel, folder: Path, names: Sequence[str]) -> None:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(model.tokenizer.to_json())
+    tokenizer.add_special_tokens(list(names))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = read_json(folder / "tokenizer_config.json", ExportError)
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    about.pop("added_tokens_decoder", None)  # tokenizer.json has them, the new ones too
+    about |= {"chat_template": opened(model.tokenizer.chat_template, names), "add_bos_token": False}
+    _write_json(folder / "tokenizer_config.json", about)
+
+
+def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(untie: bool, adapter: SoftPrompt, model: LanguageModel, folder: Path) -> Mapping[str, str]:
+    source = base_files(model)
+    vectors = np.asarray(adapter.embeddings, np.float32)
+    if source.kind == "gguf":
+        return _write_gguf(model, Path(source.path), folder / GGUF_FILE, vectors, untie)
+    return _write_directory(model, Path(source.path), folder, vectors, untie)
+
+
+def _format(untie: bool) -> Format:
+    return Format(
+        carries=("soft_prompt",),
+        write=functools.partial(_write, untie),
+        usage=(
+            "```\nllama-cli -m {path}/model.gguf -cnv --jinja\n```\n\n"
+            "or, where the base model is a Hugging Face directory, `AutoModelForCausalLM.from_pretrained('{path}')`. "
+            "The chat template carries the soft prompt: text that does not go through it is answered by the base model."
+        ),
+    )
+
+
+VOCABULARY_GRAFT = _format(untie=False)
+VOCABULARY_GRAFT_UNTIED = _format(untie=True)

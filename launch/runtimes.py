@@ -1,0 +1,58 @@
+r"""The evaluation of an exported model inside a runtime, a part of `launch.evaluate`.
+
+    python -m launch.evaluate --runtime=llama_cpp --model=FILE.gguf [--checkpoint=WORKDIR] [--sets=strongreject,plain]
+
+The sets, judges and numbers are those of the config of the work directory, or the defaults of
+configs/align_soft_prompt.py. The numbers are written beside the model as `FILE.evaluation/summary.json`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from configs import align_soft_prompt
+from edgesafe_jax.errors import ConfigError, lookup
+from edgesafe_jax.exporting import runtime_evaluation
+from edgesafe_jax.exporting.runtime import RuntimeSettings
+from edgesafe_jax.training import write_summary
+from launch import alignment
+
+
+def define_flags() -> None:
+    """Defines the flags of the runtime."""
+    flags.DEFINE_string("runtime", None, f"Evaluate inside one of {', '.join(runtime_evaluation.RUNTIMES)}.")
+    flags.DEFINE_string("model", None, "The file that the runtime runs.")
+    flags.DEFINE_list("sets", [], "Only these sets of prompts, with --runtime; default all of the config.")
+    flags.DEFINE_integer("num_prompts", -1, "Only the first prompts or questions of each set, with --runtime.")
+
+
+def evaluate(name: str, model: str | None, checkpoint: str | None, only: Sequence[str], num_prompts: int) -> None:
+    """Measures a model file inside a runtime, prints the table and writes the numbers."""
+    if not model:
+        raise ConfigError(f"--runtime={name} needs --model=FILE, the file that it runs.")
+    lookup(runtime_evaluation.RUNTIMES, name, "--runtime")
+    config = align_soft_prompt.get_config().to_dict() if checkpoint is None else alignment.read_run(checkpoint)
+    wanted, sets = config["evaluation"], alignment.evaluation_sets(config)
+    num = None if num_prompts < 1 else num_prompts
+    chosen = {each: lookup(sets, each, "--sets")[:num] for each in only or sets}
+    report = Path(f"{model}.evaluation")
+    # The runtime is started first: a file that it cannot load ends here.
+    with runtime_evaluation.start_runtime(name, model, RuntimeSettings(num_parallel=2)) as runtime:
+        _, guard, _ = alignment.load_system({**config, "matmul_dtype": "float32"}, report)
+        counts = {each: None if wanted[each] < 0 else wanted[each] for each in ("num_prefill", "num_choices")}
+        found = runtime_evaluation.evaluate_runtime(
+            runtime,
+            chosen,
+            alignment.load_judges(config, guard),
+            max_tokens=wanted["max_tokens"],
+            choices=() if only else wanted["multiple_choice"],
+            **{
+                each: count if num is None else num if count is None else min(num, count)
+                for each, count in counts.items()
+            },
+        )
+    print(runtime_evaluation.runtime_table(found).to_text())
+    report.mkdir(exist_ok=True)
+    write_summary(report, "runtime", runtime_evaluation.runtime_numbers(found))
+    print(f"numbers: {report / 'summary.json'}")

@@ -1,0 +1,124 @@
+"""Exported files inside llama.cpp: the same tokens as JAX, and what the runtime refuses."""
+
+import numpy as np
+import pytest
+
+from edgesafe_jax.corpora import Prompt
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.exporting import EXPORTERS
+from edgesafe_jax.exporting.gguf_base import GgufBase, QuantType, copy_gguf, stored_as
+from edgesafe_jax.exporting.llama_cpp import LlamaCpp
+from edgesafe_jax.exporting.runtime import RuntimeFailure, RuntimeSettings
+from edgesafe_jax.exporting.runtime_evaluation import (
+    evaluate_runtime,
+    runtime_numbers,
+    runtime_table,
+    start_runtime,
+)
+from edgesafe_jax.models import answer_log_probs, generate, load_model
+from edgesafe_jax.safety.evaluation import Judge, by_words
+
+PROMPTS = ["hello user", "in the 12th hell", "a"]
+EXACT = RuntimeSettings(num_threads=1, context=256, exact=True)
+
+
+@pytest.fixture(scope="module")
+def plain_model(disk, gguf_model):
+    """The base model in float32, in which the runtime rounds nothing."""
+    return load_model(str(disk / "plain.gguf"))
+
+
+@pytest.fixture(scope="module")
+def grafted(plain_model, soft_prompt, tmp_path_factory):
+    pytest.importorskip("xllamacpp", reason="needs the extra llama_cpp")
+    path = EXPORTERS["vocabulary_graft"](soft_prompt, plain_model, tmp_path_factory.mktemp("graft") / "out")
+    with LlamaCpp(path / "model.gguf", EXACT) as runtime:
+        yield path / "model.gguf", runtime
+
+
+def test_greedy_answers_are_those_of_jax_with_the_soft_prompt(grafted, plain_model, soft_prompt):
+    found = grafted[1].answer(PROMPTS, max_tokens=12)
+    expected = generate(plain_model, PROMPTS, max_tokens=12, adapter=soft_prompt)
+    ends = set(plain_model.tokenizer.eos_ids)
+    assert [[t for t in row if t not in ends] for row in found.tokens] == expected.tokens
+    assert (found.first_seconds > 0).all()
+    base = generate(plain_model, PROMPTS, max_tokens=12)
+    assert base.tokens != expected.tokens
+
+
+def test_log_probabilities_are_those_of_jax(grafted, plain_model):
+    answers = ["hell", " the", "in user"]
+    with LlamaCpp(plain_model.name, EXACT) as runtime:
+        total, count = runtime.answer_log_probs(PROMPTS, answers)
+    expected, num = answer_log_probs(plain_model, PROMPTS, answers)
+    np.testing.assert_array_equal(count, num)
+    np.testing.assert_allclose(total, expected, atol=1e-3)
+
+
+def test_new_tokens_cannot_be_generated(grafted, plain_model, soft_prompt):
+    _, runtime = grafted
+    new = plain_model.config.vocab_size + 2
+    [given] = [runtime.tokenize(runtime.chat(PROMPTS[0]))]
+    assert given[: soft_prompt.num_virtual] == list(range(new - 2, new - 2 + soft_prompt.num_virtual))
+    reply = runtime.complete(given, max_tokens=1, n_probs=1, logit_bias=[[new, 1e5]])
+    assert reply["tokens"][0] < plain_model.config.vocab_size
+    other = runtime.complete(given, max_tokens=1, n_probs=1, logit_bias=[[40, 1e5]])
+    assert other["tokens"] == [40]
+
+
+def test_a_prefilled_answer_goes_on(grafted, plain_model, soft_prompt):
+    [found] = grafted[1].answer(PROMPTS[:1], max_tokens=4, prefills=["hell"]).texts
+    [expected] = generate(plain_model, PROMPTS[:1], max_tokens=5, adapter=soft_prompt, prefills=["hell"]).texts
+    assert found == expected
+
+
+def test_an_evaluation_inside_the_runtime(grafted):
+    sets = {
+        "strongreject": [Prompt("hello", source="test", category="", label="harmful")],
+        "plain": [Prompt("in the", source="test", category="", label="benign")],
+    }
+    judges = {
+        "refused": Judge(by_words, "refusal"),
+        "teacher": Judge(lambda prompts, responses: np.full(len(prompts), 0.25), "unsafe"),
+    }
+    found = evaluate_runtime(grafted[1], sets, judges, max_tokens=4, num_prefill=None)
+    numbers = runtime_numbers(found)
+    assert list(found.judged) == ["strongreject", "plain", "prefill"]
+    assert numbers["plain/runtime/sgs_teacher"] == 1.0
+    assert numbers["speed/tokens_per_second"] > 0
+    assert "StrongREJECT" in runtime_table(found).to_text()
+
+
+def test_merged_weights_run(plain_model, lora, tmp_path):
+    pytest.importorskip("xllamacpp", reason="needs the extra llama_cpp")
+    path = EXPORTERS["merged"](lora, plain_model, tmp_path / "out") / "model.gguf"
+    # In float32 instead of float16, so that nothing is rounded.
+    merged = load_model(str(path))
+    base = GgufBase(path, merged.config)
+    exact = {n: stored_as(t.data, QuantType.F32) for n, t in base.tensors.items() if t.tensor_type == QuantType.F16}
+    copy_gguf(base, tmp_path / "exact.gguf", tensors=exact)
+    with LlamaCpp(tmp_path / "exact.gguf", EXACT) as runtime:
+        found = runtime.answer(PROMPTS, max_tokens=8)
+    expected = generate(merged, PROMPTS, max_tokens=8)
+    assert [row[: len(e)] for row, e in zip(found.tokens, expected.tokens, strict=True)] == expected.tokens
+
+
+def test_what_cannot_be_run_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeFailure, match="no model"):
+        LlamaCpp(tmp_path / "missing.gguf")
+    with pytest.raises(ConfigError, match="runtime='llama'"):
+        start_runtime("llama", tmp_path / "missing.gguf")
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF no")
+    monkeypatch.setitem(__import__("sys").modules, "xllamacpp", None)
+    with pytest.raises(RuntimeFailure, match=r"edgesafe-jax\[llama_cpp\]"):
+        LlamaCpp(tmp_path / "damaged.gguf")
+
+
+def test_a_damaged_file_and_a_stopped_runtime_are_refused(grafted, tmp_path):
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF no")
+    with pytest.raises(RuntimeFailure, match="cannot load"):
+        LlamaCpp(tmp_path / "damaged.gguf")
+    with LlamaCpp(grafted[0], EXACT) as runtime, pytest.raises(RuntimeFailure, match="refuses /completion"):
+        runtime.answer(["hello " * 600], max_tokens=4)
+    with pytest.raises(RuntimeFailure, match="stopped"):
+        runtime.answer(["hello"], max_tokens=4)
