@@ -120,6 +120,7 @@ def _adapter() -> ml_collections.ConfigDict:
     """Returns the kind of the student's adapter and the options of every kind; only those of the kind are read."""
     adapter = ml_collections.ConfigDict()
     adapter.kind = "soft_prompt"  # soft_prompt | prefix | lora | steering, or some joined by +
+    adapter.num_parameters = 0  # above 0: rank, layers and virtual positions with nearest to so many, instead of these
     adapter.soft_prompt = ml_collections.ConfigDict()
     adapter.soft_prompt.num_virtual = 46  # twice as many as the text has tokens, which is repeated
     adapter.soft_prompt.init = "text"  # text | vocabulary | random

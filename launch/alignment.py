@@ -14,7 +14,7 @@ import jax
 
 from configs import align_soft_prompt
 from edgesafe_jax import adapters, assets, corpora
-from edgesafe_jax.errors import COUNT_OR_ALL, ConfigError, check_ranges, lookup
+from edgesafe_jax.errors import COUNT, COUNT_OR_ALL, ConfigError, check_ranges, lookup
 from edgesafe_jax.guards.probe import (
     HiddenStateGuard,
     load_hidden_state_guard,
@@ -64,6 +64,7 @@ def check(config: Config) -> settings.AlignSettings:
             f"config.guard={config['guard']!r} is no file: expected the head that configs/guard_probe.py stores in its "
             "work directory, or nothing for the packaged one."
         )
+    check_ranges(config["adapter"], {"num_parameters": COUNT}, "config.adapter.")
     for part in adapters.kinds_of(kind, "config.adapter.kind"):
         options = adapters.ADAPTERS[part].options
         for name, value in config["adapter"].get(part, {}).items():
@@ -174,7 +175,8 @@ def train(config: Config, workdir: str | Path) -> Path:
         workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
     model, _, system = load_system(config, workdir)
     kind, key = config["adapter"]["kind"], jax.random.fold_in(jax.random.key(options.seed), 2)
-    adapter = adapters.make_adapter(key, kind, model, **adapters.options_of(kind, config["adapter"]))
+    options_given = adapters.options_of(kind, config["adapter"], model, parameters=config["adapter"]["num_parameters"])
+    adapter = adapters.make_adapter(key, kind, model, **options_given)
     # A head that was replaced under the same name gives other verdicts on the same answers.
     head = hashlib.sha256(Path(config["guard"] or packaged_head("teacher")).read_bytes()).hexdigest()
     chosen = training_prompts(config, model)

@@ -1,7 +1,8 @@
 """Adapters of a frozen language model: one protocol (`edgesafe_jax.typing.Adapter`), one table of kinds."""
 
+from edgesafe_jax.adapters.budgets import Budget, budget, match_budget, options_of
 from edgesafe_jax.adapters.composition import Composition, compose
-from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Examples, Option, StoredAdapter
+from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Cost, Examples, Option, StoredAdapter
 from edgesafe_jax.adapters.lora import LoRA, init_lora, merge_lora
 from edgesafe_jax.adapters.prefix import Prefix, init_prefix
 from edgesafe_jax.adapters.registry import (
@@ -10,7 +11,6 @@ from edgesafe_jax.adapters.registry import (
     kinds_of,
     load_adapter,
     make_adapter,
-    options_of,
     save_adapter,
     stored_form,
 )
@@ -21,7 +21,9 @@ __all__ = [
     "ADAPTERS",
     "AdapterError",
     "AdapterKind",
+    "Budget",
     "Composition",
+    "Cost",
     "Examples",
     "LoRA",
     "Option",
@@ -29,6 +31,7 @@ __all__ = [
     "SoftPrompt",
     "Steering",
     "StoredAdapter",
+    "budget",
     "compose",
     "contrastive_steering",
     "fit_adapter",
@@ -39,6 +42,7 @@ __all__ = [
     "kinds_of",
     "load_adapter",
     "make_adapter",
+    "match_budget",
     "merge_lora",
     "options_of",
     "packaged_soft_prompt",

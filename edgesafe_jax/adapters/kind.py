@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, Range, lookup
+from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter
 
@@ -55,6 +56,24 @@ class Examples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+    """Operations beside the base model's.
+
+    Attributes:
+      per_token: of each token.
+      per_prompt: of each prompt, beside those of its tokens.
+    """
+
+    per_token: float
+    per_prompt: float = 0.0
+
+
+def attention_cost(config: DecoderConfig, positions: int) -> float:
+    """Operations of one token's attention to so many further positions: scores and mixing, `4 L H E P`."""
+    return 4.0 * config.num_layers * config.num_heads * config.head_dim * positions
+
+
+@dataclasses.dataclass(frozen=True)
 class AdapterKind:
     """A kind of adapter: how one is made, and what its file holds.
 
@@ -67,6 +86,8 @@ class AdapterKind:
         `AdapterError` where names or fields mean nothing.
       from_arrays: from checked arrays and static fields to the adapter.
       fields: the static fields.
+      cost: `cost(adapter, config, prompt_tokens)`, the operations that it adds to a decoder.
+      match: `match(config, parameters)`, the options with which it has nearest to so many parameters.
       fit: `fit(adapter, model, examples)`, what is known of an adapter once the teacher is; None for kinds that begin
         as `init` makes them.
     """
@@ -78,6 +99,8 @@ class AdapterKind:
     shapes: Callable[[LanguageModel, Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, tuple[int, ...]]]
     from_arrays: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Adapter]
     fields: Mapping[str, Option]
+    cost: Callable[[Any, DecoderConfig, int], Cost]
+    match: Callable[[DecoderConfig, int], dict[str, Any]]
     fit: Callable[[Any, LanguageModel, Examples], Adapter] | None = None
 
 

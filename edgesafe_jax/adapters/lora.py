@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Option
+from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Cost, Option
 from edgesafe_jax.errors import COUNT, POSITIVE, POSITIVE_COUNT, ConfigError, Range
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
@@ -206,6 +206,20 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]) ->
     return LoRA(factors["down"], factors["up"], scale=float(fields["scale"]), first_layer=int(fields["first_layer"]))
 
 
+def _match(config: DecoderConfig, parameters: int) -> dict[str, Any]:
+    """Rank and number of upper layers of the default targets; of equally near ones that with the most layers."""
+    sizes = [_sizes(config)[target] for target in LORA.options["targets"].default]
+    per_rank = sum(inputs + outputs for inputs, outputs in sizes)
+    largest = min(min(size) for size in sizes)
+
+    def nearest(first_layer: int) -> tuple[int, dict[str, Any]]:
+        per_layer = per_rank * (config.num_layers - first_layer)
+        rank = min(max(1, round(parameters / per_layer)), largest)
+        return abs(rank * per_layer - parameters), {"rank": rank, "first_layer": first_layer}
+
+    return min(map(nearest, range(config.num_layers)), key=lambda found: found[0])[1]
+
+
 LORA = AdapterKind(
     type=LoRA,
     init=lambda key, model, **options: init_lora(key, model.config, **options),
@@ -223,4 +237,6 @@ LORA = AdapterKind(
         "scale": Option(allowed=Range()),
         "first_layer": Option(allowed=COUNT),
     },
+    cost=lambda lora, config, prompt_tokens: Cost(2.0 * sum(leaf.size for leaf in jax.tree.leaves(lora))),
+    match=_match,
 )

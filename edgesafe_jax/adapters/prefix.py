@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.adapters.kind import AdapterKind, Option
-from edgesafe_jax.adapters.soft_prompt import INITS, initial_ids
+from edgesafe_jax.adapters.kind import AdapterKind, Cost, Option, attention_cost
+from edgesafe_jax.adapters.soft_prompt import INITS, initial_ids, match_positions
 from edgesafe_jax.errors import POSITIVE_COUNT, check_counts, lookup
 from edgesafe_jax.models.generation import encode_shared_once
 from edgesafe_jax.models.loading import LanguageModel
@@ -116,4 +116,6 @@ PREFIX = AdapterKind(
     shapes=_shapes,
     from_arrays=lambda arrays, fields: Prefix(jnp.asarray(arrays["keys"]), jnp.asarray(arrays["values"])),
     fields={"num_virtual": Option(allowed=POSITIVE_COUNT)},
+    cost=lambda prefix, config, prompt_tokens: Cost(attention_cost(config, prefix.num_virtual)),
+    match=lambda c, parameters: match_positions(parameters, 2 * c.num_layers * c.num_kv_heads * c.head_dim),
 )

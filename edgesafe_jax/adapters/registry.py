@@ -58,12 +58,6 @@ def kinds_of(kind: str, what: str = "kind") -> tuple[str, ...]:
     return names
 
 
-def options_of(kind: str, by_kind: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the options that `make_adapter` takes for a kind, or for several, from those of all kinds."""
-    kinds = kinds_of(kind)
-    return dict(by_kind.get(kind, {})) if len(kinds) == 1 else {name: dict(by_kind.get(name, {})) for name in kinds}
-
-
 def make_adapter(key: PRNGKey, kind: str, model: LanguageModel, **options: Any) -> Adapter:
     """Makes an adapter to train.
 
@@ -108,7 +102,7 @@ def fit_adapter(adapter: Adapter, model: LanguageModel, examples: Examples) -> A
       examples: prompts and what the teacher does on them.
 
     Returns:
-      The adapter to train: the same one where its kind has nothing to fit.
+      The adapter to train: the same one where its kind has nothing to fit, or is not registered.
     """
     if isinstance(adapter, Composition):
         return adapter.replace(parts=tuple(fit_adapter(part, model, examples) for part in adapter.parts))  # type: ignore[attr-defined]
@@ -153,12 +147,22 @@ def stored_form(adapter: Adapter) -> StoredAdapter:
         parts = [stored_form(part) for part in adapter.parts]
         arrays = {f"{i}/{name}": leaf for i, part in enumerate(parts) for name, leaf in part.arrays.items()}
         return StoredAdapter("+".join(part.kind for part in parts), arrays, {"parts": [p.fields for p in parts]})
+    kind = kind_of(adapter)
+    leaves, fields = ADAPTERS[kind].to_arrays(adapter)
+    return StoredAdapter(kind, {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}, fields)
+
+
+def kind_of(adapter: Adapter) -> str:
+    """Returns the name of an adapter's kind.
+
+    Raises:
+      AdapterError: an adapter of no registered kind.
+    """
     for kind, entry in ADAPTERS.items():
         if type(adapter) is entry.type:
-            leaves, fields = entry.to_arrays(adapter)
-            return StoredAdapter(kind, {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}, fields)
+            return kind
     raise AdapterError(
-        f"A {type(adapter).__name__} cannot be stored: expected an adapter of a kind in ADAPTERS, which are "
+        f"A {type(adapter).__name__} is of no registered kind: expected an adapter of a kind in ADAPTERS, which are "
         f"{', '.join(sorted(ADAPTERS))}."
     )
 

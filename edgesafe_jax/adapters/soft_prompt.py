@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.adapters.kind import AdapterKind, Option
+from edgesafe_jax.adapters.kind import AdapterKind, Cost, Option, attention_cost
 from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, check_counts, lookup
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, PRNGKey
@@ -115,6 +115,11 @@ def _shapes(
     return {"embeddings": (fields["num_virtual"], model.config.embed_dim)}
 
 
+def match_positions(parameters: int, per_position: int) -> dict[str, Any]:
+    """The number of virtual positions that have nearest to so many parameters."""
+    return {"num_virtual": max(1, round(parameters / per_position))}
+
+
 SOFT_PROMPT = AdapterKind(
     type=SoftPrompt,
     init=init_soft_prompt,
@@ -126,6 +131,8 @@ SOFT_PROMPT = AdapterKind(
     shapes=_shapes,
     from_arrays=lambda arrays, fields: SoftPrompt(jnp.asarray(arrays["embeddings"])),
     fields={"num_virtual": Option(allowed=POSITIVE_COUNT), "placement": Option(allowed=(PLACEMENT,))},
+    cost=lambda prompt, config, prompt_tokens: Cost(attention_cost(config, prompt.num_virtual)),
+    match=lambda config, parameters: match_positions(parameters, config.embed_dim),
 )
 
 

@@ -15,9 +15,10 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.adapters.kind import AdapterKind, Examples, Option
+from edgesafe_jax.adapters.kind import AdapterKind, Cost, Examples, Option
 from edgesafe_jax.adapters.states import check_layers, prompt_states
 from edgesafe_jax.errors import NON_NEGATIVE, POSITIVE, POSITIVE_COUNT, ConfigError, check_texts, lookup
+from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, PRNGKey
 
@@ -139,6 +140,12 @@ def _shapes(
     return {"vectors": (len(layers), model.config.embed_dim)}
 
 
+def _match(config: DecoderConfig, parameters: int) -> dict[str, Any]:
+    """As many layers as have that many numbers, evenly spread; the middle one where it is one."""
+    num = min(max(1, round(parameters / config.embed_dim)), config.num_layers)
+    return {"layers": tuple((2 * i + 1) * config.num_layers // (2 * num) for i in range(num))}
+
+
 STEERING = AdapterKind(
     type=Steering,
     init=init_steering,
@@ -153,4 +160,6 @@ STEERING = AdapterKind(
     ),
     fields={"layers": Option(), "num_layers": Option(allowed=POSITIVE_COUNT), "contrast": Option(0.0, NON_NEGATIVE)},
     fit=_fit,
+    cost=lambda steering, config, prompt_tokens: Cost(float(steering.vectors.size)),
+    match=_match,
 )

@@ -5,9 +5,9 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-import jax
 import numpy as np
 
+from edgesafe_jax.adapters import budget
 from edgesafe_jax.corpora import MULTIPLE_CHOICE, Choice, Prompt
 from edgesafe_jax.corpora import multiple_choice as read_choices
 from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, check_ranges, check_texts, lookup
@@ -330,8 +330,7 @@ def costs(
     """Parameters, bytes and operations per token of base model, safe system and aligned model.
 
     The safe system reads every token a second time, up to the layers of its guard. The aligned model has its adapter on
-    top: virtual positions lengthen the context of every token and are computed once; low-rank factors are applied to
-    every token.
+    top, see `adapters.budget`.
 
     Args:
       model: the frozen language model.
@@ -345,17 +344,13 @@ def costs(
     """
     config = model.config
     params = num_params(model.params)
-    virtual = adapter.num_virtual
+    added = budget(adapter, model)
     base = flops_per_token(config, context=context)
     guard = flops_per_token(dataclasses.replace(config, num_layers=guard_layers), context=context, with_head=False)
-    added = sum(leaf.size for leaf in jax.tree.leaves(adapter))
-    # Factors of matrices are multiplied and added for every token; what is in front of them is computed once.
-    in_front = sum(leaf.size for leaf in jax.tree.leaves((adapter.virtual_embeddings(), adapter.prefix())))
-    factors = 2.0 * (added - in_front)
     rows = {
         "base": (params, base),
         "system": (params + guard_params, base + guard),
-        "student": (params + added, flops_per_token(config, context=context + virtual) + factors),
+        "student": (params + added.parameters, base + added.flops_per_token),
     }
     return {
         name: {"params": float(count), "bytes": 4.0 * count, "flops_per_token": flops}

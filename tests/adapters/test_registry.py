@@ -126,7 +126,7 @@ def test_options_that_mean_nothing(tiny_model, kind, options, message):
 
 
 def test_an_adapter_of_no_registered_kind_is_not_stored(tiny_model, tmp_path):
-    with pytest.raises(AdapterError, match=r"A dict cannot be stored: .* lora, prefix, soft_prompt"):
+    with pytest.raises(AdapterError, match=r"A dict is of no registered kind: .* lora, prefix, soft_prompt"):
         save_adapter(tmp_path / "a.safetensors", {"embeddings": jnp.zeros((2, 16))}, tiny_model)
 
 
