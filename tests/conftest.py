@@ -7,6 +7,8 @@ from pathlib import Path
 # Eight CPU devices must be asked for before jax initialises its backend.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a test is compilation, and without optimisations it takes half the time. Commands that tests start inherit it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import chex
 import jax

@@ -62,7 +62,7 @@ from flax import struct
 from edgesafe_jax.dynamics.ensemble import Ensemble, rollout_many
 from edgesafe_jax.dynamics.groups import Element, GroupAction
 from edgesafe_jax.dynamics.support import CalibrationError, Support, fewest_episodes
-from edgesafe_jax.dynamics.transitions import DynamicsError, Segments, Transitions, as_segments, make_segments
+from edgesafe_jax.dynamics.transitions import DynamicsError, Segments, Transitions, as_segments, largest, make_segments
 from edgesafe_jax.typing import Array
 
 
@@ -146,7 +146,7 @@ class Calibration(struct.PyTreeNode):
 
     def expected_error(self, spread: Array) -> Array:
         """Returns u, the largest spread `[..., S]` in tolerances, `[...]`."""
-        return jnp.max(spread / jnp.broadcast_to(self.tolerance, spread.shape), axis=-1)
+        return largest(spread / jnp.broadcast_to(self.tolerance, spread.shape))
 
 
 def calibrate(

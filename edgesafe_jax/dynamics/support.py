@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 
 from edgesafe_jax.dynamics.ensemble import Ensemble, model_inputs
-from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims, varies
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_dims, largest, varies
 from edgesafe_jax.errors import check_counts
 from edgesafe_jax.typing import Array
 
@@ -73,7 +73,7 @@ class Support(struct.PyTreeNode):
         near = jnp.stack([_nearest(inputs, self.references, view) for view in self.views])
         tied = (self.constant > 0)[None]
         away = jnp.abs(inputs) / jnp.where(tied, self.constant[None], 1.0)
-        off = jnp.max(jnp.where(tied, away, 0.0), axis=1)
+        off = largest(jnp.where(tied, away, 0.0), 1)
         return jnp.maximum(near / self.thresholds[:, None], off[None])
 
     def contains(self, inputs: Array) -> Array:
@@ -151,7 +151,7 @@ def _nearest(inputs: Array, references: Array, view: tuple[int, ...]) -> Array:
 
     def near(block: Array) -> Array:
         squared = jnp.sum(block**2, 1)[:, None] + lengths[None] - 2 * block @ y.T
-        return jnp.sqrt(jnp.maximum(jnp.min(squared, axis=1), 1e-12))
+        return jnp.sqrt(jnp.maximum(-largest(-squared, 1), 1e-12))
 
     size = min(256, len(x))
     padded = jnp.pad(x, ((0, -len(x) % size), (0, 0)))
@@ -186,7 +186,7 @@ class BoxDomain:
         check_dims("dims", self.dims, state.shape[-1])
         low, high = jnp.asarray(self.low, jnp.float32), jnp.asarray(self.high, jnp.float32)
         values = state[jnp.array(self.dims)]
-        return jnp.max(jnp.maximum(jnp.maximum(low - values, values - high), 0.0) / (high - low))
+        return largest(jnp.maximum(jnp.maximum(low - values, values - high), 0.0) / (high - low))
 
     def contains(self, state: Array) -> Array:
         """Returns whether a state `[S]` is inside."""

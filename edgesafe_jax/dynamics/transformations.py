@@ -36,7 +36,7 @@ from edgesafe_jax.dynamics.ensemble import Ensemble
 from edgesafe_jax.dynamics.equivariance import Calibration, accept, check_group, equivalence_test
 from edgesafe_jax.dynamics.groups import Translation
 from edgesafe_jax.dynamics.support import BoxDomain, Support
-from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_settings, standardizer
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_settings, largest, standardizer
 from edgesafe_jax.errors import POSITIVE, POSITIVE_COUNT, Range, check_counts
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
@@ -221,7 +221,7 @@ def _fit(
         state, after = group.state(element, row.states), group.state(element, row.next_states)
         action = group.action(element, row.actions)
         prediction = ensemble.predict(state, action)
-        error = jnp.max(jnp.abs(prediction.mean - after) / (0.5 * calibration.tolerance))
+        error = largest(jnp.abs(prediction.mean - after) / (0.5 * calibration.tolerance))
         doubt = calibration.expected_error(prediction.spread) / calibration.threshold
         test = jnp.maximum(jnp.maximum(error, doubt) - 1, 0.0)
         declared = jnp.zeros(()) if domain is None else 10 * jnp.maximum(domain.excess(state), domain.excess(after))
@@ -233,7 +233,7 @@ def _fit(
         test, declared, inputs = jax.vmap(violation)(elements, rows)
         distances = support.distances(inputs)
         known = jnp.all(distances <= 1, axis=0)
-        outside = jnp.max(distances, axis=0) - 1 if domain is None else declared
+        outside = largest(distances, 0) - 1 if domain is None else declared
         amount = jnp.where(known, jnp.maximum(test, declared), outside)
         entropy = jnp.mean(jax.vmap(q.entropy)(rows.states))
         return -entropy + multiplier * jnp.mean(jnp.log1p(amount)), (entropy, jnp.mean(amount > 0))

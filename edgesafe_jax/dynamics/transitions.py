@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -152,6 +153,27 @@ def check_finite(name: str, array: Array | np.ndarray, *, ndim: int) -> np.ndarr
             f"{name}[{', '.join(map(str, index))}] is {found[index]} ({len(bad)} such): expected finite numbers"
         )
     return found
+
+
+def largest(values: Array, axis: int = -1) -> Array:
+    """Returns the largest values along an axis, with a gradient for the first of them alone.
+
+    The gradient of `jnp.max` divides by the count of values that equal the maximum. Where a compiler computes a value a
+    second time with another rounding, none does, and the gradient is not a number.
+
+    Args:
+      values: `[..., N, ...]`.
+      axis: which one, of N values.
+
+    Returns:
+      The values without that axis.
+
+    Example:
+      >>> jax.grad(lambda x: largest(x))(jnp.array([1.0, 3.0, 3.0])).tolist()
+      [0.0, 1.0, 0.0]
+    """
+    index = jnp.argmax(jax.lax.stop_gradient(values), axis, keepdims=True)
+    return jnp.squeeze(jnp.take_along_axis(values, index, axis), axis)
 
 
 def standardizer(values: Array, sizes: Array | None = None) -> tuple[Array, Array]:
