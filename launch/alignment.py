@@ -15,12 +15,7 @@ import jax
 from configs import align_soft_prompt
 from edgesafe_jax import adapters, assets, corpora
 from edgesafe_jax.errors import COUNT, COUNT_OR_ALL, ConfigError, check_ranges, lookup
-from edgesafe_jax.guards.probe import (
-    HiddenStateGuard,
-    load_hidden_state_guard,
-    load_sentence_encoder,
-    packaged_head,
-)
+from edgesafe_jax.guards.probe import HiddenStateGuard, load_hidden_state_guard, load_sentence_encoder, packaged_head
 from edgesafe_jax.guards.verdicts import Guard, judged_once
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.parallel import is_main_process, main_process_first
