@@ -12,7 +12,9 @@ ships with the package (`edgesafe_jax.adapters.packaged_soft_prompt`).
     tv         equation 4 of arXiv 2606.09388, on the log-probabilities of whole answers
     kl         the same without the clip: forward KL between the two outcomes
     token_tv   total variation to the gated teacher at every position, full vocabulary
-    token_kl   forward KL to the gated teacher at every position, full vocabulary
+    token_kl   forward KL to the gated teacher at every position, full vocabulary; also token_reverse_kl, token_js,
+               token_skew_kl and token_skew_reverse_kl
+    refusal_perplexity, dpo, reinforce   direct objectives, without the teacher's distribution
 
 Our additions to the paper, each optional: a term at the decision between answer and refusal
 (`--config.decision_weight=0` removes it), a sharpened guard (`--config.gate_sharpness=1`), greedy answers of the
@@ -141,6 +143,20 @@ def _adapter() -> ml_collections.ConfigDict:
     return adapter
 
 
+def _objective_options() -> ml_collections.ConfigDict:
+    """Options by objective; only those of `config.objective` are used."""
+    return ml_collections.ConfigDict(
+        {
+            "token_reverse_kl": {"floor": 0.001},  # of the uniform distribution, mixed into the teacher
+            "token_js": {"mixture": 0.5},  # weight of the teacher
+            "token_skew_kl": {"skew": 0.1},
+            "token_skew_reverse_kl": {"skew": 0.1},
+            "dpo": {"beta": 0.1},
+            "reinforce": {"reference_kl": 0.0, "samples_per_prompt": 2},
+        }
+    )
+
+
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the full config, or a `variant` of it: "quickstart", "objectives" or "runlocal"."""
     config = ml_collections.ConfigDict()
@@ -155,7 +171,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Teacher
     config.objective = "token_kl"
     config.normalization = "mean"  # of log-probabilities and divergences over the positions of an outcome
-    config.decision_weight = 1.0  # of the forward KL at the first position and along the refusal
+    config.decision_weight = 1.0  # of the forward KL at the first position and along the refusal; distillation only
+    config.kl_to_base = 0.0  # weight of the KL to the base model along benign answers, beside any objective
+    config.objective_options = _objective_options()
     config.refusal = REFUSAL
     config.sampling_temperature = 0.0  # of y; 0 for the greedy answer, which is what is evaluated; 1 for y ~ p(y | x)
     config.max_tokens = 40  # of an answer

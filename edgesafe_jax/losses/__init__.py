@@ -8,6 +8,7 @@ from edgesafe_jax.losses.divergences import (
     jensen_shannon,
     reverse_kl,
     skewed_kl,
+    skewed_reverse_kl,
     total_variation,
 )
 from edgesafe_jax.losses.fused import linear_divergence, linear_head, linear_log_prob
@@ -20,16 +21,31 @@ from edgesafe_jax.losses.outcomes import (
     sequence_total_variation,
     sequence_total_variation_bound,
 )
+from edgesafe_jax.losses.policy_gradient import (
+    gae,
+    kl_penalty,
+    leave_one_out,
+    ppo_clip,
+    reinforce,
+    value_loss,
+    whiten,
+)
+from edgesafe_jax.losses.preference import dpo, ipo, simpo
 
 __all__ = [
     "Divergence",
     "Normalization",
     "consistency",
     "consistency_anchor",
+    "dpo",
     "forward_kl",
+    "gae",
     "gated_divergence",
     "gated_teacher",
+    "ipo",
     "jensen_shannon",
+    "kl_penalty",
+    "leave_one_out",
     "linear_divergence",
     "linear_head",
     "linear_log_prob",
@@ -37,11 +53,17 @@ __all__ = [
     "masked_sum_and_count",
     "outcome_kl",
     "outcome_total_variation",
+    "ppo_clip",
+    "reinforce",
     "reverse_kl",
     "sequence_kl",
     "sequence_log_prob",
     "sequence_total_variation",
     "sequence_total_variation_bound",
+    "simpo",
     "skewed_kl",
+    "skewed_reverse_kl",
     "total_variation",
+    "value_loss",
+    "whiten",
 ]

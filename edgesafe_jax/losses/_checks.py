@@ -92,6 +92,16 @@ def check_logits(logits: ArrayLike, name: str, *, positions: bool = False) -> Ar
     return array
 
 
+def check_positive(value: ArrayLike, name: str, dtype: jnp.dtype) -> Array:
+    """Returns a positive scalar of a dtype; like a probability it is compared on the host only."""
+    if not isinstance(value, jax.Array) and not 0.0 < float(value) < math.inf:  # type: ignore[arg-type]
+        raise ConfigError(f"{name} is {value}, expected a positive, finite number.")
+    array = jnp.asarray(value, dtype)
+    if array.shape:
+        raise ConfigError(f"{name} has shape {array.shape}, expected a scalar.")
+    return array
+
+
 def check_temperature(temperature: float) -> float:
     """Returns a positive, finite temperature."""
     if not 0.0 < temperature < math.inf:

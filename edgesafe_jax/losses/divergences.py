@@ -126,7 +126,7 @@ def reverse_kl(
       >>> print(f"{reverse_kl(student_logits=student, teacher_logits=teacher):.3f}")
       1.386
     """
-    return _token_divergence(_reverse_kl_terms, student_logits, teacher_logits, temperature, where)
+    return _token_divergence(_reversed(_forward_kl_terms), student_logits, teacher_logits, temperature, where)
 
 
 def jensen_shannon(
@@ -214,12 +214,47 @@ def skewed_kl(
     Reference:
       Ko et al., "DistiLLM", arXiv 2402.03898, section 3.1 (skew KLD).
     """
-    if not 0.0 <= skew < 1.0:
-        raise ConfigError(f"skew is {skew}, expected a number in [0, 1); at 1 the loss does not depend on the student.")
-    if skew == 0.0:
-        terms: _Terms = _forward_kl_terms
-    else:
-        terms = functools.partial(_skewed_kl_terms, float(skew))
+    return _token_divergence(_skewed_terms(skew), student_logits, teacher_logits, temperature, where)
+
+
+def skewed_reverse_kl(
+    *,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float = 1.0,
+    skew: float = 0.1,
+    where: ArrayLike | None = None,
+) -> Array:
+    r"""Reverse KL to a teacher that has been mixed with some of the student.
+
+    .. math:: \mathrm{KL}(q \| (1 - \lambda) p + \lambda q)
+
+    At most -log(lambda), where plain reverse KL is infinite as soon as the teacher excludes a token: the one to use
+    with a teacher that is certain of a refusal. ``skew=0`` is `reverse_kl`.
+
+    Args:
+      student_logits: [..., V], those of q, as for `forward_kl`.
+      teacher_logits: [..., V], those of p.
+      temperature: Of both.
+      skew: lambda, in [0, 1), the weight of the student in the mixture.
+      where: Boolean [...]; False gives 0 with gradient 0.
+
+    Returns:
+      [...], in nats.
+
+    Raises:
+      ConfigError: As `skewed_kl`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apart = jnp.array([0.0, -jnp.inf]), jnp.array([-jnp.inf, 0.0])
+      >>> print(f"{skewed_reverse_kl(student_logits=apart[0], teacher_logits=apart[1]):.3f}")
+      2.303
+
+    Reference:
+      Ko et al., "DistiLLM", arXiv 2402.03898, section 3.1 (skew RKLD).
+    """
+    terms = _reversed(_skewed_terms(skew))
     return _token_divergence(terms, student_logits, teacher_logits, temperature, where)
 
 
@@ -292,9 +327,20 @@ def _forward_kl_terms(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
     return jnp.where((p > 0.0) & jnp.isneginf(log_q), jnp.inf, weighted), -p, weighted
 
 
-def _reverse_kl_terms(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
-    value, by_log_p, by_log_q = _forward_kl_terms(log_q, log_p)
-    return value, by_log_q, by_log_p
+def _reversed(terms: _Terms) -> _Terms:
+    """The terms of a divergence with the two distributions in each other's place."""
+
+    def swapped(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+        value, by_log_p, by_log_q = terms(log_q, log_p)
+        return value, by_log_q, by_log_p
+
+    return swapped
+
+
+def _skewed_terms(skew: float) -> _Terms:
+    if not 0.0 <= skew < 1.0:
+        raise ConfigError(f"skew is {skew}, expected a number in [0, 1); at 1 the loss does not depend on the student.")
+    return _forward_kl_terms if skew == 0.0 else functools.partial(_skewed_kl_terms, float(skew))
 
 
 def _jensen_shannon_terms(mixture: float, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgesafe_jax.errors import (
     COUNT,
@@ -17,7 +18,7 @@ from edgesafe_jax.errors import (
 )
 from edgesafe_jax.losses import Normalization
 from edgesafe_jax.safety.batches import row_counts
-from edgesafe_jax.safety.objectives import OBJECTIVES
+from edgesafe_jax.safety.objectives import OBJECTIVES, Objective, make_objective
 
 NORMALIZATIONS: dict[str, Normalization] = {"sum": "sum", "mean": "mean"}
 
@@ -37,6 +38,7 @@ RANGES: dict[str, Range] = {
     "gate_sharpness": POSITIVE,
     "gate_threshold": PROBABILITY,
     "decision_weight": NON_NEGATIVE,
+    "kl_to_base": NON_NEGATIVE,
     "warmup_steps": COUNT,
     "clip_norm": Range(0, above=True, also=(float("inf"),), expected="above 0; inf for no clipping"),
     "final_learning_rate": FRACTION,
@@ -70,7 +72,10 @@ class AlignSettings:
       seed: of the sampling, the adapter and the order of the data.
       objective: a name in `objectives.OBJECTIVES`.
       normalization: "mean" or "sum" of log-probabilities and divergences over the positions of an outcome.
-      decision_weight: of the forward KL at the first position and along the refusal.
+      decision_weight: of the forward KL at the first position and along the refusal, beside an objective that distils
+        the gated teacher; the others have no such term.
+      kl_to_base: weight of the KL to the base model along the answers to benign prompts, beside any objective.
+      objective_options: options by the name of the objective, such as `{"dpo": {"beta": 0.1}}`; see `OBJECTIVES`.
       sampling_temperature: of the teacher's answers; 0 for greedy ones, 1 for y ~ p(y | x).
       max_tokens: longest answer of the teacher.
       num_positions: positions of each answer that are distilled, from its start.
@@ -98,6 +103,8 @@ class AlignSettings:
     objective: str = "token_kl"
     normalization: Normalization = "mean"
     decision_weight: float = 1.0
+    kl_to_base: float = 0.0
+    objective_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     sampling_temperature: float = 0.0
     max_tokens: int = 40
     num_positions: int = 12
@@ -120,6 +127,13 @@ class AlignSettings:
         lookup(OBJECTIVES, self.objective, "objective")
         lookup(NORMALIZATIONS, self.normalization, "normalization")
         check_ranges(dataclasses.asdict(self), RANGES, prefix="")
+        for name, options in self.objective_options.items():
+            make_objective(name, options=options)
+        if self.batch_size % (rows := self.make_objective().needs.rows_per_prompt):
+            raise ConfigError(
+                f"batch_size={self.batch_size}: expected a multiple of {rows}, the rows of each prompt with "
+                f"objective={self.objective!r}."
+            )
         if self.num_positions > self.max_tokens:
             raise ConfigError(f"num_positions={self.num_positions}: expected at most max_tokens={self.max_tokens}.")
         if self.mixture:
@@ -129,6 +143,16 @@ class AlignSettings:
             if not any(name.startswith(HARD) for name in mined):
                 raise ConfigError(f"mining.mixture names {sorted(mined)}: expected some group {HARD}NAME.")
             check_mixture("mining.mixture", mined, mined, batch_size=self.batch_size)
+
+    def make_objective(self) -> Objective:
+        """Makes the objective, with the terms that are added to it."""
+        return make_objective(
+            self.objective,
+            normalization=self.normalization,
+            decision_weight=self.decision_weight,
+            kl_to_base=self.kl_to_base,
+            options=self.objective_options.get(self.objective),
+        )
 
     @property
     def mining_step(self) -> int:

@@ -171,6 +171,7 @@ class TeacherData:
       outcomes: N token rows (answer or refusal, with the end of sequence where it ended).
       is_refusal: `[N]` bool.
       weight: `[N]` float32, the system's probability of the outcome.
+      answers: S token rows, the base model's answer to each prompt, whatever its weight.
       refusal: y_r with its end-of-sequence token.
       refusal_prob: `[S]` float32, 1 - a.
       teacher_hidden: `[S, O, D]` float32, or `[S, 0, D]`.
@@ -182,6 +183,7 @@ class TeacherData:
     outcomes: list[list[int]]
     is_refusal: np.ndarray
     weight: np.ndarray
+    answers: list[list[int]]
     refusal: list[int]
     refusal_prob: np.ndarray
     teacher_hidden: np.ndarray
@@ -274,6 +276,7 @@ def make_teacher_data(
         outcomes=[*(answers[i] for i in answered), *(refusal for _ in refused)],
         is_refusal=np.repeat([False, True], [len(answered), len(refused)]),
         weight=np.concatenate([safe[answered], 1 - safe[refused]]),
+        answers=answers,
         refusal=refusal,
         refusal_prob=1 - safe,
         teacher_hidden=np.zeros((len(prompts), 0, model.config.embed_dim), np.float32),

@@ -29,7 +29,7 @@ from edgesafe_jax.guards.verdicts import Guard
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.batches import BatchOrder, make_batch_order
-from edgesafe_jax.safety.objectives import BatchSource, Objective, make_objective, row_losses
+from edgesafe_jax.safety.objectives import BatchSource, Objective, Outcomes
 from edgesafe_jax.safety.settings import HARD, AlignSettings, check_mixture
 from edgesafe_jax.safety.system import REFUSAL, SafeSystem, sharpened
 from edgesafe_jax.safety.teacher import (
@@ -77,8 +77,9 @@ class Aligned:
 
     Attributes:
       adapter: the trained adapter.
-      metrics: one mapping per step: `step`, `loss`, `answer_loss`, `refusal_loss`, `grad_norm`, and every `save_every`
-        steps `eval/refused/GROUP`, the refusal rate on held-out prompts of each group, where there are any.
+      metrics: one mapping per step: `step`, `loss`, `answer_loss`, `refusal_loss`, `grad_norm`, those of the objective
+        such as `reward`, and every `save_every` steps `eval/refused/GROUP`, the refusal rate on held-out prompts of
+        each group, where there are any.
     """
 
     adapter: Adapter
@@ -209,9 +210,7 @@ def _examples(teacher: Teacher) -> Examples:
 def _checked_objective(settings: AlignSettings, labels: Sequence[str]) -> Objective:
     """Makes the objective of settings that fit the labels and the processes, or raises ConfigError."""
     check_groups(settings, (REFUSE, *dict.fromkeys(labels)))
-    objective = make_objective(
-        settings.objective, normalization=settings.normalization, decision_weight=settings.decision_weight
-    )
+    objective = settings.make_objective()
     if objective.needs.samples and jax.process_count() > 1:
         raise ConfigError(f"objective={settings.objective!r} samples from the student: expected one process.")
     return objective
@@ -265,8 +264,17 @@ def _train(
     ):
 
         def advance(order: BatchOrder, num_steps: int) -> Trained:
-            guard = system.guard if objective.needs.reward else None
-            batches = objective.batches(BatchSource(model, teacher.data, order, guard))
+            source = BatchSource(
+                model,
+                teacher.data,
+                order,
+                guard=system.guard if objective.needs.reward else None,
+                texts=teacher.texts,
+                max_tokens=settings.max_tokens,
+                seed=settings.seed,
+                needs=objective.needs,
+            )
+            batches = objective.batches(source)
 
             def advanced(current: TrainState, number: int) -> tuple[TrainState, dict[str, Array]]:
                 return step(current, parallel.shard_batch(batches(number, current), mesh))
@@ -334,18 +342,20 @@ def make_loss(decoder: Decoder, *, head: Sequence[int], objective: Objective) ->
 
     Returns:
       `loss(params, adapter, batch) -> (scalar, metrics)`, the mean over the rows that exist; the metrics are the means
-      over the rows that are answers and over those that are refusals.
+      over the rows that are answers and over those that are refusals, and those of the objective.
     """
     head_tokens = np.array(head, np.int32)
 
     def loss(params: Params, adapter: Adapter, batch: TeacherBatch) -> tuple[Array, dict[str, Array]]:
         hidden = outcome_hidden(decoder, params, adapter, jnp.array(head_tokens), batch)
-        value = row_losses(objective, decoder, params, hidden, batch)
+        outcomes = Outcomes(decoder, params, hidden, batch, objective.needs)
+        value = objective(outcomes)
         exists = jnp.any(jnp.asarray(batch.outcome_where), axis=1)
         refused = jnp.asarray(batch.is_refusal)
         metrics = {
             "answer_loss": losses.masked_mean(value, where=exists & ~refused),
             "refusal_loss": losses.masked_mean(value, where=exists & refused),
+            **objective.metrics(outcomes),
         }
         return losses.masked_mean(value, where=exists), jax.lax.stop_gradient(metrics)
 

@@ -48,6 +48,7 @@ EMPTY = teacher.TeacherData(
     outcomes=[],
     is_refusal=np.zeros(0, bool),
     weight=np.zeros(0),
+    answers=[],
     refusal=[],
     refusal_prob=np.zeros(0),
     teacher_hidden=np.zeros((0, 0, 0)),
@@ -364,7 +365,8 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("objective", "magic", "config.objective='magic': expected one of kl, token_kl, token_tv, tv."),
+        ("objective", "magic", "config.objective='magic': expected one of dpo, kl, "),
+        ("objective_options", {"dpo": {"beta": -1.0}}, "config.objective_options.dpo.beta=-1.0: expected above 0"),
         ("matmul_dtype", "int4", "config.matmul_dtype='int4'"),
         ("gate_threshold", 1.0, "config.gate_threshold=1.0"),
         ("gate_sharpness", 0.0, "config.gate_sharpness=0.0"),

@@ -33,6 +33,7 @@ def oracle(name, student_logits, teacher_logits, temperature=1.0):
         "jensen_shannon_0.2": lambda: js(0.2),
         "skewed_kl": lambda: kl(p, 0.9 * q + 0.1 * p),
         "skewed_kl_0.7": lambda: kl(p, 0.3 * q + 0.7 * p),
+        "skewed_reverse_kl": lambda: kl(q, 0.9 * p + 0.1 * q),
         "total_variation": lambda: 0.5 * np.sum(np.abs(p - q), axis=-1),
     }[name]()
 

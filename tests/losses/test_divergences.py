@@ -18,6 +18,7 @@ from edgesafe_jax.losses import (
     masked_mean,
     reverse_kl,
     skewed_kl,
+    skewed_reverse_kl,
     total_variation,
 )
 from tests.losses.oracle import all_finite, oracle, softmax
@@ -29,6 +30,7 @@ DIVERGENCES = {
     "jensen_shannon_0.2": functools.partial(jensen_shannon, mixture=0.2),
     "skewed_kl": skewed_kl,
     "skewed_kl_0.7": functools.partial(skewed_kl, skew=0.7),
+    "skewed_reverse_kl": skewed_reverse_kl,
     "total_variation": total_variation,
 }
 over_divergences = pytest.mark.parametrize("name", DIVERGENCES)

@@ -27,6 +27,7 @@ DIVERGENCES = {
     "total_variation": losses.total_variation,
     "jensen_shannon": losses.jensen_shannon,
     "skewed_kl": functools.partial(losses.skewed_kl, skew=0.2),
+    "skewed_reverse_kl": losses.skewed_reverse_kl,
     "warm": functools.partial(losses.total_variation, temperature=2.0),
 }
 

@@ -67,7 +67,7 @@ def linear(a):
 LOSSES = {
     **{
         name: functools.partial(divergence_of, getattr(losses, name))
-        for name in ("forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl", "total_variation")
+        for name in ("forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl", "skewed_reverse_kl", "total_variation")
     },
     "gated_divergence": functools.partial(gated, losses.forward_kl),
     "gated_divergence, warm": functools.partial(gated, functools.partial(losses.total_variation, temperature=2.0)),

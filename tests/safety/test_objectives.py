@@ -13,7 +13,15 @@ from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import with_precision
-from edgesafe_jax.safety.objectives import DecisionObjective, SequenceObjective, TokenObjective, WeightedSum, row_losses
+from edgesafe_jax.safety.objectives import (
+    DecisionObjective,
+    KLToBase,
+    SequenceObjective,
+    TokenObjective,
+    WeightedSum,
+    make_objective,
+    row_losses,
+)
 from edgesafe_jax.safety.teacher import refusal_ids
 from edgesafe_jax.safety.training import make_loss
 from tests.safety.rows import ADAPTER, REFUSAL, ROWS, SAFE_PROB, chosen
@@ -62,12 +70,24 @@ def tv(p, log_q):
     return 0.5 * np.sum(np.abs(p - np.exp(log_q)), axis=-1)
 
 
-TERMS = {
-    "tv": functools.partial(SequenceObjective, losses.outcome_total_variation),
-    "kl": functools.partial(SequenceObjective, losses.outcome_kl),
-    "token_tv": functools.partial(TokenObjective, losses.total_variation),
-    "token_kl": functools.partial(TokenObjective, losses.forward_kl),
+def reverse_kl(p, log_q):
+    return kl(np.exp(log_q), np.log(0.999 * p + 0.001 / p.shape[-1]))
+
+
+def js(p, log_q):
+    middle = np.log(0.5 * p + 0.5 * np.exp(log_q))
+    return 0.5 * kl(p, middle) + 0.5 * kl(np.exp(log_q), middle)
+
+
+TOKEN_LEVEL = {
+    "token_kl": kl,
+    "token_tv": tv,
+    "token_reverse_kl": reverse_kl,
+    "token_js": js,
+    "token_skew_kl": lambda p, log_q: kl(p, np.log(0.1 * p + 0.9 * np.exp(log_q))),
+    "token_skew_reverse_kl": lambda p, log_q: kl(np.exp(log_q), np.log(0.9 * p + 0.1 * np.exp(log_q))),
 }
+TERMS = ("tv", "kl", "refusal_perplexity", *TOKEN_LEVEL)
 REDUCTIONS = {"mean": np.mean, "sum": np.sum}
 MIXED = WeightedSum(
     (
@@ -82,10 +102,11 @@ MIXED = WeightedSum(
 @pytest.fixture(scope="module")
 def values(tiny_model, hidden, batch):
     """Every objective under both normalisations, `[B]` each."""
-    objectives = {(name, n): make(normalization=n) for name, make in TERMS.items() for n in REDUCTIONS}
+    objectives = {(name, n): make_objective(name, normalization=n) for name in TERMS for n in REDUCTIONS}
     objectives["token_kl", "decision"] = DecisionObjective(losses.forward_kl)
     objectives["token_tv", "decision"] = DecisionObjective(losses.total_variation)
     objectives["mixed", ""] = MIXED
+    objectives["kl_to_base", ""] = KLToBase()
     decoder = tiny_model.decoder
 
     @jax.jit
@@ -102,20 +123,29 @@ def test_sequence_objectives_follow_their_equations(values, naive, data, normali
         a = data.weight[row].astype(np.float64)
         log_q = reduce(chosen(student, data.outcomes[row]))
         np.testing.assert_allclose(values["kl", normalization][row], a * (np.log(a) - log_q), rtol=1e-3)
+        decided = -log_q if a >= 0.5 else 0
+        np.testing.assert_allclose(values["refusal_perplexity", normalization][row], decided, rtol=1e-3)
         a = np.clip(a, 1e-4, 1 - 1e-4)
         expected = -a * min(0, log_q - np.log(a))
         np.testing.assert_allclose(values["tv", normalization][row], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("normalization", REDUCTIONS)
-@pytest.mark.parametrize(("name", "divergence"), [("token_kl", kl), ("token_tv", tv)])
-def test_token_objectives_follow_the_token_teacher(values, teacher_probs, naive, data, name, divergence, normalization):
+@pytest.mark.parametrize("name", TOKEN_LEVEL)
+def test_token_objectives_follow_the_token_teacher(values, teacher_probs, naive, data, name, normalization):
     """The divergence to the gated teacher position by position, each outcome weighed by its probability."""
-    reduce = REDUCTIONS[normalization]
+    reduce, divergence = REDUCTIONS[normalization], TOKEN_LEVEL[name]
     for row, (student, _) in enumerate(naive):
         along = divergence(teacher_probs[row, : len(student)], student)
         expected = data.weight[row] * reduce(along)
         np.testing.assert_allclose(values[name, normalization][row], expected, rtol=2e-3, atol=1e-4)
+
+
+def test_kl_to_base_is_along_the_answers_to_benign_prompts(values, naive, data):
+    for row, (student, base) in enumerate(naive):
+        benign = not data.is_refusal[row] and SAFE_PROB[data.sample[row]] > 0.5
+        expected = np.mean(kl(np.exp(base), student)) if benign else 0
+        np.testing.assert_allclose(values["kl_to_base", ""][row], expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

@@ -3,7 +3,6 @@
 import dataclasses
 
 import chex
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +11,11 @@ import pytest
 from edgesafe_jax.adapters import LoRA, SoftPrompt, init_lora
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.models.generation import generate
-from edgesafe_jax.safety import OBJECTIVES, AlignSettings, MiningSettings, Needs, Objective, align
+from edgesafe_jax.safety import OBJECTIVES, AlignSettings, MiningSettings, Objective, align
 from edgesafe_jax.safety.settings import RANGES
 from edgesafe_jax.safety.teacher import TeacherBatch
 from edgesafe_jax.safety.training import read_margins, write_margins
 from edgesafe_jax.training import WorkdirError
-from edgesafe_jax.typing import Array
 
 PROMPTS = [f"{word} {number}" for number in range(6) for word in ("the user", "hello")]
 TINY = AlignSettings(
@@ -98,57 +96,8 @@ def test_any_adapter_is_trained_on_labelled_prompts(tiny_model):
         align(tiny_model, unsafe_if_the, PROMPTS, labels=labels[:-1], settings=settings)
 
 
-@flax.struct.dataclass
-class Rewarded(TeacherBatch):
-    """Answers of the student, with the guard's verdict on each."""
-
-    reward: Array | np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyGradient(Objective):
-    """REINFORCE on the student's own answers with P(safe) as the reward: an objective that samples."""
-
-    needs = Needs(samples=True, reward=True)
-
-    def __call__(self, outcomes):
-        return jnp.where(outcomes.exists, -outcomes.batch.reward * outcomes.log_prob("mean"), 0.0)
-
-    def batches(self, source):
-        end = source.model.tokenizer.end_id
-
-        def sample(step, state):
-            rows = source.order(step)
-            prompts = [PROMPTS[source.data.sample[row]] for row in rows]
-            answers = generate(
-                source.model,
-                prompts,
-                max_tokens=4,
-                adapter=state.params["adapter"],
-                temperature=1.0,
-                key=jax.random.fold_in(jax.random.key(7), step),
-            )
-            outcomes = [[*tokens, end] for tokens in answers.tokens]
-            data = dataclasses.replace(
-                source.data,
-                sample=source.data.sample[rows],
-                outcomes=outcomes,
-                is_refusal=np.zeros(len(rows), bool),
-                weight=np.ones(len(rows), np.float32),
-                max_tokens=5,
-            )
-            batch = data.batch(range(len(rows)), pad_id=0)
-            reward = 1 - source.guard(prompts, answers.texts)
-            return Rewarded(**vars(batch), reward=reward.astype(np.float32))
-
-        return sample
-
-
-def test_an_objective_may_sample_from_the_student_and_ask_for_a_reward(tiny_model, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "policy_gradient", lambda normalization: PolicyGradient())
-    settings = dataclasses.replace(TINY, objective="policy_gradient", decision_weight=0.0)
-    found = align(tiny_model, unsafe_if_the, PROMPTS, settings=settings)
-    assert all(line["grad_norm"] > 0 for line in found.metrics)
+def test_an_objective_that_samples_runs_in_one_process(tiny_model, monkeypatch):
+    settings = dataclasses.replace(TINY, objective="reinforce")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ConfigError, match="samples from the student: expected one process"):
         align(tiny_model, unsafe_if_the, PROMPTS, settings=settings)

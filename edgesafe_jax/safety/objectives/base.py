@@ -1,30 +1,16 @@
-"""Objectives of a distillation: from the student along the outcomes of a batch to one loss per row.
-
-An objective is a class with `needs` and a call; `OBJECTIVES` names those that a config can ask for. To add one, write
-the class in a file of its own and enter it in the table:
-
-    @dataclasses.dataclass(frozen=True)
-    class TokenReverseKL(Objective):
-        needs = Needs(divergences=(losses.reverse_kl,))
-
-        def __call__(self, outcomes):
-            return jnp.sum(outcomes.divergence(losses.reverse_kl), axis=1) * outcomes.batch.weight
-
-    OBJECTIVES["token_reverse_kl"] = lambda normalization: TokenReverseKL()
-"""
+"""What an objective is: from the student along the outcomes of a batch to one loss per row."""
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeAlias
 
 import chex
 import jax.numpy as jnp
-import numpy as np
 
 from edgesafe_jax import losses
-from edgesafe_jax.errors import ConfigError, lookup
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards.verdicts import Guard
 from edgesafe_jax.losses.divergences import Divergence
 from edgesafe_jax.models.decoder import Decoder
@@ -45,25 +31,31 @@ class Needs:
     Attributes:
       divergences: divergences to the gated teacher at every position; with any, the teacher's hidden states are kept.
         All of an objective share the logits of student and teacher.
+      base_hidden: whether the base model's hidden states are read for other ends, as by `Outcomes.divergence_to_base`.
       samples: whether `Objective.batches` samples from the student: the run then has one process.
       reward: whether `Objective.batches` asks the guard for its verdicts.
+      rows_per_prompt: rows of a batch that belong to one prompt; the batch size must be a multiple of it.
     """
 
     divergences: tuple[Divergence, ...] = ()
+    base_hidden: bool = False
     samples: bool = False
     reward: bool = False
+    rows_per_prompt: int = 1
 
     @property
     def teacher_hidden(self) -> bool:
-        """Whether the teacher's hidden states are read."""
-        return bool(self.divergences)
+        """Whether the hidden states of the teacher, which is the base model, are read."""
+        return bool(self.divergences) or self.base_hidden
 
     def __or__(self, other: "Needs") -> "Needs":
         """What both need together."""
         return Needs(
-            tuple(dict.fromkeys((*self.divergences, *other.divergences))),
-            self.samples or other.samples,
-            self.reward or other.reward,
+            divergences=tuple(dict.fromkeys((*self.divergences, *other.divergences))),
+            base_hidden=self.base_hidden or other.base_hidden,
+            samples=self.samples or other.samples,
+            reward=self.reward or other.reward,
+            rows_per_prompt=max(self.rows_per_prompt, other.rows_per_prompt),
         )
 
 
@@ -91,7 +83,6 @@ class Outcomes:
         self._params, self._hidden, self._needs = params, hidden, needs
         self._project = functools.partial(project, decoder)
         self._divergences: dict[Divergence, Array] = {}
-        self._log_prob: Array | None = None
 
     def divergence(self, divergence: Divergence) -> Array:
         """Divergence to the gated teacher at every position, `[B, O]`; it must be among the declared needs."""
@@ -112,17 +103,35 @@ class Outcomes:
             self._divergences = dict(zip(self._needs.divergences, values, strict=True))
         return self._divergences[divergence]
 
+    def divergence_to_base(self, divergence: Divergence) -> Array:
+        """Divergence to the base model, without a gate, at every position, `[B, O]`; the needs have `base_hidden`."""
+        if not self._needs.base_hidden:
+            raise ConfigError(
+                "The base model's hidden states are not declared: set base_hidden in the objective's needs."
+            )
+        return losses.linear_divergence(
+            divergence,
+            student_hidden=self._hidden,
+            teacher_hidden=self.batch.teacher_hidden,
+            head=self._params,
+            project=self._project,
+            where=self.where,
+        )
+
+    @functools.cached_property
+    def token_log_prob(self) -> Array:
+        """Log-probability of each token of the outcomes, `[B, O]`; 0 for padding."""
+        return losses.linear_log_prob(
+            hidden=self._hidden,
+            tokens=self.batch.outcome,
+            head=self._params,
+            project=self._project,
+            where=self.where,
+        )
+
     def log_prob(self, normalization: losses.Normalization = "sum") -> Array:
         """Log-probability of each outcome, `[B]`: the sum or the mean over its tokens."""
-        if self._log_prob is None:
-            self._log_prob = losses.linear_log_prob(
-                hidden=self._hidden,
-                tokens=self.batch.outcome,
-                head=self._params,
-                project=self._project,
-                where=self.where,
-            )
-        summed = jnp.sum(self._log_prob, axis=1)
+        summed = jnp.sum(self.token_log_prob, axis=1)
         return summed if normalization == "sum" else summed / self.count
 
     @property
@@ -145,12 +154,20 @@ class BatchSource:
       data: rows of the gated teacher.
       order: row numbers of each step.
       guard: for objectives that need a reward.
+      texts: the user texts of the prompts of `data`, for objectives that sample.
+      max_tokens: longest answer of the student, for objectives that sample.
+      seed: of that sampling.
+      needs: those of the whole objective, of which `Objective.batches` may be one term.
     """
 
     model: LanguageModel
     data: TeacherData
     order: BatchOrder
     guard: Guard | None = None
+    texts: Sequence[str] = ()
+    max_tokens: int = 40
+    seed: int = 0
+    needs: Needs = Needs()
 
     def teacher_rows(self, step: int, state: TrainState) -> TeacherBatch:
         """The teacher's rows of a step, whatever the state."""
@@ -159,13 +176,15 @@ class BatchSource:
 
 
 class Objective(abc.ABC):
-    """A distillation objective.
+    """What is minimised.
 
     Attributes:
       needs: what it reads; the trainer provides that and nothing more.
+      with_decision: whether `decision_weight` adds its term; False for objectives that do not distil the gated teacher.
     """
 
     needs: Needs = Needs()
+    with_decision: ClassVar[bool] = True
 
     @abc.abstractmethod
     def __call__(self, outcomes: Outcomes) -> Array:
@@ -183,80 +202,10 @@ class Objective(abc.ABC):
         """
         return source.teacher_rows
 
-
-@dataclasses.dataclass(frozen=True)
-class SequenceObjective(Objective):
-    """A loss on the log-probability of each whole outcome.
-
-    Attributes:
-      loss: `losses.outcome_total_variation` (equation 4) or `losses.outcome_kl`.
-      normalization: how the log-probability of a sequence is taken from its tokens'. With "sum" the clip of equation 4
-        never binds (an answer of forty tokens has a log-probability far below log a); with "mean" it can.
-    """
-
-    loss: Callable[..., Array]
-    normalization: losses.Normalization = "mean"
-
-    def __call__(self, outcomes: Outcomes) -> Array:
-        """The loss of each outcome, `[B]`."""
-        log_prob = outcomes.log_prob(self.normalization)
-        return self.loss(log_prob=log_prob, weight=outcomes.batch.weight, where=outcomes.exists)
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenObjective(Objective):
-    """A full-vocabulary divergence to the gated teacher at every position; see `losses.gated_divergence`.
-
-    Attributes:
-      divergence: `losses.forward_kl`, `losses.total_variation`, `losses.jensen_shannon` or one with their keywords.
-      normalization: whether each outcome counts by the sum or by the mean over its positions.
-    """
-
-    divergence: Divergence
-    normalization: losses.Normalization = "mean"
-
-    @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        """The divergence."""
-        return Needs(divergences=(self.divergence,))
-
-    def __call__(self, outcomes: Outcomes) -> Array:
-        """The divergence along each outcome, `[B]`."""
-        exists = jnp.asarray(outcomes.where, jnp.float32)
-        weights = exists if self.normalization == "sum" else exists / outcomes.count[:, None]
-        return _weighted(outcomes, weights, self.divergence)
-
-
-@dataclasses.dataclass(frozen=True)
-class DecisionObjective(Objective):
-    """A divergence at the decision between answer and refusal: the first position, and all of the refusal.
-
-    D(a p_1 + (1 - a) [first token of y_r], q_1) + (1 - a) sum_{t > 1} D([y_{r,t}], q(. | x, y_{r,<t})). Averaged over
-    the positions of an answer the first part nearly vanishes, and more so the longer the answer is beside the refusal;
-    added on its own it weighs both mistakes alike. The rest of the refusal conflicts with no answer.
-
-    Attributes:
-      divergence: `losses.forward_kl`, `losses.total_variation` or one with their keywords.
-    """
-
-    divergence: Divergence
-
-    @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        """The divergence."""
-        return Needs(divergences=(self.divergence,))
-
-    def __call__(self, outcomes: Outcomes) -> Array:
-        """The divergence at the decision, `[B]`."""
-        exists = jnp.asarray(outcomes.where, jnp.float32)
-        first = (np.arange(exists.shape[1]) == 0)[None]
-        weights = jnp.where(first | jnp.asarray(outcomes.batch.is_refusal)[:, None], exists, 0.0)
-        return _weighted(outcomes, weights, self.divergence)
-
-
-def _weighted(outcomes: Outcomes, weights: Array, divergence: Divergence) -> Array:
-    weights = weights * jnp.asarray(outcomes.batch.weight)[:, None]
-    return jnp.sum(weights * outcomes.divergence(divergence), axis=1)
+    def metrics(self, outcomes: Outcomes) -> dict[str, Array]:
+        """Further scalars to log, by name."""
+        del outcomes
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,36 +241,9 @@ class WeightedSum(Objective):
         """The batches of the first term."""
         return self.terms[0][1].batches(source)
 
-
-OBJECTIVES: dict[str, Callable[[losses.Normalization], Objective]] = {
-    "tv": lambda n: SequenceObjective(losses.outcome_total_variation, n),
-    "kl": lambda n: SequenceObjective(losses.outcome_kl, n),
-    "token_tv": lambda n: TokenObjective(losses.total_variation, n),
-    "token_kl": lambda n: TokenObjective(losses.forward_kl, n),
-}
-"""What a config may name: from the normalisation over the positions of an outcome to the objective."""
-
-
-def make_objective(
-    name: str, *, normalization: losses.Normalization = "mean", decision_weight: float = 0.0
-) -> Objective:
-    """Makes an objective of the table, with the term at the decision beside it.
-
-    Args:
-      name: in `OBJECTIVES`.
-      normalization: over the positions of an outcome.
-      decision_weight: factor of the forward KL at the decision; 0 leaves it out.
-
-    Returns:
-      The objective.
-
-    Raises:
-      ConfigError: an unknown name; the message lists the known ones.
-    """
-    objective = lookup(OBJECTIVES, name, "objective")(normalization)
-    if not decision_weight:
-        return objective
-    return WeightedSum(((1.0, objective), (decision_weight, DecisionObjective(losses.forward_kl))))
+    def metrics(self, outcomes: Outcomes) -> dict[str, Array]:
+        """Those of all terms."""
+        return {name: value for _, term in self.terms for name, value in term.metrics(outcomes).items()}
 
 
 def row_losses(objective: Objective, decoder: Decoder, params: Params, hidden: Array, batch: TeacherBatch) -> Array:
