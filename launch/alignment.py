@@ -13,14 +13,14 @@ from typing import Any
 import jax
 
 from configs import align_soft_prompt
-from edgesafe_jax import adapters, assets, corpora
+from edgesafe_jax import adapters, corpora
 from edgesafe_jax.errors import COUNT, COUNT_OR_ALL, ConfigError, check_ranges, lookup
 from edgesafe_jax.guards.probe import HiddenStateGuard, load_hidden_state_guard, load_sentence_encoder, packaged_head
 from edgesafe_jax.guards.verdicts import Guard, judged_once
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.parallel import is_main_process, main_process_first
-from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety import evaluation, prompts, report, settings, training
+from edgesafe_jax.safety.shared import keep_answers
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.training import open_workdir, read_metrics
 from edgesafe_jax.training.workdir import read_config
@@ -105,7 +105,7 @@ def read_run(workdir: str | Path) -> dict[str, Any]:
     config = read_config(workdir)
     if config.get("task") != "alignment":
         raise ConfigError(f"{workdir} holds a run of task {config.get('task')!r}; expected 'alignment'.")
-    if not _stored(workdir).exists():
+    if not stored_adapter(workdir).exists():
         raise adapters.AdapterError(
             f"{workdir} has no {ADAPTER}: its training is not finished. The same launch.train command continues it."
         )
@@ -114,7 +114,7 @@ def read_run(workdir: str | Path) -> dict[str, Any]:
     return {**today, **config, **{name: {**today[name], **config[name]} for name in ("data", "evaluation")}}
 
 
-def _stored(workdir: str | Path) -> Path:
+def stored_adapter(workdir: str | Path) -> Path:
     """The trained adapter; earlier versions named its file by the kind."""
     former = Path(workdir) / "adapter" / "soft_prompt.safetensors"
     return former if former.exists() else Path(workdir) / ADAPTER
@@ -163,8 +163,11 @@ def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str], l
     return [p.text for found in chosen.values() for p in found], labels
 
 
-def train(config: Config, workdir: str | Path) -> Path:
-    """Distils the safe system of a config into an adapter, or continues an interrupted run; returns the stored file."""
+def train(config: Config, workdir: str | Path, *, shared: Path | None = None) -> Path:
+    """Distils the safe system of a config into an adapter, or continues an interrupted run; returns the stored file.
+
+    With `shared`, a folder, the teacher is read there where another run has made the same one.
+    """
     options = check(config)
     with main_process_first("alignment/workdir"):
         workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
@@ -174,8 +177,12 @@ def train(config: Config, workdir: str | Path) -> Path:
     adapter = adapters.make_adapter(key, kind, model, **options_given)
     # A head that was replaced under the same name gives other verdicts on the same answers.
     head = hashlib.sha256(Path(config["guard"] or packaged_head("teacher")).read_bytes()).hexdigest()
+    if shared is not None:
+        head = f"{head} {options.gate_sharpness} {options.gate_threshold}"
     chosen = training_prompts(config, model)
-    aligned = training.distil(system, *chosen, adapter=adapter, settings=options, workdir=workdir, guard_id=head)
+    aligned = training.distil(
+        system, *chosen, adapter=adapter, settings=options, workdir=workdir, guard_id=head, shared=shared
+    )
     stored = workdir / ADAPTER
     if is_main_process():
         stored.parent.mkdir(exist_ok=True)
@@ -199,24 +206,22 @@ def evaluation_sets(config: Config) -> dict[str, list[corpora.Prompt]]:
     raise ConfigError("config.evaluation leaves out every set of prompts: expected at least one above 0.")
 
 
-def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | None = None) -> evaluation.Evaluation:
-    """Measures the adapter of a work directory and writes summary, report fragment and report.
+def evaluate(
+    config: Config, workdir: str | Path, *, checkpoint: str | Path | None = None, shared: Path | None = None
+) -> evaluation.Evaluation:
+    """Measures the adapter of the run in `checkpoint`, default `workdir`; writes summary, fragment and report.
 
-    Args:
-      config: that of the run; its `evaluation` says how much is measured.
-      workdir: where summary and report are written.
-      checkpoint: the run's directory; default `workdir` itself.
-
-    Returns:
-      What was measured.
+    With `shared`, a folder, the base model's answers are read there where another run has asked for the same ones.
     """
     started, workdir, checkpoint = time.monotonic(), Path(workdir), checkpoint or workdir
     workdir.mkdir(parents=True, exist_ok=True)
     model, guard, system = load_system(config, checkpoint)
-    adapter = adapters.load_adapter(_stored(checkpoint), model)
+    adapter = adapters.load_adapter(stored_adapter(checkpoint), model)
     # Both the system and the judges ask the guard about the base model's answers.
     once = judged_once(guard)
     system = dataclasses.replace(system, guard=_gate(config, once))
+    if shared is not None:
+        system = dataclasses.replace(system, generate=keep_answers(shared))
     sets, judges = evaluation_sets(config), load_judges(config, once)
     found = evaluation.evaluate(system, adapter, sets, judges, _evaluation_settings(config))
     size = sum(leaf.size for leaf in jax.tree.leaves((guard.head, guard.adapter)))
@@ -233,16 +238,3 @@ def evaluate(config: Config, workdir: str | Path, *, checkpoint: str | Path | No
         print(f"{caption}\n{table.to_text()}\n")
     print(f"report: {workdir / 'report.html'}")
     return found
-
-
-def answer_prompts(
-    config: Config, checkpoint: str | Path, chosen: Sequence[corpora.Prompt], output: str | Path
-) -> Path:
-    """Answers a user's own prompts with an aligned model; writes JSON lines, see `evaluation.answer_rows`."""
-    model, guard, _ = load_system(config, checkpoint)
-    adapter = adapters.load_adapter(_stored(checkpoint), model)
-    judges, longest = load_judges(config, guard), int(config["evaluation"]["max_tokens"])
-    with ProgressBar("answering") as progress:
-        rows = evaluation.answer_rows(model, adapter, chosen, judges, max_tokens=longest, on_batch=progress)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return assets.write_atomically(Path(output), lambda part: part.write_text(text, encoding="utf-8"))

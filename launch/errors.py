@@ -11,7 +11,7 @@ from absl import flags
 from edgesafe_jax.errors import ConfigError, EdgesafeError, describe_storage_problem, lookup
 from edgesafe_jax.processes import leave_failed_run
 
-__all__ = ["ConfigError", "lookup", "parse_flags", "reported"]
+__all__ = ["ConfigError", "lookup", "named", "parse_flags", "reported"]
 
 
 @contextlib.contextmanager
@@ -30,6 +30,15 @@ def reported() -> Iterator[None]:
         if message is None:
             raise
         _refuse(message, error)
+
+
+@contextlib.contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Puts a place in front of the message of a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from error
 
 
 def _refuse(message: str, error: BaseException) -> NoReturn:

@@ -11,12 +11,17 @@ The first writes `summary.json` and `report.html` into the work directory. The s
 runs safety, over-refusal and usefulness of an exported file inside a runtime, see `launch.runtimes`.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
+from edgesafe_jax import adapters, assets, corpora
 from edgesafe_jax.corpora import read_prompts
+from edgesafe_jax.reporting.progress import ProgressBar
+from edgesafe_jax.safety import evaluation
 from edgesafe_jax.training.workdir import read_config
 from launch import alignment, errors, guards, runtimes, startup
 
@@ -33,6 +38,19 @@ def define_flags() -> None:
     flags.DEFINE_string("prompts", None, "JSONL of prompts to answer instead of the packaged sets.")
     flags.DEFINE_string("output", None, "Where the answers go; default answers.jsonl in the work directory.")
     runtimes.define_flags()
+
+
+def answer_prompts(
+    config: Mapping[str, Any], checkpoint: str | Path, chosen: Sequence[corpora.Prompt], output: str | Path
+) -> Path:
+    """Answers a user's own prompts with an aligned model; writes JSON lines, see `evaluation.answer_rows`."""
+    model, guard, _ = alignment.load_system(config, checkpoint)
+    adapter = adapters.load_adapter(alignment.stored_adapter(checkpoint), model)
+    judges, longest = alignment.load_judges(config, guard), int(config["evaluation"]["max_tokens"])
+    with ProgressBar("answering") as progress:
+        rows = evaluation.answer_rows(model, adapter, chosen, judges, max_tokens=longest, on_batch=progress)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return assets.write_atomically(Path(output), lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def main(argv: list[str]) -> None:
@@ -66,7 +84,7 @@ def main(argv: list[str]) -> None:
             if output.is_dir() or not output.parent.is_dir():
                 raise errors.ConfigError(f"--output={output}: expected the name of a file in a directory that exists.")
             chosen = read_prompts(given.prompts)
-            print(f"wrote {alignment.answer_prompts(config, workdir, chosen, output)}")
+            print(f"wrote {answer_prompts(config, workdir, chosen, output)}")
 
 
 def run() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from launch import plan, train
+from launch import plan, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
@@ -40,7 +40,8 @@ def test_a_config_imports_ml_collections_alone(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_config_says_the_command_that_runs_it(path):
     module = load(path)
-    launcher = "plan" if module.get_config().task in plan.TASKS else "train"
+    task = module.get_config().task
+    launcher = "sweep" if task == "sweep" else "plan" if task in plan.TASKS else "train"
     assert re.search(rf"python -m launch\.{launcher} --config=configs/{path.name}(:\w+)? --workdir=", module.__doc__)
 
 
@@ -59,7 +60,7 @@ def test_a_config_has_a_full_and_a_small_variant(path):
     get_config = load(path).get_config
     full, small = get_config(), get_config("runlocal")
     assert isinstance(full, ml_collections.ConfigDict)
-    assert full.task in {**train.TASKS, **plan.TASKS}
+    assert full.task in {*sweep.TASKS, "sweep"}
     assert small.task == full.task
     assert set(small) == set(full)
     assert small.to_dict() != full.to_dict()

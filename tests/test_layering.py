@@ -17,7 +17,7 @@ LAYERS = (
     {"models", "adapters", "dynamics", "planning"},
     {"processes", "parallel", "training", "reporting"},
     {"guards", "safety", "offline_rl"},
-    {"benchmarks", "exporting"},
+    {"benchmarks", "exporting", "sweeps"},
 )
 SAME_LAYER = {
     "corpora": {"assets"},

@@ -1,5 +1,7 @@
 """One table, shown as text for the terminal, as Markdown and (by `edgesafe_jax.reporting.html`) as HTML."""
 
+import csv
+import io
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +78,39 @@ class Table:
         lines = [[_escape(name) for name in self.columns], rule]
         lines += [[_escape(cell) for cell in row] for row in self.texts()]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def to_csv(self) -> str:
+        """Returns the table as CSV: numbers in full, an interval as two more columns, NAME low and NAME high."""
+        estimates = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        head: list[str] = []
+        for column, split in zip(self.columns, estimates, strict=True):
+            head += [column, f"{column} low", f"{column} high"] if split else [column]
+        writer.writerow(head)
+        for row in self.rows:
+            cells: list[Cell] = []
+            for cell, split in zip(row, estimates, strict=True):
+                cells += list(cell) if isinstance(cell, Estimate) else [cell, None, None] if split else [cell]
+            writer.writerow(["" if cell is None else cell for cell in cells])
+        return text.getvalue()
+
+    def to_latex(self, caption: str = "") -> str:
+        """Returns the table as a LaTeX `table` in the style of the package booktabs, with a line break at the end."""
+        kinds = "".join("r" if right else "l" for right in self.numeric())
+        body = "\n".join(f"{' & '.join(map(_latex, row))} \\\\" for row in self.texts())
+        head = f"{' & '.join(map(_latex, self.columns))} \\\\"
+        lines = [
+            rf"\begin{{tabular}}{{{kinds}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+        title = [rf"\caption{{{_latex(caption)}}}"] if caption else []
+        return "\n".join([r"\begin{table}", r"\centering", *title, *lines, r"\end{table}"]) + "\n"
 
 
 def make_table(
@@ -221,6 +256,13 @@ def format_estimate(estimate: Estimate, *, digits: int = 2) -> tuple[str, str]:
     else:
         value, low, high = (f"{round(end, digits) + 0.0:,.{digits}f}" for end in ends)  # no minus before zeros
     return value, f"[{low}, {high}]"
+
+
+def _latex(text: str) -> str:
+    """Escapes what LaTeX reads as commands."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {char: f"\\{char}" for char in "&%$#_{}"}
+    return "".join(special.get(char, char) for char in text.replace("\n", " "))
 
 
 def _escape(text: str) -> str:

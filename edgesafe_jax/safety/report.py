@@ -21,6 +21,7 @@ from edgesafe_jax.reporting import (
 from edgesafe_jax.safety.evaluation import Evaluation, Judged, Reworded, SetResult
 from edgesafe_jax.safety.prompts import EVALUATION_SETS
 from edgesafe_jax.training import write_summary
+from edgesafe_jax.training.workdir import write_outcomes
 
 SYSTEMS = ("base", "student", "system")
 
@@ -305,6 +306,17 @@ def _difference(before: np.ndarray, after: np.ndarray) -> Interval:
     return metrics.paired_bootstrap_interval(values=after.astype(float), baseline=before.astype(float))
 
 
+def outcomes(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """What single prompts and questions contributed to the student's numbers, by the number's name."""
+    rows: dict[str, np.ndarray] = {}
+    for name, result in evaluation.results.items():
+        rows |= {f"{name}/student/{judge}": refused.astype(int) for judge, refused in result.student.refusals.items()}
+        for guard, unsafe in result.student.unsafe_probs.items():
+            rows[f"{name}/student/sgs_{guard}"] = (unsafe < 0.5).astype(int)
+    rows |= {f"kl_from_base/{name}": np.asarray(kl) for name, kl in evaluation.kl.items()}
+    return rows | {f"{name}/student": after.astype(int) for name, (_, after) in evaluation.choices.items()}
+
+
 def cost_rows(costs: Mapping[str, Mapping[str, float]]) -> list[dict[str, object]]:
     """What `evaluation.costs` returns, as rows of a table."""
     return [
@@ -344,6 +356,7 @@ def write_report(
     values = numbers(results) | rewording_numbers(results, reworded) | usefulness_numbers(evaluation)
     values |= {f"cost/{name}/{what}": value for name, row in costs.items() for what, value in row.items()}
     write_summary(workdir, "alignment", {**values, **(more or {})})
+    write_outcomes(workdir, "alignment", outcomes(evaluation))
     usefulness = usefulness_rows(evaluation)
     notes = [
         f"Answers are greedy and at most {evaluation.max_tokens} tokens long.",

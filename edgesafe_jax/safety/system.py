@@ -105,11 +105,13 @@ class SafeSystem:
       model: the frozen language model.
       guard: judges its answers; what it returns is checked.
       refusal: what is said instead of an unsafe answer.
+      generate: what answers prompts, with the signature of `models.generate`.
     """
 
     model: LanguageModel
     guard: Guard
     refusal: str = REFUSAL
+    generate: Callable[..., Generation] = generate
 
     def __post_init__(self):
         check_refusal(self.refusal)
@@ -142,7 +144,7 @@ class SafeSystem:
         Raises:
           GuardError: the guard returned NaN or left [0, 1].
         """
-        answers = generate(
+        answers = self.generate(
             self.model,
             prompts,
             max_tokens=max_tokens,
@@ -191,7 +193,7 @@ class SafeSystem:
           GuardError: the guard returned NaN or left [0, 1].
         """
         check_ranges({"threshold": threshold}, {"threshold": FRACTION}, prefix="")
-        base = generate(
+        base = self.generate(
             self.model,
             prompts,
             max_tokens=max_tokens,

@@ -31,6 +31,7 @@ from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.batches import BatchOrder, make_batch_order
 from edgesafe_jax.safety.objectives import BatchSource, Objective, Outcomes
 from edgesafe_jax.safety.settings import HARD, AlignSettings, check_mixture
+from edgesafe_jax.safety.shared import shared_teacher
 from edgesafe_jax.safety.system import REFUSAL, SafeSystem, sharpened
 from edgesafe_jax.safety.teacher import (
     REFUSE,
@@ -161,6 +162,7 @@ def distil(
     settings: AlignSettings,
     workdir: str | Path,
     guard_id: str | None = None,
+    shared: Path | None = None,
 ) -> Aligned:
     """Distils a safe system into an adapter, in a work directory that is open.
 
@@ -172,6 +174,8 @@ def distil(
       settings: how it is trained.
       workdir: where teacher, checkpoints and metrics lie.
       guard_id: what identifies the guard, see `TeacherOptions`.
+      shared: the folder in which several runs share teachers, see `shared.shared_teacher`; None keeps the teacher in
+        the work directory.
 
     Returns:
       The adapter and the metrics of each step.
@@ -191,7 +195,8 @@ def distil(
         guard_id=guard_id,
     )
     with parallel.main_process_first("alignment/teacher"):
-        teacher = make_teacher(system, prompts, labels, workdir, options)
+        make = make_teacher if shared is None else shared_teacher
+        teacher = make(system, prompts, labels, shared or workdir, options)
         adapter = fit_adapter(adapter, system.model, _examples(teacher))
     seconds = time.monotonic() - started
     _log.info(f"teacher ready after {seconds:.0f} s; training {settings.num_steps} steps")

@@ -6,6 +6,7 @@
 ``checkpoints/``        the last few states (`edgesafe_jax.training.Checkpoints`)
 ``tensorboard/``        the same scalars for TensorBoard
 ``summary.json``        the results, flat: ``section/quantity: number``
+``outcomes.json``       for some of them the value of each row that they are the mean of, for paired comparisons
 ``report/``             one JSON fragment per section, from which ``report.html`` is built
 ``report.html``         one self-contained page
 ``.lock``               held by the process that writes here; ``.owner.json`` names it
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
+OUTCOMES = "outcomes.json"
 _MISSING = "(missing)"
 _TEMPORARY = re.compile(r"\..+\.(\d+)(?:-[0-9a-f]+)?\.tmp(?:\.\w+)?$")
 """A file of an atomic write, with its process's number: ``.report.1234-0a1b2c3d.tmp.json``, ``.x.html.1234.tmp``."""
@@ -269,7 +271,7 @@ def _write_config(path: Path, wanted: Any, ignore: Sequence[str]) -> None:
             )
         write_json(config_file, wanted)
         return
-    differences = _differences(_flatten(read_config(path)), _flatten(wanted), ignore)
+    differences = _differences(flatten(read_config(path)), flatten(wanted), ignore)
     if differences:
         raise WorkdirError(
             f"{path} holds a run with another configuration:\n"
@@ -307,10 +309,10 @@ def nearest_config(
     Returns:
       The candidate's name, and the fields, named with dots, that the run has otherwise, with the run's values.
     """
-    given = _flatten(to_json(config))
+    given = flatten(to_json(config))
     changes: dict[str, dict[str, Any]] = {}
     for name, candidate in candidates.items():
-        start = _flatten(to_json(candidate))
+        start = flatten(to_json(candidate))
         changes[name] = {key: value for key, value in given.items() if start.get(key, _MISSING) != value}
     nearest = min(changes, key=lambda name: len(changes[name]))
     return nearest, changes[nearest]
@@ -367,6 +369,25 @@ def write_summary(workdir: str | os.PathLike[str], section: str, values: Mapping
     return summary
 
 
+def write_outcomes(workdir: str | os.PathLike[str], section: str, values: Mapping[str, Any]) -> None:
+    """Writes the values of single rows behind numbers of the summary, under the same names.
+
+    Args:
+      workdir: the work directory.
+      section: the section of the numbers; its former outcomes are replaced.
+      values: quantity name to `[N]` values, in the order of the rows.
+    """
+    file = Path(workdir) / OUTCOMES
+    kept = {name: rows for name, rows in read_outcomes(workdir).items() if not name.startswith(f"{section}/")}
+    write_json(file, kept | {f"{section}/{name}": to_json(rows) for name, rows in values.items()})
+
+
+def read_outcomes(workdir: str | os.PathLike[str]) -> dict[str, list[float]]:
+    """Reads what `write_outcomes` wrote; nothing where there is none."""
+    file = Path(workdir) / OUTCOMES
+    return _read_mapping(file) if file.exists() else {}
+
+
 def _read_mapping(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -379,11 +400,17 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     return value
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested mappings by dotted name; an empty mapping is a leaf.
+
+    Example:
+      >>> flatten({"data": {"path": "", "mixture": {}}, "seed": 0})
+      {'data.path': '', 'data.mixture': {}, 'seed': 0}
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

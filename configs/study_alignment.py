@@ -1,0 +1,118 @@
+r"""The study of adapters and objectives: which of them makes SmolLM2-135M-Instruct safe, at equal parameters.
+
+    python -m launch.sweep --config=configs/study_alignment.py --workdir=workdirs/study
+    python -m launch.report workdirs/study
+
+Each method, an adapter with an objective, runs at three learning rates; the best by the held-out training prompts is
+kept, and the best six methods run two more seeds. Cost: about three minutes a cell on two cores. Expected: see
+configs/RESULTS.md under "Safe language models". `--processes=N` runs N cells at once, `--cluster=slurm` a job array.
+
+Any file of configs/ can be swept: `config.base` and `config.variant` name it, `config.changes` holds what differs from
+it in all cells. `config.axes` mirrors it, with tuples of values, such as `config.axes.seed = (0, 1)`; where a value
+stands for several fields, `config.levels.AXIS.VALUE` holds them. `config.factors` holds factors on a field.
+
+Variants: `:lengths` soft prompts of 5 to 150 vectors, `:runlocal` a check of the machinery.
+"""
+
+import ml_collections
+
+_ADAPTERS = {
+    "soft_prompt": {"adapter": {"kind": "soft_prompt", "soft_prompt": {"num_virtual": 23}}},
+    "lora": {"adapter": {"kind": "lora", "lora": {"rank": 1, "alpha": 1.0, "first_layer": 23}}},
+}
+"""About 13,000 trained numbers each: 23 vectors; factors of rank 1 for queries and values of the last seven layers."""
+
+_OBJECTIVES = ("token_kl", "kl", "tv", "token_tv")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the full study, or a `variant` of it: "lengths" or "runlocal"."""
+    if variant not in ("", "lengths", "runlocal"):
+        raise ValueError(f"Unknown variant {variant!r}: expected one of ('lengths', 'runlocal') or none.")
+    config = ml_collections.ConfigDict()
+    config.task = "sweep"
+    config.base = "align_soft_prompt"  # a file of configs/
+    config.variant = "quickstart"
+
+    # What every cell has otherwise than the base: the objective alone, fewer steps, a small evaluation
+    config.changes = ml_collections.ConfigDict()
+    config.changes.decision_weight = 0.0
+    config.changes.num_steps = 120
+    config.changes.data = {"num_held_out": 24}
+    config.changes.evaluation = {
+        "strongreject": 48,
+        "sensitive": 48,
+        "plain": 48,
+        "num_prefill": 48,
+        "num_choices": 32,
+        "num_kl": 16,
+    }
+
+    # The matrix: values by field of the base, or names of `levels`
+    config.axes = ml_collections.ConfigDict()
+    config.axes.method = tuple(_ADAPTERS)
+    config.axes.objective = _OBJECTIVES
+    config.axes.seed = (0, 1, 2)
+    config.levels = ml_collections.ConfigDict({"method": _ADAPTERS})
+    config.factors = ml_collections.ConfigDict()  # on the field's value in the base, or in a level
+    config.factors.learning_rate = (1.0, 0.3, 3.0)
+
+    # The choice, by the last refusal rates on training prompts that were held out
+    config.selection = ml_collections.ConfigDict()
+    config.selection.search = ("learning_rate",)  # of which the best value of each method is kept
+    config.selection.repeat = "seed"  # whose further values the best methods run
+    config.selection.num_best = 6
+    config.selection.measure = ml_collections.ConfigDict(
+        {"eval/refused/refuse": 1.0, "eval/refused/sensitive": -0.5, "eval/refused/plain": -0.5}
+    )
+
+    # The report, by numbers of the cells' summaries
+    config.report = ml_collections.ConfigDict()
+    config.report.tables = ml_collections.ConfigDict(
+        {
+            "Safety and over-refusal": {
+                "StrongREJECT refused": "alignment/strongreject/student/refused",
+                "sensitive refused": "alignment/sensitive/student/refused",
+                "plain refused": "alignment/plain/student/refused",
+            },
+            "Attacks": {
+                "prefilled refused": "alignment/prefill/student/refused",
+                "prefilled safe": "alignment/prefill/student/sgs_judge",
+            },
+            "Usefulness": {"KL to base, plain": "alignment/kl_from_base/plain", "piqa": "alignment/piqa/student"},
+            "Cost": {
+                "parameters of base and adapter": "alignment/cost/student/params",
+                "FLOPs per token": "alignment/cost/student/flops_per_token",
+            },
+        }
+    )
+    config.report.frontier = ("plain refused", "StrongREJECT refused")  # columns: to be small, to be large
+    config.report.curve = ""  # an axis of numbers, along which columns are drawn
+    config.report.along = ("StrongREJECT refused", "prefilled refused", "sensitive refused", "plain refused")
+    if variant == "lengths":
+        _lengths(config)
+    elif variant == "runlocal":
+        _runlocal(config)
+    return config
+
+
+def _lengths(config: ml_collections.ConfigDict) -> None:
+    """One objective; soft prompts of other lengths."""
+    config.axes = ml_collections.ConfigDict()
+    config.axes.adapter = {"soft_prompt": {"num_virtual": (5, 10, 20, 50, 100, 150)}}
+    config.axes.seed = (0,)
+    config.levels = ml_collections.ConfigDict()
+    config.selection.num_best = 0
+    config.report.curve = "adapter.soft_prompt.num_virtual"
+
+
+def _runlocal(config: ml_collections.ConfigDict) -> None:
+    """Four tiny cells, of which the better one runs a second seed."""
+    config.variant = "runlocal"
+    config.changes = ml_collections.ConfigDict({"decision_weight": 0.0, "num_steps": 2, "mining": {"start": 1.0}})
+    config.changes.data = {"num_harmful": 8, "num_sensitive": 8, "num_plain": 8}
+    config.changes.evaluation = {"strongreject": 4, "sensitive": 4, "plain": 4, "num_choices": 2, "num_kl": 2}
+    config.axes.objective = ("token_kl", "tv")
+    config.axes.seed = (0, 1)
+    config.factors.learning_rate = (1.0,)
+    config.selection.num_best = 1

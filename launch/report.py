@@ -1,0 +1,47 @@
+r"""Compares the cells of a sweep: the frontier, the search, curves, costs, as HTML, CSV and LaTeX.
+
+    python -m launch.report DIR
+
+Cells that are not finished are left out, so that a running sweep can be looked at.
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+
+from edgesafe_jax import sweeps
+from edgesafe_jax.training.workdir import read_config
+from launch import errors, startup, sweep
+
+
+def define_flags() -> None:
+    """Defines the command line; not on import, so that several launchers can be imported together."""
+    flags.DEFINE_string("title", "A sweep", "Title of the report.")
+
+
+def main(argv: list[str]) -> None:
+    """Writes the report."""
+    if len(argv) != 2:
+        raise app.UsageError("Expected one argument, the work directory of a sweep.")
+    startup.configure()
+    with errors.reported():
+        root = Path(argv[1])
+        config = read_config(root)
+        if config.get("task") != "sweep":
+            raise errors.ConfigError(f"{root} holds a run of task {config.get('task')!r}; expected 'sweep'.")
+        given = {name: tuple(v) if isinstance(v, list) else v for name, v in config["report"].items()}
+        found = sweep.read_sweep(config)
+        tables = sweeps.write_report(found, root, sweeps.ReportSettings(**given), title=flags.FLAGS.title)
+        for caption, table in tables.items():
+            print(f"{caption}\n{table.to_text()}\n")
+        print(f"report: {root / 'report.html'}, tables: {root / 'tables'}")
+
+
+def run() -> None:
+    """Parses the flags and runs."""
+    define_flags()
+    app.run(main, flags_parser=errors.parse_flags)
+
+
+if __name__ == "__main__":
+    run()
