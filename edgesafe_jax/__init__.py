@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         processes,
         reporting,
         safety,
+        sweeps,
         training,
         typing,
     )
@@ -55,6 +56,7 @@ __all__ = [
     "processes",
     "reporting",
     "safety",
+    "sweeps",
     "training",
     "typing",
 ]

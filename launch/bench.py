@@ -59,11 +59,5 @@ def main(argv: list[str]) -> None:
                 (workdir / f"bench_{given.suite}_{name}.png").write_bytes(png)
 
 
-def run() -> None:
-    """Parses the flags and runs."""
-    define_flags()
-    app.run(main, flags_parser=errors.parse_flags)
-
-
 if __name__ == "__main__":
-    run()
+    errors.start(define_flags, main)

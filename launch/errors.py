@@ -3,15 +3,15 @@
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from absl import flags
+from absl import app, flags
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, describe_storage_problem, lookup
 from edgesafe_jax.processes import leave_failed_run
 
-__all__ = ["ConfigError", "lookup", "named", "parse_flags", "reported"]
+__all__ = ["ConfigError", "lookup", "named", "parse_flags", "reported", "start"]
 
 
 @contextlib.contextmanager
@@ -45,6 +45,12 @@ def _refuse(message: str, error: BaseException) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     leave_failed_run(message, status=2)
     raise SystemExit(2) from error
+
+
+def start(define_flags: Callable[[], None], main: Callable[[list[str]], None]) -> None:
+    """Runs a launcher as a program: defines its flags, parses the command line, calls its `main`."""
+    define_flags()
+    app.run(main, flags_parser=parse_flags)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

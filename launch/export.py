@@ -38,11 +38,5 @@ def main(argv: list[str]) -> None:
         print(f"wrote {path}: " + ", ".join(sorted(file.name for file in Path(path).iterdir())))
 
 
-def run() -> None:
-    """Parses the flags and runs."""
-    define_flags()
-    app.run(main, flags_parser=errors.parse_flags)
-
-
 if __name__ == "__main__":
-    run()
+    errors.start(define_flags, main)

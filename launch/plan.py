@@ -5,8 +5,6 @@ r"""Plans in the closed loop: runs the experiment of a config in a work director
 The same command continues a killed run.
 """
 
-from absl import app
-
 from launch import errors, planning, planning_study, startup
 
 TASKS: dict[str, startup.Task] = {
@@ -24,11 +22,5 @@ def main(argv: list[str]) -> None:
     print(f"wrote {startup.run_task(argv, TASKS)}")
 
 
-def run() -> None:
-    """Parses the flags and runs."""
-    define_flags()
-    app.run(main, flags_parser=errors.parse_flags)
-
-
 if __name__ == "__main__":
-    run()
+    errors.start(define_flags, main)

@@ -67,11 +67,5 @@ def main(argv: list[str]) -> None:
             print(f"== {name}: {time.monotonic() - started:.0f} s ==")
 
 
-def run() -> None:
-    """Parses the flags and runs."""
-    define_flags()
-    app.run(main, flags_parser=errors.parse_flags)
-
-
 if __name__ == "__main__":
-    run()
+    errors.start(define_flags, main)

@@ -109,11 +109,5 @@ def main(argv: list[str]) -> None:
             sys.exit(1)
 
 
-def run() -> None:
-    """Parses the flags and runs."""
-    define_flags()
-    app.run(main, flags_parser=errors.parse_flags)
-
-
 if __name__ == "__main__":
-    run()
+    errors.start(define_flags, main)

@@ -108,11 +108,5 @@ def main(argv: list[str]) -> None:
             raise errors.ConfigError(f"{len(failed)} cells failed; the same command tries them again.\n{text}")
 
 
-def run() -> None:
-    """Parses the flags and runs."""
-    define_flags()
-    app.run(main, flags_parser=errors.parse_flags)
-
-
 if __name__ == "__main__":
-    run()
+    errors.start(define_flags, main)

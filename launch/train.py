@@ -9,8 +9,6 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), with a work dire
 "alignment" then splits its batches over all devices. The other tasks run in one process.
 """
 
-from absl import app
-
 from launch import alignment, errors, guards, offline, startup
 
 TASKS: dict[str, startup.Task] = {
@@ -36,11 +34,5 @@ def main(argv: list[str]) -> None:
     startup.run_task(argv, TASKS, multihost=MULTIHOST)
 
 
-def run() -> None:
-    """Parses the flags and runs."""
-    define_flags()
-    app.run(main, flags_parser=errors.parse_flags)
-
-
 if __name__ == "__main__":
-    run()
+    errors.start(define_flags, main)
