@@ -17,10 +17,12 @@ Variants: `:lengths` soft prompts of 5 to 150 vectors, `:runlocal` a check of th
 import ml_collections
 
 _ADAPTERS = {
-    "soft_prompt": {"adapter": {"kind": "soft_prompt", "soft_prompt": {"num_virtual": 23}}},
-    "lora": {"adapter": {"kind": "lora", "lora": {"rank": 1, "alpha": 1.0, "first_layer": 23}}},
+    "soft_prompt": {"adapter": {"kind": "soft_prompt"}},
+    "lora": {"adapter": {"kind": "lora"}},
+    "prefix": {"adapter": {"kind": "prefix"}},
+    "steering": {"adapter": {"kind": "steering"}, "learning_rate": 0.03},
 }
-"""About 13,000 trained numbers each: 23 vectors; factors of rank 1 for queries and values of the last seven layers."""
+"""The kinds, each with a learning rate of its scale where that of the base config is not."""
 
 _OBJECTIVES = ("token_kl", "kl", "tv", "token_tv")
 
@@ -38,6 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.changes = ml_collections.ConfigDict()
     config.changes.decision_weight = 0.0
     config.changes.num_steps = 120
+    config.changes.adapter = {"num_parameters": 13_248}  # trained numbers, as near as a kind comes: 23 vectors
     config.changes.data = {"num_held_out": 24}
     config.changes.evaluation = {
         "strongreject": 48,
@@ -98,6 +101,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _lengths(config: ml_collections.ConfigDict) -> None:
     """One objective; soft prompts of other lengths."""
+    config.changes.adapter.num_parameters = 0
     config.axes = ml_collections.ConfigDict()
     config.axes.adapter = {"soft_prompt": {"num_virtual": (5, 10, 20, 50, 100, 150)}}
     config.axes.seed = (0,)
@@ -110,6 +114,7 @@ def _runlocal(config: ml_collections.ConfigDict) -> None:
     """Four tiny cells, of which the better one runs a second seed."""
     config.variant = "runlocal"
     config.changes = ml_collections.ConfigDict({"decision_weight": 0.0, "num_steps": 2, "mining": {"start": 1.0}})
+    config.changes.adapter = {"num_parameters": 64}
     config.changes.data = {"num_harmful": 8, "num_sensitive": 8, "num_plain": 8}
     config.changes.evaluation = {"strongreject": 4, "sensitive": 4, "plain": 4, "num_choices": 2, "num_kl": 2}
     config.axes.objective = ("token_kl", "tv")
