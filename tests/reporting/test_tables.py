@@ -1,3 +1,4 @@
+import csv
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -95,3 +96,19 @@ def test_bad_tables_are_named():
         make_table([])
     with pytest.raises(TypeError, match=r"cannot show \[1\] of type list"):
         make_table([([1],)], ["a"])
+
+
+def test_csv_has_full_numbers_and_the_ends_of_intervals_in_columns_of_their_own():
+    table = make_table([{"a": 'x, "y"', "rate": Estimate(1 / 3, 0.25, 0.5), "n": 3}, {"a": "z", "rate": None, "n": 4}])
+    rows = list(csv.reader(table.to_csv().splitlines()))
+    assert rows[0] == ["a", "rate", "rate low", "rate high", "n"]
+    assert rows[1] == ['x, "y"', str(1 / 3), "0.25", "0.5", "3"]
+    assert rows[2] == ["z", "", "", "", "4"]
+
+
+def test_latex_escapes_what_it_would_read_as_commands():
+    latex = make_table([{"a_b": r"50 % & $x^2$ \n {} ~#", "n": 3}]).to_latex("of_it")
+    assert r"a\_b & n \\" in latex
+    assert r"50 \% \& \$x\textasciicircum{}2\$ \textbackslash{}n \{\} \textasciitilde{}\# & 3 \\" in latex
+    assert r"\begin{tabular}{lr}" in latex
+    assert r"\caption{of\_it}" in latex
