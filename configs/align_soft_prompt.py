@@ -127,6 +127,7 @@ def _adapter() -> ml_collections.ConfigDict:
     adapter.soft_prompt.num_virtual = 46  # twice as many as the text has tokens, which is repeated
     adapter.soft_prompt.init = "text"  # text | vocabulary | random
     adapter.soft_prompt.text = INSTRUCTION
+    adapter.soft_prompt.placement = "before_chat_template"  # or after_bos | system | before_answer
     adapter.prefix = ml_collections.ConfigDict()
     adapter.prefix.num_virtual = 23
     adapter.prefix.init = "text"  # text | vocabulary | random

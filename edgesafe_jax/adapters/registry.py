@@ -25,6 +25,7 @@ from edgesafe_jax.adapters.steering import STEERING
 from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.typing import Adapter, PRNGKey
 
 ADAPTERS: dict[str, AdapterKind] = {
@@ -264,7 +265,7 @@ def _check(path: Path, stored: StoredAdapter, model: LanguageModel) -> dict[str,
     try:
         filled = fill(entry.fields, stored.fields, "sidecar field")
         expected = entry.shapes(model, arrays, filled)
-    except (AdapterError, ConfigError) as error:
+    except (AdapterError, ConfigError, TokenizerError) as error:
         raise AdapterError(f"{path} is not a {kind} for {model.name}: {error}") from error
     if arrays.keys() != expected.keys():
         raise AdapterError(

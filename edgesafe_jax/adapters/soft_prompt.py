@@ -16,22 +16,23 @@ import numpy as np
 
 from edgesafe_jax.adapters.kind import AdapterKind, Cost, Option, attention_cost
 from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, check_counts, lookup
+from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Adapter, Array, PRNGKey
-
-PLACEMENT = "before_chat_template"
-"""Position of the vectors: in front of everything that the chat template renders."""
+from edgesafe_jax.models.placements import BEFORE_ANSWER, PLACEMENTS, check_placement
+from edgesafe_jax.typing import IN_FRONT, Adapter, Array, PRNGKey
 
 
 @flax.struct.dataclass
 class SoftPrompt(Adapter):
-    """P trained vectors in front of the chat.
+    """P trained vectors in a chat.
 
     Attributes:
       embeddings: `[P, D]` float32, in units of the embedding table.
+      placement: where they stand, a name in `models.placements.PLACEMENTS`.
     """
 
     embeddings: Array
+    placement: str = flax.struct.field(pytree_node=False, default=IN_FRONT)  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     @property
     def num_virtual(self) -> int:
@@ -48,7 +49,13 @@ class SoftPrompt(Adapter):
 
 
 def init_soft_prompt(
-    key: PRNGKey, model: LanguageModel, *, init: str = "text", text: str = "", num_virtual: int | None = None
+    key: PRNGKey,
+    model: LanguageModel,
+    *,
+    init: str = "text",
+    text: str = "",
+    num_virtual: int | None = None,
+    placement: str = IN_FRONT,
 ) -> SoftPrompt:
     """Makes a soft prompt to train.
 
@@ -61,22 +68,26 @@ def init_soft_prompt(
         reduce safety by themselves before any training (Alfarra et al.).
       text: the instruction, for `"text"`.
       num_virtual: P; default as many as the text has tokens.
+      placement: `"before_chat_template"`, in front of everything; `"after_bos"`, behind the token that begins a text;
+        `"system"`, where the text of a system message stands; or `"before_answer"`, behind the prompt.
 
     Returns:
       The soft prompt.
 
     Raises:
-      ConfigError: an unknown `init`, an empty text or a P below one.
+      ConfigError: an unknown `init` or placement, an empty text or a P below one.
+      TokenizerError: the chat template has no such place.
     """
+    check_placement(model.tokenizer, placement)
     lookup(INITS, init, "init")
     if init == "random":
         check_counts(num_virtual=num_virtual)
         assert num_virtual is not None
         table = model.params["embedding"].astype(jnp.float32)
         noise = jax.random.normal(key, (num_virtual, table.shape[1]), jnp.float32)
-        return SoftPrompt(jnp.mean(table, axis=0)[None] + noise * jnp.std(table, axis=0)[None])
+        return SoftPrompt(jnp.mean(table, axis=0)[None] + noise * jnp.std(table, axis=0)[None], placement)
     ids = initial_ids(key, model, init=init, text=text, num_virtual=num_virtual)
-    return SoftPrompt(jnp.take(model.params["embedding"], ids, axis=0).astype(jnp.float32))
+    return SoftPrompt(jnp.take(model.params["embedding"], ids, axis=0).astype(jnp.float32), placement)
 
 
 INITS: dict[str, None] = dict.fromkeys(("text", "vocabulary", "random"))
@@ -112,6 +123,7 @@ def _shapes(
     model: LanguageModel, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
     del arrays
+    check_placement(model.tokenizer, fields["placement"])
     return {"embeddings": (fields["num_virtual"], model.config.embed_dim)}
 
 
@@ -120,18 +132,29 @@ def match_positions(parameters: int, per_position: int) -> dict[str, Any]:
     return {"num_virtual": max(1, round(parameters / per_position))}
 
 
+def _cost(prompt: SoftPrompt, config: DecoderConfig, prompt_tokens: int) -> Cost:
+    """Before the answer the vectors are computed for each prompt, elsewhere once for all."""
+    each = flops_per_token(config, context=prompt_tokens, with_head=False) if prompt.placement == BEFORE_ANSWER else 0.0
+    return Cost(attention_cost(config, prompt.num_virtual), prompt.num_virtual * each)
+
+
 SOFT_PROMPT = AdapterKind(
     type=SoftPrompt,
     init=init_soft_prompt,
-    options={"init": Option("text", tuple(INITS)), "text": Option(""), "num_virtual": Option(None, POSITIVE_COUNT)},
+    options={
+        "init": Option("text", tuple(INITS)),
+        "text": Option(""),
+        "num_virtual": Option(None, POSITIVE_COUNT),
+        "placement": Option(IN_FRONT, tuple(PLACEMENTS)),
+    },
     to_arrays=lambda prompt: (
         {"embeddings": prompt.embeddings},
-        {"num_virtual": prompt.num_virtual, "placement": PLACEMENT},
+        {"num_virtual": prompt.num_virtual, "placement": prompt.placement},
     ),
     shapes=_shapes,
-    from_arrays=lambda arrays, fields: SoftPrompt(jnp.asarray(arrays["embeddings"])),
-    fields={"num_virtual": Option(allowed=POSITIVE_COUNT), "placement": Option(allowed=(PLACEMENT,))},
-    cost=lambda prompt, config, prompt_tokens: Cost(attention_cost(config, prompt.num_virtual)),
+    from_arrays=lambda arrays, fields: SoftPrompt(jnp.asarray(arrays["embeddings"]), fields["placement"]),
+    fields={"num_virtual": Option(allowed=POSITIVE_COUNT), "placement": Option(IN_FRONT, tuple(PLACEMENTS))},
+    cost=_cost,
     match=lambda config, parameters: match_positions(parameters, config.embed_dim),
 )
 

@@ -14,7 +14,7 @@ from edgesafe_jax.exporting.merged import MERGED
 from edgesafe_jax.exporting.peft import PEFT
 from edgesafe_jax.exporting.vocabulary_graft import VOCABULARY_GRAFT, VOCABULARY_GRAFT_UNTIED
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import Adapter
+from edgesafe_jax.typing import IN_FRONT, Adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Exporter:
                 f"The format {self.name!r} cannot carry a {stored.kind}, only {' or '.join(self.format.carries)}. "
                 f"Formats for a {stored.kind}: {', '.join(able) or 'none'}."
             )
+        if (placement := stored.fields.get("placement", IN_FRONT)) != IN_FRONT:
+            raise ExportError(f"A soft prompt with placement={placement!r} cannot be exported, only {IN_FRONT!r}.")
         path = Path(path)
         with new_directory(path) as folder:
             details = self.format.write(adapter, model, folder)

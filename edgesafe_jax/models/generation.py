@@ -21,6 +21,7 @@ from edgesafe_jax.errors import ConfigError, EdgesafeError, check_counts, check_
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.placements import answer_ids, head_of
 from edgesafe_jax.typing import Adapter, Array, Params, PRNGKey, ProgressFn
 
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -75,7 +76,8 @@ def encode_shared(decoder: Decoder, params: Params, adapter: Adapter | None, hea
       decoder: the module.
       params: its frozen parameters.
       adapter: trained vectors, or None.
-      head: `[T]` int32 tokens of the template before the user's text; may be empty if there is an adapter.
+      head: `[T]` int32 tokens of the template before the user's text, see `placements.head_of`; may be empty if there
+        is an adapter.
 
     Returns:
       A block of batch size one. Differentiable with respect to the adapter.
@@ -338,7 +340,7 @@ class _Run:
 
     @functools.cached_property
     def shared(self) -> KeyValues:
-        head = jnp.array(self.model.tokenizer.chat_parts.head, jnp.int32)
+        head = head_of(self.model, self.adapter)
         return encode_shared_once(self.model.decoder, self.model.params, self.adapter, head)
 
     @functools.cached_property
@@ -418,12 +420,14 @@ def encode_prompts(
       adapter: its virtual positions count too.
 
     Returns:
-      Token ids of each row after the shared head.
+      Token ids of each row after the shared head, those of virtual positions before the answer at their end.
 
     Raises:
       ContextError: a row does not fit; the message gives its index and both lengths.
     """
-    used = len(model.tokenizer.chat_parts.head) + (adapter.num_virtual if adapter is not None else 0)
+    behind_prompt = answer_ids(adapter)
+    head = head_of(model, adapter)
+    used = int(np.sum(head >= 0)) + (adapter.num_virtual if adapter is not None else 0)
     available = model.config.max_context
     rows = model.tokenizer.encode_prompts([prompt.strip() for prompt in check_texts("prompts", prompts)])
     for index, row in enumerate(rows):
@@ -432,4 +436,4 @@ def encode_prompts(
                 f"Prompt {index} ({prompts[index][:40]!r}...) needs {used + len(row)} positions and its answer "
                 f"{max_tokens}; the context of {model.name} has {available}. Shorten the prompt."
             )
-    return rows
+    return [[*row, *behind_prompt] for row in rows]

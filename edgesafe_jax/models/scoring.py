@@ -20,6 +20,7 @@ from edgesafe_jax.models.generation import (
     pad_tokens,
 )
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.placements import head_of
 from edgesafe_jax.typing import Adapter, Array, Params, ProgressFn
 
 
@@ -124,8 +125,7 @@ def answer_log_probs(
             raise ConfigError(f"Answer {index} is empty: it has no log-probability.")
     longest = max(map(len, encoded), default=1)
     rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
-    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    shared = encode_shared_once(model.decoder, model.params, adapter, head)
+    shared = encode_shared_once(model.decoder, model.params, adapter, head_of(model, adapter))
     result = np.zeros(len(rows))
     lengths = [len(row) + len(answer) for row, answer in zip(rows, encoded, strict=True)]
     done = 0
@@ -172,8 +172,7 @@ def first_token_margins(
     if not 0 <= token < model.config.vocab_size:
         raise ConfigError(f"token={token}: expected an id below {model.config.vocab_size}.")
     rows = encode_prompts(model, prompts, max_tokens=1, adapter=adapter)
-    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    shared = encode_shared_once(model.decoder, model.params, adapter, head)
+    shared = encode_shared_once(model.decoder, model.params, adapter, head_of(model, adapter))
     result = np.zeros(len(rows))
     for chosen, filled in _batches([len(row) for row in rows], batch_size):
         hidden, _, _ = _hidden_of(model, adapter, shared, [rows[i] for i in filled], [[] for _ in filled], 1)
@@ -214,14 +213,14 @@ def kl_from_base(
     if len(prompts) != len(answers):
         raise ConfigError(f"{len(prompts)} prompts and {len(answers)} answers: expected as many of each.")
     longest = max((len(a) for a in answers), default=1)
-    rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
-    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    base, adapted = (encode_shared_once(model.decoder, model.params, a, head) for a in (None, adapter))
+    both = None, adapter
+    rows, adapted_rows = (encode_prompts(model, prompts, max_tokens=longest, adapter=each) for each in both)
+    base, adapted = (encode_shared_once(model.decoder, model.params, each, head_of(model, each)) for each in both)
     result = np.zeros(len(rows))
     for chosen, filled in _batches([len(row) for row in rows], batch_size):
-        batch = [rows[i] for i in filled], [list(answers[i]) for i in filled]
-        teacher, _, where = _hidden_of(model, None, base, *batch, longest)
-        student, _, _ = _hidden_of(model, adapter, adapted, *batch, longest)
+        chosen_answers = [list(answers[i]) for i in filled]
+        teacher, _, where = _hidden_of(model, None, base, [rows[i] for i in filled], chosen_answers, longest)
+        student, _, _ = _hidden_of(model, adapter, adapted, [adapted_rows[i] for i in filled], chosen_answers, longest)
         values = _mean_kl(model.decoder, model.params, student, teacher, jnp.array(where))
         result[chosen] = np.asarray(values)[: len(chosen)]
     _check(result, "The divergences of answer", model, adapter)

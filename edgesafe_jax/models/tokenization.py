@@ -312,6 +312,25 @@ class ChatTokenizer:
         return ChatParts(tuple(head), tuple(plain.ids[plain.spans[0][1] :]))
 
     @functools.cached_property
+    def around_system(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of a one-turn chat before and after the text of its system message, up to what `encode_prompts` gives.
+
+        Raises:
+          TokenizerError: the template takes no system message, or renders the user's turn otherwise behind one.
+        """
+        try:
+            before, between, tail = self.pieces([{"role": "system", "content": SLOT}, *_ANSWER[:1]])
+        except TokenizerError as error:
+            raise TokenizerError(f"The chat template takes no system message: {error}") from error
+        plain = self.pieces(_ANSWER[:1])
+        self.encode_chats(_ANSWER[:1], [["a"]])
+        rest = self._heads[plain][1]  # what `encode_prompts` gives begins with it
+        if tail != plain[1] or not between.endswith(rest):
+            raise TokenizerError("The chat template renders the user's turn otherwise behind a system message.")
+        after = between[: len(between) - len(rest)]
+        return tuple(self.encode(before, control=True)), tuple(self.encode(after, control=True))
+
+    @functools.cached_property
     def _heads(self) -> dict[tuple[str, ...], tuple[list[int], str]]:
         return {}
 

@@ -29,6 +29,7 @@ from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behin
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.generation import Generation, bucket_length, encode_prompts, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.placements import answer_ids, insert_virtual
 from edgesafe_jax.models.scoring import first_token_margins
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher, check_refusal
@@ -85,18 +86,23 @@ def outcome_hidden(
       decoder: the module.
       params: its frozen parameters.
       adapter: the trained one, or None for the base model.
-      head: `[Th]` int32, the head of the chat template.
+      head: `[Th]` int32, what all chats begin with, see `placements.head_of`.
       batch: B rows.
 
     Returns:
       The final hidden states that predict the outcome's tokens, `[B, O, D]`.
     """
     shared: KeyValues = encode_shared(decoder, params, adapter, head)
+    tokens, where = jnp.asarray(batch.tokens), jnp.asarray(batch.where)
+    start, inserted = jnp.asarray(batch.start), len(answer_ids(adapter))
+    if inserted:
+        tokens, where = insert_virtual(tokens, where, start, inserted)
+        start = start + inserted
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, batch.tokens, where=batch.where, past=(shared,), **behind(adapter)
+        {"params": params}, tokens, where=where, past=(shared,), **behind(adapter)
     )
     offsets = np.arange(batch.outcome.shape[1], dtype=np.int32)
-    columns = jnp.minimum(batch.start[:, None] + offsets[None], batch.tokens.shape[1] - 1)
+    columns = jnp.minimum(start[:, None] + offsets[None], tokens.shape[1] - 1)
     return jnp.take_along_axis(output.hidden, columns[:, :, None], axis=1)
 
 

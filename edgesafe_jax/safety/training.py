@@ -28,6 +28,7 @@ from edgesafe_jax.errors import ConfigError, check_texts
 from edgesafe_jax.guards.verdicts import Guard
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.placements import head_of
 from edgesafe_jax.safety.batches import BatchOrder, make_batch_order
 from edgesafe_jax.safety.objectives import BatchSource, Objective, Outcomes
 from edgesafe_jax.safety.settings import HARD, AlignSettings, check_mixture
@@ -337,12 +338,12 @@ def make_optimizer(settings: AlignSettings) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(schedule, eps=1e-7))
 
 
-def make_loss(decoder: Decoder, *, head: Sequence[int], objective: Objective) -> LossFn:
+def make_loss(decoder: Decoder, *, head: Sequence[int] | np.ndarray, objective: Objective) -> LossFn:
     """Makes the distillation loss of an adapter.
 
     Args:
       decoder: the module of the frozen model.
-      head: tokens of the chat template before the user's text.
+      head: tokens of the chat template before the user's text, see `placements.head_of`.
       objective: what is minimised.
 
     Returns:
@@ -384,7 +385,7 @@ def make_step(
       the run, `{"adapter": ..., "mean": ...}`.
     """
     optimizer = make_optimizer(settings)
-    loss = make_loss(model.decoder, head=model.tokenizer.chat_parts.head, objective=objective)
+    loss = make_loss(model.decoder, head=head_of(model, adapter), objective=objective)
     first = int(settings.average_from * settings.num_steps + 1e-9)  # 0.29 times 100 is 29, not 28.99...
 
     @jax.jit

@@ -13,15 +13,26 @@ OPTIONS = {
 }
 """Options of each kind for a decoder of two layers."""
 
-COMPOSITIONS = ("soft_prompt+lora", "prefix+soft_prompt+lora+steering")
+CASES = {
+    **{kind: (kind, options) for kind, options in OPTIONS.items()},
+    **{
+        f"soft_prompt {placement}": ("soft_prompt", {**OPTIONS["soft_prompt"], "placement": placement})
+        for placement in ("after_bos", "system", "before_answer")
+    },
+    "soft_prompt+lora": ("soft_prompt+lora", OPTIONS),
+    "prefix+soft_prompt+lora+steering": (
+        "prefix+soft_prompt+lora+steering",
+        {**OPTIONS, "soft_prompt": {**OPTIONS["soft_prompt"], "placement": "before_answer"}},
+    ),
+}
+"""Kinds, placements and compositions, each with its options."""
 
-KINDS = (*OPTIONS, *COMPOSITIONS)
 
-
-def make(kind, model, seed=0):
-    """An adapter of a kind, or of several, as it starts."""
-    names = kind.split("+")
-    options = OPTIONS[kind] if len(names) == 1 else {name: OPTIONS[name] for name in names}
+def make(case, model, seed=0):
+    """The adapter of a case, as it starts."""
+    kind, options = CASES[case]
+    if "+" in kind:
+        options = {name: options[name] for name in kind.split("+")}
     return make_adapter(jax.random.key(seed), kind, model, **options)
 
 

@@ -11,9 +11,10 @@ import pytest
 from edgesafe_jax.adapters import ADAPTERS, AdapterError, Composition, load_adapter, save_adapter
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import encode_prompts, generate
+from edgesafe_jax.models.placements import head_of
 from edgesafe_jax.models.scoring import answer_log_probs, first_token_margins, kl_from_base
 from edgesafe_jax.typing import Adapter
-from tests.adapters.cases import KINDS, OPTIONS, make, moved
+from tests.adapters.cases import CASES, OPTIONS, make, moved
 from tests.tiny import make_tiny_model
 
 PROMPTS = ["hello the user in a", "w"]
@@ -22,7 +23,14 @@ ANSWERS = ["in the", "us"]
 
 @pytest.fixture(scope="module")
 def model():
-    return make_tiny_model(num_layers=2)
+    return tiny_model_with_bos(num_layers=2)
+
+
+def tiny_model_with_bos(**changes):
+    """Its chats begin with the token that begins a text, as those of SmolLM2 do."""
+    model = make_tiny_model(**changes)
+    model.tokenizer.bos_token = "<|im_start|>"
+    return model
 
 
 LENGTH = 80
@@ -38,7 +46,7 @@ def _logits(decoder, params, adapter, tokens):
 def full_logits(model, adapter, prompt, answer):
     """Logits behind each token of a chat, read as a whole without any cache, at the answer: `[len(answer) + 1, V]`."""
     [row] = encode_prompts(model, [prompt], max_tokens=1, adapter=adapter)
-    whole = [*model.tokenizer.chat_parts.head, *row, *answer]
+    whole = [*head_of(model, adapter).tolist(), *row, *answer]
     tokens = np.zeros((1, LENGTH), np.int32)
     tokens[0, : len(whole)] = whole
     logits = _logits(model.decoder, model.params, adapter, tokens)
@@ -49,24 +57,26 @@ def test_every_kind_has_its_line():
     assert set(OPTIONS) == set(ADAPTERS)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_is_a_pytree_of_float32_that_says_where_it_acts(model, kind):
-    adapter = make(kind, model)
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_a_pytree_of_float32_that_says_where_it_acts(model, case):
+    adapter = make(case, model)
     assert isinstance(adapter, Adapter)
-    assert isinstance(adapter, Composition) == ("+" in kind)
+    assert isinstance(adapter, Composition) == ("+" in case)
     assert adapter.slots()
     assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype(jnp.float32)}
-    chex.assert_trees_all_equal(make(kind, model), adapter)
+    chex.assert_trees_all_equal(make(case, model), adapter)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_reach_every_number(model, kind):
-    tokens = jnp.array([encode_prompts(model, PROMPTS[:1], max_tokens=1)[0]])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_reach_every_number(model, case):
+    adapter = moved(make(case, model))
+    rows = encode_prompts(model, PROMPTS, max_tokens=1, adapter=adapter)
+    tokens = jnp.array([[*head_of(model, adapter).tolist(), *rows[0]]])
 
     def loss(adapter):
         return jnp.sum(jnp.sin(_logits(model.decoder, model.params, adapter, tokens)))
 
-    gradient = jax.jit(jax.grad(loss))(moved(make(kind, model)))
+    gradient = jax.jit(jax.grad(loss))(adapter)
     for leaf in jax.tree.leaves(gradient):
         assert np.all(np.isfinite(leaf))
         assert np.mean(np.asarray(leaf) != 0) > 0.99
@@ -82,10 +92,10 @@ def check_generation(model, adapter):
     return found.tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_cached_passes_are_the_uncached_forward_pass(model, kind):
+@pytest.mark.parametrize("case", CASES)
+def test_cached_passes_are_the_uncached_forward_pass(model, case):
     """In generation, likelihoods and margins."""
-    adapter = moved(make(kind, model))
+    adapter = moved(make(case, model))
     assert check_generation(model, adapter) != generate(model, PROMPTS, max_tokens=5).tokens
     found, _ = answer_log_probs(model, PROMPTS, ANSWERS, adapter=adapter)
     margins = first_token_margins(model, PROMPTS, 7, adapter=adapter)
@@ -97,27 +107,27 @@ def test_cached_passes_are_the_uncached_forward_pass(model, kind):
         np.testing.assert_allclose(margin, logits[0, 7] - np.max(np.delete(logits[0], 7)), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_survives_storage(model, tmp_path, kind):
-    adapter = moved(make(kind, model))
+@pytest.mark.parametrize("case", CASES)
+def test_it_survives_storage(model, tmp_path, case):
+    adapter = moved(make(case, model))
     path = tmp_path / "a.safetensors"
     save_adapter(path, adapter, model)
-    found = load_adapter(path, model, kind=kind)
+    found = load_adapter(path, model, kind=CASES[case][0])
     assert jax.tree.structure(found) == jax.tree.structure(adapter)
     chex.assert_trees_all_equal(found, adapter)
     with pytest.raises(AdapterError, match="expected a 'none'"):
         load_adapter(path, model, kind="none")
 
 
-@pytest.mark.parametrize("kind", ["lora", "steering"])
-def test_kinds_that_start_at_zero_start_at_the_base_model(model, kind):
+@pytest.mark.parametrize("case", ["lora", "steering"])
+def test_kinds_that_start_at_zero_start_at_the_base_model(model, case):
     answers = generate(model, PROMPTS, max_tokens=4).tokens
-    np.testing.assert_allclose(kl_from_base(model, PROMPTS, answers, adapter=make(kind, model)), 0, atol=1e-6)
+    np.testing.assert_allclose(kl_from_base(model, PROMPTS, answers, adapter=make(case, model)), 0, atol=1e-6)
 
 
 def test_all_kinds_at_once_in_a_decoder_of_another_family():
     """With all that Qwen, Gemma and Granite change."""
-    model = make_tiny_model(
+    model = tiny_model_with_bos(
         num_layers=2,
         qkv_bias=True,
         qk_norm=True,
@@ -127,4 +137,4 @@ def test_all_kinds_at_once_in_a_decoder_of_another_family():
         embedding_scale=4.0,
         residual_scale=0.5,
     )
-    check_generation(model, moved(make(KINDS[-1], model)))
+    check_generation(model, moved(make(list(CASES)[-1], model)))

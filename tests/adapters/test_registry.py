@@ -216,8 +216,8 @@ def test_arrays_that_do_not_fit_are_refused(tiny_model, stored_lora, change, mes
         ("lora", {"kind": ["lora"]}, "expected one of lora, prefix, soft_prompt"),
         ("lora", {"kind": "soft_prompt"}, "sidecar field="),
         ("soft_prompt", {"kind": "lora"}, "sidecar field='num_virtual'"),
-        ("soft_prompt", {"placement": "behind"}, "placement='behind': expected one of before_chat_template"),
-        ("soft_prompt", {"placement": ...}, "sidecar field placement is missing"),
+        ("soft_prompt", {"placement": "behind"}, "placement='behind': expected one of after_bos, before_answer"),
+        ("soft_prompt", {"placement": "after_bos"}, "do not begin with a token for the beginning of a text"),
         ("soft_prompt", {"num_virtual": ...}, "sidecar field num_virtual is missing"),
         ("soft_prompt", {"num_virtual": 5}, r"embeddings of shape \[6, 16\] .*; expected \[5, 16\]"),
     ],
@@ -261,6 +261,12 @@ def test_round_trip_keeps_every_bit(tiny_model, stored):
         loaded = load_adapter(name, tiny_model)
         assert loaded.embeddings.dtype == jnp.float32
         assert np.asarray(loaded.embeddings).tobytes() == np.asarray(prompt.embeddings).tobytes()
+
+
+def test_a_soft_prompt_whose_sidecar_says_no_placement_stands_in_front(tiny_model, stored):
+    path, prompt = stored
+    change_sidecar(path, placement=...)
+    assert load_adapter(path, tiny_model).placement == prompt.placement == "before_chat_template"
 
 
 def test_sidecar_says_what_it_belongs_to(tiny_model, stored):

@@ -2,14 +2,17 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
+from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.models import generation
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import ContextError, Generation
+from edgesafe_jax.models.placements import head_of
 from edgesafe_jax.safety.system import SequenceTeacher
-from edgesafe_jax.safety.teacher import BUCKETS, make_teacher_data, refusal_margins
+from edgesafe_jax.safety.teacher import BUCKETS, make_teacher_data, outcome_hidden, refusal_margins
 from tests.safety.rows import ADAPTER, NUM_RESPONSE, REFUSAL
 
 
@@ -88,3 +91,21 @@ def test_margins_are_those_of_a_plain_forward_pass(tiny_model):
         logits = np.array(tiny_model.decoder.apply({"params": tiny_model.params}, hidden, method=Decoder.logits))
         others = np.delete(logits, first)
         assert margin == pytest.approx(logits[first] - others.max(), abs=1e-4)
+
+
+@pytest.mark.parametrize("placement", ["system", "before_answer"])
+def test_virtual_positions_in_a_training_batch_stand_where_a_whole_chat_has_them(tiny_model, batch, placement):
+    adapter = SoftPrompt(jax.random.normal(jax.random.key(5), (3, 16)), placement)
+    head = head_of(tiny_model, adapter)
+    run = jax.jit(outcome_hidden, static_argnums=0)
+    found = run(tiny_model.decoder, tiny_model.params, adapter, head, batch)
+    variables = {"params": tiny_model.params}
+    read = jax.jit(lambda tokens: tiny_model.decoder.apply(variables, tokens, adapter=adapter).hidden)
+    for row in (0, 3):
+        start, count = batch.start[row] + 1, int(np.sum(batch.outcome_where[row]))
+        inside = [-1, -2, -3] if placement == "before_answer" else []
+        whole = [*head, *batch.tokens[row, :start], *inside, *batch.tokens[row, start : start + count - 1]]
+        tokens = np.zeros((1, 96), np.int32)
+        tokens[0, : len(whole)] = whole
+        expected = read(tokens)[0, len(whole) - count : len(whole)]
+        np.testing.assert_allclose(found[row, :count], expected, rtol=1e-4, atol=1e-4)
