@@ -24,7 +24,16 @@ _ADAPTERS = {
 }
 """The kinds, each with a learning rate of its scale where that of the base config is not."""
 
-_OBJECTIVES = ("token_kl", "kl", "tv", "token_tv")
+_OBJECTIVES = (
+    "token_kl",
+    "kl",
+    "tv",
+    "token_reverse_kl",
+    "dpo",
+    "refusal_perplexity",
+    "reinforce",
+    "token_tv",
+)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

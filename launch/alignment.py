@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from configs import align_soft_prompt
 from edgesafe_jax import adapters, corpora
 from edgesafe_jax.errors import COUNT, COUNT_OR_ALL, ConfigError, check_ranges, lookup
 from edgesafe_jax.guards.probe import HiddenStateGuard, load_hidden_state_guard, load_sentence_encoder, packaged_head
@@ -24,7 +23,8 @@ from edgesafe_jax.safety.shared import keep_answers
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.training import open_workdir, read_metrics
 from edgesafe_jax.training.workdir import read_config
-from launch.startup import MATMUL_DTYPES, load_config_model, template_variables
+from . import get_config
+from .startup import MATMUL_DTYPES, load_config_model, template_variables
 
 Config = Mapping[str, Any]
 _log = logging.getLogger("edgesafe_jax.launch.alignment")
@@ -110,7 +110,7 @@ def read_run(workdir: str | Path) -> dict[str, Any]:
             f"{workdir} has no {ADAPTER}: its training is not finished. The same launch.train command continues it."
         )
     # Fields that an older run lacks get today's defaults.
-    today = align_soft_prompt.get_config().to_dict()
+    today = get_config("align_soft_prompt").to_dict()
     return {**today, **config, **{name: {**today[name], **config[name]} for name in ("data", "evaluation")}}
 
 

@@ -17,12 +17,12 @@ from edgesafe_jax.benchmarks import align, batches, guards, kills, large, offlin
 from edgesafe_jax.benchmarks.harness import machine
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
-from launch import errors, peers
+from . import errors, peers
 
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "align": functools.partial(align.run, peers.align_peers),
     "guards": functools.partial(guards.run, peers.guard_peer),
-    "kills": functools.partial(kills.run, ("launch.train", "--config=configs/align_soft_prompt.py:runlocal")),
+    "kills": functools.partial(kills.run, (f"{__package__}.train", "--config=align_soft_prompt:runlocal")),
     "large": large.run,
     "offline_rl": functools.partial(offline_rl.run, {"d3rlpy": peers.d3rlpy_peer, "JAX-CORL": peers.jax_corl_peer}),
     "planner": planner.run,

@@ -10,6 +10,7 @@ from absl import app, flags
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, describe_storage_problem, lookup
 from edgesafe_jax.processes import leave_failed_run
+from . import config_module, config_names
 
 __all__ = ["ConfigError", "lookup", "named", "parse_flags", "reported", "start"]
 
@@ -53,14 +54,24 @@ def start(define_flags: Callable[[], None], main: Callable[[list[str]], None]) -
     app.run(main, flags_parser=parse_flags)
 
 
+def _with_path(argument: str) -> str:
+    """Puts the path of a packaged config into an argument that names it."""
+    found = re.fullmatch(r"(--?config=)(\w+)(:.*)?", argument)
+    if found is None or found[2] not in config_names():
+        return argument
+    return f"{found[1]}{config_module(found[2]).__file__}{found[3] or ''}"
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line for `app.run`; a mistake in it is one message, too.
+
+    `--config=NAME` or `--config=NAME:VARIANT` is a packaged config.
 
     An unknown field or variant of a config and a config file that does not exist come from ml_collections as errors of
     several kinds, with a traceback in their text.
     """
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([_with_path(argument) for argument in argv])
         if "config" in flags.FLAGS:
             flags.FLAGS.config.keys()  # a file that cannot be read is noticed at the first use
         return rest

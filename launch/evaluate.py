@@ -23,7 +23,7 @@ from edgesafe_jax.corpora import read_prompts
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety import evaluation
 from edgesafe_jax.training.workdir import read_config
-from launch import alignment, errors, guards, runtimes, startup
+from . import alignment, errors, guards, runtimes, startup
 
 GUARDS: dict[str, Callable[[Path], object]] = {
     "guard_consistency": guards.evaluate_consistency,

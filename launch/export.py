@@ -12,7 +12,7 @@ from absl import app, flags
 
 from edgesafe_jax import exporting
 from edgesafe_jax.exporting.sources import read_checkpoint
-from launch import errors, startup
+from . import errors, startup
 
 
 def define_flags() -> None:

@@ -20,7 +20,7 @@ from edgesafe_jax.models.loading import load_model
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import open_workdir, write_summary
 from edgesafe_jax.training.workdir import read_config
-from launch.startup import MATMUL_DTYPES, load_config_model
+from .startup import MATMUL_DTYPES, load_config_model
 
 Config = Mapping[str, Any]
 Settings = TypeVar("Settings")

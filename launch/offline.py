@@ -16,7 +16,7 @@ from edgesafe_jax.offline_rl.report import RunReport, report_policies, save_repo
 from edgesafe_jax.offline_rl.runs import report_runs, run_seeds
 from edgesafe_jax.offline_rl.symmetry_cases import CASES, report_cases, study_case
 from edgesafe_jax.training import open_workdir
-from launch import errors
+from . import errors
 
 Config = Mapping[str, Any]
 

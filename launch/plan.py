@@ -5,7 +5,7 @@ r"""Plans in the closed loop: runs the experiment of a config in a work director
 The same command continues a killed run.
 """
 
-from launch import errors, planning, planning_study, startup
+from . import errors, planning, planning_study, startup
 
 TASKS: dict[str, startup.Task] = {
     "planning": planning.run,

@@ -15,7 +15,7 @@ from edgesafe_jax.reporting import build_report, make_table, write_fragment
 from edgesafe_jax.reporting.episodes import episode_animation, episode_section
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
-from launch import errors
+from . import errors
 
 Config = Mapping[str, Any]
 _OR_THE_TASKS = Range(1, integer=True, also=(-1,), expected="at least 1, or -1 for the task's")

@@ -26,8 +26,8 @@ from edgesafe_jax.reporting import build_report, make_table, write_fragment
 from edgesafe_jax.reporting.episodes import study_section
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
-from launch import errors, startup
-from launch.planning import Config, check_planner
+from . import errors, startup
+from .planning import Config, check_planner
 
 _STEPS = Range(1, integer=True, expected="at least 1 step")
 

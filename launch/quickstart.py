@@ -12,8 +12,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from configs import align_soft_prompt, guard_consistency, offline_rl
-from launch import alignment, errors, guards, offline, planning, startup
+from . import alignment, errors, get_config, guards, offline, planning, startup
 
 
 def define_flags() -> None:
@@ -27,19 +26,19 @@ def _alignment(workdir: Path) -> None:
     if checkpoint := flags.FLAGS.checkpoint:
         alignment.evaluate(alignment.read_run(checkpoint), workdir, checkpoint=checkpoint)
         return
-    config = align_soft_prompt.get_config("quickstart").to_dict()
+    config = get_config("align_soft_prompt", "quickstart").to_dict()
     alignment.train(config, workdir)
     alignment.evaluate(config, workdir)
 
 
 def _guards(workdir: Path) -> None:
     run = workdir / "guards"
-    guards.train_consistency(guard_consistency.get_config("quickstart").to_dict(), run)
+    guards.train_consistency(get_config("guard_consistency", "quickstart").to_dict(), run)
     guards.evaluate_consistency(run, workdir)
 
 
 def _offline_rl(workdir: Path) -> None:
-    offline.train_policies(offline_rl.get_config("quickstart").to_dict(), workdir / "offline_rl", report=workdir)
+    offline.train_policies(get_config("offline_rl", "quickstart").to_dict(), workdir / "offline_rl", report=workdir)
 
 
 SECTIONS: dict[str, Callable[[Path], None]] = {

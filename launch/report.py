@@ -11,7 +11,7 @@ from absl import app, flags
 
 from edgesafe_jax import sweeps
 from edgesafe_jax.training.workdir import read_config
-from launch import errors, startup, sweep
+from . import errors, startup, sweep
 
 
 def define_flags() -> None:
@@ -27,10 +27,8 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         root = Path(argv[1])
         config = read_config(root)
-        if config.get("task") != "sweep":
-            raise errors.ConfigError(f"{root} holds a run of task {config.get('task')!r}; expected 'sweep'.")
-        given = {name: tuple(v) if isinstance(v, list) else v for name, v in config["report"].items()}
         found = sweep.read_sweep(config)
+        given = {name: tuple(v) if isinstance(v, list) else v for name, v in config["report"].items()}
         tables = sweeps.write_report(found, root, sweeps.ReportSettings(**given), title=flags.FLAGS.title)
         for caption, table in tables.items():
             print(f"{caption}\n{table.to_text()}\n")

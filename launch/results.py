@@ -9,8 +9,6 @@ Call `--add` on the machine and at the commit of the run. A file that exists kee
 """
 
 import dataclasses
-import importlib
-import pkgutil
 import re
 import shlex
 import sys
@@ -20,11 +18,10 @@ from typing import Any
 
 from absl import app, flags
 
-import configs
-from edgesafe_jax import reporting
 from edgesafe_jax.reporting import results
+from edgesafe_jax.reporting.overview import overview_picture
 from edgesafe_jax.training import workdir as workdirs
-from launch import errors, plan, startup
+from . import config_module, config_names, errors, plan, startup
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"alignment": "safety", "offline_rl": "offline_rl", "dynamics_equivariance": "dynamics"}
@@ -42,8 +39,8 @@ def define_flags() -> None:
 def _arguments(config: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the file of configs/ that a run's config came from, and the arguments that give the same run."""
     known = {}
-    for stem in (found.name for found in pkgutil.iter_modules(configs.__path__)):
-        module = importlib.import_module(f"configs.{stem}")
+    for stem in config_names():
+        module = config_module(stem)
         if module.get_config().task == config.get("task"):
             known[f"{stem}.py"] = module.get_config().to_dict()
             for variant in re.findall(r"`:(\w+)`", module.__doc__ or ""):
@@ -68,21 +65,6 @@ def _add(workdir: str, name: str | None, folder: Path) -> Path:
     return path
 
 
-def _picture(found: Mapping[str, results.Result]) -> bytes:
-    """Refused rates of base model, student and system, and returns of planners over their budgets."""
-    lm, planning = found["align_soft_prompt"], found["plan_budgets"]
-    sets = dict.fromkeys(number.name.split("/")[1] for number in lm.numbers if number.name.startswith("refused/"))
-    refused = {
-        name: {who: lm.number(f"refused/{name}/{who}") for who in ("base", "student", "system")} for name in sets
-    }
-    budgets, task = {"iCEM": (50, 100, 300, 500), "CEM": (50, 100, 300, 500, 2000)}, "HalfCheetah, 150 steps"
-    returns = {p: [(b, planning.number(f"{task}/{p}/{b} trajectories")) for b in budgets[p]] for p in budgets}
-    left = reporting.bars(refused, xlabel="fraction refused", title="A guard distilled into 46 vectors", limits=(0, 1))
-    x, y = "trajectories per control step", "return over 150 steps"
-    right = reporting.curves(returns, xlabel=x, ylabel=y, title="Planning on HalfCheetah", log_x=True)
-    return reporting.side_by_side([left, right])
-
-
 def main(argv: list[str]) -> None:
     """Writes, checks, adds or draws."""
     if len(argv) > 1:
@@ -97,7 +79,7 @@ def main(argv: list[str]) -> None:
             print(f"wrote {_add(given.add, given.name, folder)}")
         found = results.read_results(folder)
         if given.picture:
-            (folder / "overview.png").write_bytes(_picture(found))
+            (folder / "overview.png").write_bytes(overview_picture(found))
         text = results.insert_table(readme.read_text(encoding="utf-8"), results.headline_table(found), str(readme))
         wanted = {folder.parent / "RESULTS.md": results.results_page(found), readme: text}
         stale = [path for path, new in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != new]

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from absl import flags
 
-from configs import align_soft_prompt
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.exporting import runtime_evaluation
 from edgesafe_jax.exporting.runtime import RuntimeSettings
 from edgesafe_jax.training import write_summary
-from launch import alignment
+from . import alignment, get_config
 
 
 def define_flags() -> None:
@@ -32,7 +31,7 @@ def evaluate(name: str, model: str | None, checkpoint: str | None, only: Sequenc
     if not model:
         raise ConfigError(f"--runtime={name} needs --model=FILE, the file that it runs.")
     lookup(runtime_evaluation.RUNTIMES, name, "--runtime")
-    config = align_soft_prompt.get_config().to_dict() if checkpoint is None else alignment.read_run(checkpoint)
+    config = get_config("align_soft_prompt").to_dict() if checkpoint is None else alignment.read_run(checkpoint)
     wanted, sets = config["evaluation"], alignment.evaluation_sets(config)
     num = None if num_prompts < 1 else num_prompts
     chosen = {each: lookup(sets, each, "--sets")[:num] for each in only or sets}

@@ -16,12 +16,9 @@ from ml_collections import config_flags
 from edgesafe_jax import assets
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.loading import LanguageModel, load_model
-from edgesafe_jax.models.precision import Precision, choose_precision, with_chosen
-from edgesafe_jax.parallel import check_platform, initialize_multihost, main_process_first
-from edgesafe_jax.training import is_whole, write_checked
-from launch.errors import reported
-
-_log = logging.getLogger("edgesafe_jax.launch.startup")
+from edgesafe_jax.parallel import check_platform, initialize_multihost
+from edgesafe_jax.training.precision import with_kept_precision
+from .errors import reported
 
 Task = Callable[[Mapping[str, Any], str | Path], Path]
 """From a config and a work directory to what was written."""
@@ -47,9 +44,6 @@ def configure() -> None:
 MATMUL_DTYPES: dict[str, Any] = {"auto": None, "float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
 """Values of `config.matmul_dtype`: dtypes of the factors of matrix products; "auto" measures which is faster."""
 
-PRECISION = "precision.json"
-"""What "auto" chose, in a work directory: a run that is continued keeps it, on another machine too."""
-
 
 def template_variables(config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads `config.template_variables`, JSON text or nothing; anything else is a ConfigError."""
@@ -69,7 +63,7 @@ def load_config_model(config: Mapping[str, Any], workdir: str | Path) -> Languag
 
     Args:
       config: of the run.
-      workdir: of the run; keeps the precision that "auto" chooses, see `PRECISION`.
+      workdir: of the run; keeps the precision that "auto" chooses, see `training.precision`.
 
     Returns:
       The model.
@@ -77,19 +71,8 @@ def load_config_model(config: Mapping[str, Any], workdir: str | Path) -> Languag
     name = config["matmul_dtype"]
     model = load_model(config["model"], matmul_dtype=lookup(MATMUL_DTYPES, name, "config.matmul_dtype"))
     if name == "auto":
-        model = with_chosen(model, _kept_precision(Path(workdir) / PRECISION, model))
+        model = with_kept_precision(model, workdir)
     return dataclasses.replace(model, tokenizer=model.tokenizer.with_variables(template_variables(config)))
-
-
-def _kept_precision(file: Path, model: LanguageModel) -> Precision:
-    """The precision that a run began with; the first start chooses it."""
-    with main_process_first("precision"):
-        if not is_whole(file):
-            text = json.dumps(dataclasses.asdict(choose_precision(model.config)))
-            write_checked(file, lambda part: part.write_text(text, encoding="utf-8"))
-    chosen = Precision(**json.loads(file.read_text(encoding="utf-8")))
-    _log.info(f"factors of matrix products: {chosen.training} in training, {chosen.decoding} in decoding")
-    return chosen
 
 
 def define_config_flags() -> None:

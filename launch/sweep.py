@@ -7,8 +7,6 @@ r"""Runs a matrix of experiments: the cells of a sweep's config that are missing
 The same command continues. Each cell is a work directory below DIR/cells. `launch.report` compares them.
 """
 
-import functools
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from absl import app, flags
 from edgesafe_jax import sweeps
 from edgesafe_jax.errors import POSITIVE_COUNT, check_ranges
 from edgesafe_jax.training import open_workdir
-from launch import alignment, errors, evaluate, guards, plan, planning, planning_study, startup, train
+from . import alignment, errors, evaluate, get_config, guards, plan, planning, planning_study, startup, train
 
 TASKS = {**train.TASKS, **plan.TASKS}
 CHECKS: dict[str, Callable[[Mapping[str, Any]], object]] = {
@@ -43,10 +41,11 @@ def define_flags() -> None:
 
 def read_sweep(config: Mapping[str, Any]) -> sweeps.Sweep:
     """Makes the sweep that a config describes, its cells checked, or raises ConfigError."""
+    if config.get("task") != "sweep":
+        raise errors.ConfigError(f"config.task={config.get('task')!r}: expected 'sweep', as in configs/study_*.py.")
     try:
-        module = importlib.import_module(f"configs.{config['base']}")
-        base = module.get_config(config["variant"]).to_dict()
-    except (ImportError, ValueError) as error:
+        base = get_config(config["base"], config["variant"]).to_dict()
+    except ValueError as error:
         raise errors.ConfigError(f"config.base={config['base']!r}, variant {config['variant']!r}: {error}") from error
     chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in config["selection"].items()}
     with errors.named("config."):
@@ -71,14 +70,10 @@ def run_cell(config: Mapping[str, Any], workdir: Path, shared: Path) -> None:
         evaluate.GUARDS[task](workdir)
 
 
-work = functools.partial(sweeps.run_cells, run_cell=run_cell)
-"""Runs cells in this process."""
-
-
-def work_elsewhere(cells: Sequence[sweeps.Cell], root: Path) -> None:
-    """Runs cells in a process of its own."""
+def work(cells: Sequence[sweeps.Cell], root: Path) -> None:
+    """Runs cells, in this process or in one of their own."""
     startup.configure()
-    work(cells, root)
+    sweeps.run_cells(cells, root, run_cell)
 
 
 def main(argv: list[str]) -> None:
@@ -89,19 +84,14 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         given = flags.FLAGS
         config, num = given.config.to_dict(), given.processes
-        if config.get("task") != "sweep":
-            raise errors.ConfigError(f"config.task={config.get('task')!r}: expected 'sweep', as in configs/study_*.py.")
         check_ranges({"processes": num}, {"processes": POSITIVE_COUNT}, prefix="--")
         sweep = read_sweep(config)
-        launcher, worker = sweeps.in_this_process, work
+        launcher = sweeps.in_processes(num) if num > 1 else sweeps.in_this_process
         if given.cluster:
             launcher = sweeps.as_jobs(num, cluster=given.cluster, options=sweeps.parse_options(given.cluster_options))
-            worker = work_elsewhere
-        elif num > 1:
-            launcher, worker = sweeps.in_processes(num), work_elsewhere
         ignore = ("report", "axes", "levels", "factors", "selection") if given.extend else ("report",)
         root = open_workdir(os.path.abspath(given.workdir), config, ignore=ignore)
-        failed = sweeps.run_sweep(sweep, root, worker, launcher, num_processes=num)
+        failed = sweeps.run_sweep(sweep, root, work, launcher, num_processes=num)
         print(f"python -m launch.report {given.workdir}")
         if failed:
             text = "\n".join(failed)

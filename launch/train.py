@@ -9,7 +9,7 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), with a work dire
 "alignment" then splits its batches over all devices. The other tasks run in one process.
 """
 
-from launch import alignment, errors, guards, offline, startup
+from . import alignment, errors, guards, offline, startup
 
 TASKS: dict[str, startup.Task] = {
     "alignment": alignment.train,

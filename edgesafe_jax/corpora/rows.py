@@ -1,0 +1,70 @@
+"""A user's own texts: JSON lines with a column of texts and, where wanted, one of labels."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from edgesafe_jax.corpora.records import CorpusError, MissingCorpusError
+
+
+def read_rows(
+    path: str | os.PathLike[str], *, column: str = "prompt", label_column: str = "", default_label: str = "answer"
+) -> tuple[list[str], list[str]]:
+    """Reads texts and labels from a JSONL file.
+
+    Args:
+      path: the file, in UTF-8: one JSON object per line, empty lines are skipped.
+      column: the field of the texts.
+      label_column: the field of the labels; empty for none.
+      default_label: of rows without a label.
+
+    Returns:
+      N texts without outer space, and N labels; a text that occurs twice is taken once.
+
+    Raises:
+      MissingCorpusError: there is no such file.
+      CorpusError: a line that is no JSON object, a missing column (named with the keys of the first row), a text that
+        is empty or no text, or no row at all.
+
+    Example:
+      >>> import tempfile
+      >>> file = Path(tempfile.mkdtemp()) / "mine.jsonl"
+      >>> _ = file.write_text('{"text": "How do I bake bread?", "label": "plain"}')
+      >>> read_rows(file, column="text", label_column="label")
+      (['How do I bake bread?'], ['plain'])
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingCorpusError(f"There is no file {path}: expected JSON lines with a field {column!r}.")
+    found: dict[str, str] = {}
+    first: dict[str, Any] | None = None
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row = _parse(line, f"{path}, line {number}")
+        if first is None:
+            first = row
+            for name in filter(None, (column, label_column)):
+                if name not in row:
+                    keys = ", ".join(row) or "none"
+                    raise CorpusError(f"{path} has no column {name!r}: the keys of its first row are {keys}.")
+        text, label = row.get(column), row.get(label_column) if label_column else None
+        if not isinstance(text, str) or not text.strip():
+            raise CorpusError(f"{path}, line {number}: {column} is {text!r}: expected a text.")
+        if label is not None and not (isinstance(label, str) and label.strip()):
+            raise CorpusError(f"{path}, line {number}: {label_column} is {label!r}: expected a text, or none.")
+        found.setdefault(text.strip(), label or default_label)
+    if not found:
+        raise CorpusError(f'{path} has no rows: expected lines such as {{"{column}": "How do I bake bread?"}}.')
+    return list(found), list(found.values())
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise CorpusError(f"{where} is no JSON in UTF-8 ({error}).") from None
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where} is a {type(row).__name__}: expected a JSON object.")
+    return row

@@ -1,0 +1,114 @@
+"""The training prompts of an alignment: a choice of the packaged ones, or a user's own file."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+from edgesafe_jax import corpora
+from edgesafe_jax.corpora.rows import read_rows
+from edgesafe_jax.errors import COUNT, ConfigError, check_ranges
+from edgesafe_jax.safety import prompts
+from edgesafe_jax.safety.prompts import Split
+from edgesafe_jax.safety.settings import HARD, MiningSettings
+from edgesafe_jax.safety.teacher import REFUSE
+
+_log = logging.getLogger(__name__)
+
+PACKAGED_GROUPS = (REFUSE, "sensitive", "plain")
+"""Rows of a batch by what the guard said: refused; answered, near a harmful topic; answered, everyday."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Which prompts a student is trained on.
+
+    Attributes:
+      path: a JSONL file; empty for the packaged prompts.
+      column: its field with the texts.
+      label_column: its field with the labels, each of which becomes a group of a batch; empty makes one group,
+        "answer", of all answers.
+      num_harmful: of the packaged prompts, None for all.
+      num_sensitive: likewise.
+      num_plain: likewise.
+      max_prompt_tokens: longest prompt, None for no limit.
+    """
+
+    path: str = ""
+    column: str = "prompt"
+    label_column: str = ""
+    num_harmful: int | None = None
+    num_sensitive: int | None = None
+    num_plain: int | None = None
+    max_prompt_tokens: int | None = None
+
+    def __post_init__(self):
+        numbers = ("num_harmful", "num_sensitive", "num_plain", "max_prompt_tokens")
+        check_ranges(dataclasses.asdict(self), dict.fromkeys(numbers, COUNT), prefix="data.")
+
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of a batch, before any work.
+
+        Raises:
+          CorpusError: the file cannot be read, or lacks a column.
+        """
+        if not self.path:
+            return PACKAGED_GROUPS
+        labels = dict.fromkeys(self._read()[1])
+        if REFUSE in labels:
+            raise ConfigError(f"{self.path} has the label {REFUSE!r}, which names the refusals: use another one.")
+        return (REFUSE, *labels)
+
+    def _read(self) -> tuple[list[str], list[str]]:
+        return read_rows(self.path, column=self.column, label_column=self.label_column)
+
+
+def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -> tuple[list[str], list[str]]:
+    """Chooses the prompts, without any that overlaps an evaluation prompt.
+
+    Args:
+      data: which.
+      split: what is kept out of training, and the seed of the choice.
+      num_tokens: of a text.
+
+    Returns:
+      N texts, and N labels: of a file its own; of the packaged prompts "plain" for everyday ones, else "sensitive".
+
+    Raises:
+      ConfigError: no prompt of some kind is short enough, or none is left.
+    """
+    longest = data.max_prompt_tokens
+    fits = None if longest is None else lambda text: num_tokens(text.strip()) <= longest
+    if data.path:
+        texts, labels = data._read()
+        rows = [corpora.Prompt(text, data.path, label, "unlabelled") for text, label in zip(texts, labels, strict=True)]
+        kept, dropped = corpora.remove_overlap(rows, prompts.kept_out_of_training(split))
+        kept = [row for row in kept if fits is None or fits(row.text)]
+        if gone := set(labels) - {row.category for row in kept}:
+            raise ConfigError(
+                f"{data.path}: no row with the label {sorted(gone)[0]!r} is left ({len(dropped)} of {len(rows)} rows "
+                f"are too close to an evaluation prompt; data.max_prompt_tokens={longest}): expected some."
+            )
+        _log.info(f"{len(dropped)} prompts left out, too close to an evaluation prompt")
+        return [row.text for row in kept], [row.category for row in kept]
+    chosen, removed = prompts.training_prompts(
+        num_harmful=data.num_harmful,
+        num_sensitive=data.num_sensitive,
+        num_plain=data.num_plain,
+        split=split,
+        fits=fits,
+    )
+    if none := [name for name, found in chosen.items() if not found]:
+        raise ConfigError(
+            f"No {none[0]} prompt has at most config.data.max_prompt_tokens={longest} tokens: raise it, or -1 for all."
+        )
+    _log.info(f"{removed} prompts left out, too close to an evaluation prompt")
+    labels = ["plain" if name == "plain" else "sensitive" for name, found in chosen.items() for _ in found]
+    return [p.text for found in chosen.values() for p in found], labels
+
+
+def even_mining(mining: MiningSettings, groups: tuple[str, ...]) -> MiningSettings:
+    """Returns the mining with a mixture for other groups: refusals 6 to 10 for all answers, half of each hard rows."""
+    answers = [name for name in groups if name != REFUSE]
+    weights = {REFUSE: 6.0, **{name: 10.0 / len(answers) for name in answers}}
+    hard = {f"{HARD}{name}": weight / 2 for name, weight in weights.items()}
+    return dataclasses.replace(mining, mixture={**{name: weight / 2 for name, weight in weights.items()}, **hard})
