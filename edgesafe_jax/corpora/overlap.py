@@ -1,5 +1,6 @@
 """Removal of evaluation prompts from training data."""
 
+import functools
 import math
 import re
 import unicodedata
@@ -13,6 +14,7 @@ from edgesafe_jax.errors import shortened
 _Item = TypeVar("_Item", bound=str | Prompt | ScoredPair)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
     r"""Returns a text without case, punctuation and repeated white space, to compare texts.
 
@@ -64,14 +66,7 @@ def remove_overlap(
         raise CorpusError(f"similarity must be in (0, 1], got {similarity}.")
     train_texts = [normalise(_text_of(item)) for item in train]
     held_texts = {normalise(_text_of(item)) for item in held_out}
-    held_sets = [frozenset(text.split()) for text in held_texts]
-    # Two sets this similar share a word among the rarest few of each, so that only sets that meet
-    # in a rare word are compared.
-    frequency = Counter(word for words in held_sets for word in words)
-    index: dict[str, list[frozenset[str]]] = defaultdict(list)
-    for words in held_sets:
-        for word in _rarest(words, frequency, similarity):
-            index[word].append(words)
+    frequency, index = _index(frozenset(held_texts), similarity)
     kept: list[_Item] = []
     removed: list[_Item] = []
     for item, text in zip(train, train_texts, strict=True):
@@ -83,6 +78,22 @@ def remove_overlap(
         )
         (removed if near else kept).append(item)
     return kept, removed
+
+
+@functools.lru_cache(maxsize=8)
+def _index(held_texts: frozenset[str], similarity: float) -> tuple[Counter[str], dict[str, list[frozenset[str]]]]:
+    """How often each word occurs in held-out texts, and their sets of words by their rarest words.
+
+    Two sets this similar share a word among the rarest few of each, so that only sets that meet in a rare word are
+    compared.
+    """
+    held_sets = [frozenset(text.split()) for text in held_texts]
+    frequency = Counter(word for words in held_sets for word in words)
+    index: dict[str, list[frozenset[str]]] = defaultdict(list)
+    for words in held_sets:
+        for word in _rarest(words, frequency, similarity):
+            index[word].append(words)
+    return frequency, dict(index)
 
 
 def _rarest(words: frozenset[str], frequency: Mapping[str, int], similarity: float) -> list[str]:
