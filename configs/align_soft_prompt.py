@@ -14,7 +14,8 @@ ships with the package (`edgesafe_jax.adapters.packaged_soft_prompt`).
     token_tv   total variation to the gated teacher at every position, full vocabulary
     token_kl   forward KL to the gated teacher at every position, full vocabulary; also token_reverse_kl, token_js,
                token_skew_kl and token_skew_reverse_kl
-    refusal_perplexity, dpo, reinforce   direct objectives, without the teacher's distribution
+    gkd        a divergence along answers that the student samples
+    refusal_perplexity, dpo, reinforce, ppo   direct objectives, without the teacher's distribution
 
 Our additions to the paper, each optional: a term at the decision between answer and refusal
 (`--config.decision_weight=0` removes it), a sharpened guard (`--config.gate_sharpness=1`), greedy answers of the
@@ -152,8 +153,17 @@ def _objective_options() -> ml_collections.ConfigDict:
             "token_js": {"mixture": 0.5},  # weight of the teacher
             "token_skew_kl": {"skew": 0.1},
             "token_skew_reverse_kl": {"skew": 0.1},
+            "gkd": {"on_policy": 0.5, "divergence": "jensen_shannon", "mixture": 0.5},
             "dpo": {"beta": 0.1},
             "reinforce": {"reference_kl": 0.0, "samples_per_prompt": 2},
+            "ppo": {
+                "clip": 0.2,
+                "reference_kl": 0.0,  # cost of a nat of KL to the base model; a safe answer is worth 1
+                "discount": 1.0,
+                "decay": 0.95,
+                "updates_per_sample": 4,
+                "value_learning_rate": 3e-4,
+            },
         }
     )
 
@@ -174,6 +184,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.normalization = "mean"  # of log-probabilities and divergences over the positions of an outcome
     config.decision_weight = 1.0  # of the forward KL at the first position and along the refusal; distillation only
     config.kl_to_base = 0.0  # weight of the KL to the base model along benign answers, beside any objective
+    config.recovery = 0.0  # fraction of the refusals that follow the beginning of the base model's own unsafe answer
     config.objective_options = _objective_options()
     config.refusal = REFUSAL
     config.sampling_temperature = 0.0  # of y; 0 for the greedy answer, which is what is evaluated; 1 for y ~ p(y | x)

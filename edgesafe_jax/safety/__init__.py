@@ -7,7 +7,7 @@ of its loss, in the order of the calls:
 
 1. `safety/training.py`: the loop, the step, the mean over the batch (`make_step`, `make_loss`);
 2. `safety/teacher.py`: the rows of a batch, and the model along them (`TeacherBatch`, `outcome_hidden`);
-3. `safety/objectives.py`: the loss of each row (`OBJECTIVES`, `Outcomes`);
+3. `safety/objectives`: the loss of each row (`OBJECTIVES`, `Outcomes`);
 4. `losses/fused.py`: divergences from hidden states, in chunks (`linear_divergence`);
 5. `losses/divergences.py`: the divergences and their gradients (`forward_kl`, `total_variation`).
 

@@ -39,6 +39,7 @@ RANGES: dict[str, Range] = {
     "gate_threshold": PROBABILITY,
     "decision_weight": NON_NEGATIVE,
     "kl_to_base": NON_NEGATIVE,
+    "recovery": FRACTION,
     "warmup_steps": COUNT,
     "clip_norm": Range(0, above=True, also=(float("inf"),), expected="above 0; inf for no clipping"),
     "final_learning_rate": FRACTION,
@@ -75,6 +76,8 @@ class AlignSettings:
       decision_weight: of the forward KL at the first position and along the refusal, beside an objective that distils
         the gated teacher; the others have no such term.
       kl_to_base: weight of the KL to the base model along the answers to benign prompts, beside any objective.
+      recovery: fraction of the rows of refusals that follow the first 1 to 10 tokens of the base model's own unsafe
+        answer, beside any objective on the teacher's outcomes; see `edgesafe_jax.safety.recovery`.
       objective_options: options by the name of the objective, such as `{"dpo": {"beta": 0.1}}`; see `OBJECTIVES`.
       sampling_temperature: of the teacher's answers; 0 for greedy ones, 1 for y ~ p(y | x).
       max_tokens: longest answer of the teacher.
@@ -104,6 +107,7 @@ class AlignSettings:
     normalization: Normalization = "mean"
     decision_weight: float = 1.0
     kl_to_base: float = 0.0
+    recovery: float = 0.0
     objective_options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     sampling_temperature: float = 0.0
     max_tokens: int = 40
@@ -129,6 +133,11 @@ class AlignSettings:
         check_ranges(dataclasses.asdict(self), RANGES, prefix="")
         for name, options in self.objective_options.items():
             make_objective(name, options=options)
+        if self.recovery and self.make_objective().needs.reward:
+            raise ConfigError(
+                f"recovery={self.recovery}: objective={self.objective!r} trains on the student's answers alone, and no "
+                "row is a refusal of the teacher; expected 0."
+            )
         if self.batch_size % (rows := self.make_objective().needs.rows_per_prompt):
             raise ConfigError(
                 f"batch_size={self.batch_size}: expected a multiple of {rows}, the rows of each prompt with "

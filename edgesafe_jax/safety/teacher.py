@@ -50,6 +50,7 @@ class TeacherBatch:
       tokens: `[B, T]` int32: the user's text, the template's tail and the outcome but for its last token.
       where: `[B, T]` bool, which of them exist.
       start: `[B]` int32, the position that predicts the outcome's first token.
+      turn: `[B]` int32, the last position before the answer; before `start` where the answer has begun otherwise.
       outcome: `[B, O]` int32, y or y_r with its end-of-sequence token, padded on the right.
       outcome_where: `[B, O]` bool; a row without any is padding of the batch.
       is_refusal: `[B]` bool, whether the outcome is y_r.
@@ -63,6 +64,7 @@ class TeacherBatch:
     tokens: Array | np.ndarray
     where: Array | np.ndarray
     start: Array | np.ndarray
+    turn: Array | np.ndarray
     outcome: Array | np.ndarray
     outcome_where: Array | np.ndarray
     is_refusal: Array | np.ndarray
@@ -70,6 +72,20 @@ class TeacherBatch:
     refusal_prob: Array | np.ndarray
     refusal_token: Array | np.ndarray
     teacher_hidden: Array | np.ndarray
+
+    def certainty(self) -> tuple[Array, Array]:
+        """The part of the gated teacher that is certain (equation 2, under teacher forcing).
+
+        At the first position the outcomes are mixed, a p(. | x) + (1 - a) [first token of y_r]; behind it the prefix
+        tells them apart: on y the teacher is the base model, on y_r the rest of the refusal.
+
+        Returns:
+          The part of its probability that the teacher puts on one token, `[B, O]`, and that token, `[B, O]`.
+        """
+        later = np.arange(self.outcome.shape[1])[None] > 0
+        refusal_prob, is_refusal = jnp.asarray(self.refusal_prob), jnp.asarray(self.is_refusal)
+        tokens = jnp.where(later, self.outcome, jnp.asarray(self.refusal_token)[:, None])
+        return jnp.where(later, is_refusal[:, None].astype(jnp.float32), refusal_prob[:, None]), tokens
 
 
 def refusal_ids(model: LanguageModel, refusal: str) -> np.ndarray:
@@ -96,7 +112,7 @@ def outcome_hidden(
     tokens, where = jnp.asarray(batch.tokens), jnp.asarray(batch.where)
     start, inserted = jnp.asarray(batch.start), len(answer_ids(adapter))
     if inserted:
-        tokens, where = insert_virtual(tokens, where, start, inserted)
+        tokens, where = insert_virtual(tokens, where, jnp.asarray(batch.turn), inserted)
         start = start + inserted
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
         {"params": params}, tokens, where=where, past=(shared,), **behind(adapter)
@@ -106,25 +122,8 @@ def outcome_hidden(
     return jnp.take_along_axis(output.hidden, columns[:, :, None], axis=1)
 
 
-def certainty(batch: TeacherBatch) -> tuple[Array, Array]:
-    """The part of the gated teacher that is certain (equation 2, under teacher forcing).
-
-    At the first position the outcomes are mixed, a p(. | x) + (1 - a) [first token of y_r]; behind it the prefix tells
-    them apart: on y the teacher is the base model, on y_r the rest of the refusal.
-
-    Args:
-      batch: B rows.
-
-    Returns:
-      The part of its probability that the teacher puts on one token, `[B, O]`, and that token, `[B, O]`.
-    """
-    later = np.arange(batch.outcome.shape[1])[None] > 0
-    tokens = jnp.where(later, batch.outcome, batch.refusal_token[:, None])
-    return jnp.where(later, batch.is_refusal[:, None].astype(jnp.float32), batch.refusal_prob[:, None]), tokens
-
-
 def token_teacher(model: LanguageModel, batch: TeacherBatch) -> Array:
-    """The gated teacher at token level: next-token distributions along each row's outcome; see `certainty`.
+    """The gated teacher at token level: next-token distributions along each row's outcome.
 
     Args:
       model: the base model.
@@ -135,7 +134,7 @@ def token_teacher(model: LanguageModel, batch: TeacherBatch) -> Array:
     """
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
     hidden = outcome_hidden(model.decoder, model.params, None, head, batch)
-    certain, tokens = certainty(batch)
+    certain, tokens = batch.certainty()
     logits = project(model.decoder, model.params, hidden)
     return jnp.exp(losses.gated_teacher(teacher_logits=logits, certain_prob=certain, certain_tokens=tokens))
 
@@ -204,25 +203,44 @@ class TeacherData:
         rows = zip(self.sample, self.outcomes, strict=True)
         return np.array([len(self.prompts[sample]) + len(outcome) - 1 for sample, outcome in rows], int)
 
-    def batch(self, rows: Sequence[int] | np.ndarray, *, pad_id: int) -> TeacherBatch:
-        """Pads the given rows; an index of -1 makes a row of padding."""
+    def batch(
+        self, rows: Sequence[int] | np.ndarray, *, pad_id: int, prefixes: Sequence[Sequence[int]] | None = None
+    ) -> TeacherBatch:
+        """Pads rows.
+
+        Args:
+          rows: B numbers of rows; -1 makes a row of padding.
+          pad_id: id of the padding.
+          prefixes: for each row the tokens with which the answer has begun before the outcome, or none. Behind a prefix
+            the system is certain to refuse.
+
+        Returns:
+          The rows.
+        """
         chosen = [int(i) for i in rows]
         exists = np.array([i >= 0 for i in chosen])
-        prompts = [self.prompts[self.sample[i]] if i >= 0 else [pad_id] for i in chosen]
+        begun = [[] for _ in chosen] if prefixes is None else [list(prefix) for prefix in prefixes]
+        prompts = [
+            [*self.prompts[self.sample[i]], *b] if i >= 0 else [pad_id] for i, b in zip(chosen, begun, strict=True)
+        ]
         outcomes = [self.outcomes[i] if i >= 0 else [] for i in chosen]
         lines = [[*prompt, *outcome[:-1]] for prompt, outcome in zip(prompts, outcomes, strict=True)]
         tokens, where = pad_tokens(lines, pad_id=pad_id, length=bucket_length(max(map(len, lines)), BUCKETS))
         outcome, outcome_where = pad_tokens(outcomes, pad_id=pad_id, length=self.max_tokens)
         sample = self.sample[chosen]
+        certain = np.array([bool(b) for b in begun], bool)
         return TeacherBatch(
             tokens=tokens,
             where=where,
             start=np.array([len(prompt) - 1 for prompt in prompts], np.int32),
+            turn=np.array(
+                [len(prompt) - len(prefix) - 1 for prompt, prefix in zip(prompts, begun, strict=True)], np.int32
+            ),
             outcome=outcome,
             outcome_where=outcome_where,
             is_refusal=self.is_refusal[chosen] & exists,
             weight=np.where(exists, self.weight[chosen], 1.0).astype(np.float32),
-            refusal_prob=np.where(exists, self.refusal_prob[sample], 0.0).astype(np.float32),
+            refusal_prob=np.where(exists, np.where(certain, 1.0, self.refusal_prob[sample]), 0.0).astype(np.float32),
             refusal_token=np.full(len(chosen), self.refusal[0], np.int32),
             teacher_hidden=self.teacher_hidden[sample],
         )  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ from edgesafe_jax.training import (
     write_checked,
 )
 from edgesafe_jax.training import train as run_training
-from edgesafe_jax.typing import Adapter, Array, Params
+from edgesafe_jax.typing import Adapter, Array, Params, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,10 @@ MARGINS = "margins.json"
 INSTRUCTION = f"Answer helpfully. If the request would harm people, say: {REFUSAL}"
 """Initial text of the soft prompt of `align`."""
 
-LossFn: TypeAlias = Callable[[Params, Adapter, TeacherBatch], tuple[Array, dict[str, Array]]]
+BEHAVIOUR = {"behaviour": "adapter", "behaviour_own": "own"}
+"""Parameters of a state that sampled the present batch, where one serves several steps, and what they are copies of."""
+
+LossFn: TypeAlias = Callable[..., tuple[Array, dict[str, Array]]]
 StepFn: TypeAlias = Callable[[TrainState, TeacherBatch], tuple[TrainState, dict[str, Array]]]
 
 
@@ -279,6 +282,7 @@ def _train(
                 max_tokens=settings.max_tokens,
                 seed=settings.seed,
                 needs=objective.needs,
+                recovery=settings.recovery,
             )
             batches = objective.batches(source)
 
@@ -347,14 +351,15 @@ def make_loss(decoder: Decoder, *, head: Sequence[int] | np.ndarray, objective: 
       objective: what is minimised.
 
     Returns:
-      `loss(params, adapter, batch) -> (scalar, metrics)`, the mean over the rows that exist; the metrics are the means
-      over the rows that are answers and over those that are refusals, and those of the objective.
+      `loss(params, adapter, batch, own=()) -> (scalar, metrics)`, the mean over the rows that exist, `own` being the
+      objective's own parameters; the metrics are the means over the rows that are answers and over those that are
+      refusals, and those of the objective.
     """
     head_tokens = np.array(head, np.int32)
 
-    def loss(params: Params, adapter: Adapter, batch: TeacherBatch) -> tuple[Array, dict[str, Array]]:
+    def loss(params: Params, adapter: Adapter, batch: TeacherBatch, own: PyTree = ()) -> tuple[Array, dict[str, Array]]:
         hidden = outcome_hidden(decoder, params, adapter, jnp.array(head_tokens), batch)
-        outcomes = Outcomes(decoder, params, hidden, batch, objective.needs)
+        outcomes = Outcomes(decoder, params, hidden, batch, objective.needs, own=own)
         value = objective(outcomes)
         exists = jnp.any(jnp.asarray(batch.outcome_where), axis=1)
         refused = jnp.asarray(batch.is_refusal)
@@ -382,26 +387,43 @@ def make_step(
 
     Returns:
       The step and the state. The state's parameters are the adapter and the running mean of it over the last part of
-      the run, `{"adapter": ..., "mean": ...}`.
+      the run, `{"adapter": ..., "mean": ...}`; with `"own"` where the objective has parameters, and with `"behaviour"`
+      and `"behaviour_own"`, what sampled the present batch, where a batch serves several steps.
     """
-    optimizer = make_optimizer(settings)
+    optimizer, every = make_optimizer(settings), objective.needs.updates_per_sample
+    own = objective.init_own(jax.random.fold_in(jax.random.key(settings.seed), 4), model)
+    if has_own := bool(jax.tree.leaves(own)):
+        optimizer = optax.partition({"adapter": optimizer, "own": objective.own_optimizer()}, ("adapter", "own"))
     loss = make_loss(model.decoder, head=head_of(model, adapter), objective=objective)
     first = int(settings.average_from * settings.num_steps + 1e-9)  # 0.29 times 100 is 29, not 28.99...
 
     @jax.jit
     def step(params: Any, state: TrainState, batch: TeacherBatch) -> tuple[TrainState, dict[str, Array]]:
         trained, mean = state.params["adapter"], state.params["mean"]
-        inner = state.replace(params=trained)
-        (value, measured), gradient = jax.value_and_grad(loss, argnums=1, has_aux=True)(params, trained, batch)
+        argnums = (1, 3) if has_own else 1
+        inner = state.replace(params=(trained, state.params["own"]) if has_own else trained)
+        (value, measured), gradient = jax.value_and_grad(loss, argnums=argnums, has_aux=True)(
+            params, trained, batch, state.params.get("own", ())
+        )
         inner = apply_gradients(inner, gradient, optimizer)
+        moved = inner.params[0] if has_own else inner.params
         # The mean over the steps from `first` on; before that, a copy of the adapter.
         count = jnp.maximum(inner.step - first, 1).astype(jnp.float32)
-        mean = jax.tree.map(lambda m, a: m + (a - m) / count, mean, inner.params)
-        measured = {"loss": value, "grad_norm": optax.tree.norm(gradient), **measured}
-        return inner.replace(params={"adapter": inner.params, "mean": mean}), measured
+        mean = jax.tree.map(lambda m, a: m + (a - m) / count, mean, moved)
+        measured = {"loss": value, "grad_norm": optax.tree.norm(gradient[0] if has_own else gradient), **measured}
+        found = {"adapter": moved, "mean": mean} | ({"own": inner.params[1]} if has_own else {})
+        for name in [name for name in state.params if name in BEHAVIOUR]:
+            begins = inner.step % every == 0
+            now, before = found[BEHAVIOUR[name]], state.params[name]
+            found[name] = jax.tree.map(functools.partial(jnp.where, begins), now, before)
+        return inner.replace(params=found), measured
 
-    initial = init_state(adapter, optimizer, key=jax.random.key(settings.seed))
-    initial = initial.replace(params={"adapter": initial.params, "mean": jax.tree.map(jnp.copy, initial.params)})
+    initial = init_state((adapter, own) if has_own else adapter, optimizer, key=jax.random.key(settings.seed))
+    begin = {"adapter": initial.params[0], "own": initial.params[1]} if has_own else {"adapter": initial.params}
+    begin["mean"] = begin["adapter"]
+    if every > 1:
+        begin |= {name: begin[source] for name, source in BEHAVIOUR.items() if source in begin}
+    initial = initial.replace(params=jax.tree.map(jnp.copy, begin))
     return functools.partial(step, parallel.replicate(model.params, mesh)), parallel.replicate(initial, mesh)
 
 

@@ -16,8 +16,18 @@ from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.models.generation import Generation
 from edgesafe_jax.safety import OBJECTIVES, AlignSettings, align
-from edgesafe_jax.safety.objectives import BatchSource, Needs, Objective, WeightedSum, make_objective, row_losses
-from edgesafe_jax.safety.objectives.rows import prompts_of
+from edgesafe_jax.safety.objectives import (
+    BatchSource,
+    Needs,
+    Objective,
+    Outcomes,
+    WeightedSum,
+    make_objective,
+    row_losses,
+)
+from edgesafe_jax.safety.objectives.on_policy import posterior_of_refusal
+from edgesafe_jax.safety.objectives.rows import along, make_rows, prompts_of
+from edgesafe_jax.safety.recovery import prefixes
 from edgesafe_jax.safety.system import SequenceTeacher
 from edgesafe_jax.safety.teacher import make_teacher_data, outcome_hidden
 from edgesafe_jax.safety.training import make_step
@@ -25,6 +35,7 @@ from edgesafe_jax.training import init_state
 from tests.safety.rows import ADAPTER, REFUSAL, SAFE_PROB, chosen, naive_log_probs
 
 TINY = AlignSettings(num_steps=24, warmup_steps=1, learning_rate=0.1, clip_norm=1.0, average_from=1.0)
+MORE_SAMPLES = {"reinforce": {"samples_per_prompt": 4}}
 START = SoftPrompt(0.3 * jax.random.normal(jax.random.key(1), (8, 16)))
 
 
@@ -59,7 +70,7 @@ def source(tiny_model):
 def trained(tiny_model, source):
     """From the name of each objective to its loss at each step; of objectives that sample, the reward."""
     source = dataclasses.replace(source, order=lambda step: np.arange(6), texts=[f"the {t}" for t in source.texts])
-    objectives = {name: make_objective(name) for name in OBJECTIVES}
+    objectives = {name: make_objective(name, options=MORE_SAMPLES.get(name)) for name in OBJECTIVES}
     simple = [name for name in objectives if type(objectives[name]).batches is Objective.batches]
     decoder, params = tiny_model.decoder, tiny_model.params
     head = jnp.array(tiny_model.tokenizer.chat_parts.head, jnp.int32)
@@ -111,13 +122,14 @@ def test_training_by_any_objective_gains(trained, name):
 
 
 def test_sampled_answers_are_drawn_again_with_the_same_bits(tiny_model, tmp_path):
-    """A run that is interrupted between two checkpoints against the whole run."""
+    """A run of PPO that is interrupted after a checkpoint between two steps on one batch, against the whole run."""
     prompts = [f"{word} {number}" for number in range(3) for word in ("the user", "hello")]
     settings = AlignSettings(
-        objective="reinforce",
+        objective="ppo",
+        objective_options={"ppo": {"updates_per_sample": 2}},
         kl_to_base=0.1,
-        num_steps=3,
-        save_every=2,
+        num_steps=5,
+        save_every=3,
         log_every=1,
         warmup_steps=0,
         batch_size=4,
@@ -132,7 +144,7 @@ def test_sampled_answers_are_drawn_again_with_the_same_bits(tiny_model, tmp_path
     def interrupted(prompts, responses):
         nonlocal calls
         calls += 1
-        if calls == 4:  # once by the teacher, then at each step
+        if calls == 4:  # once by the teacher, then at the steps 0, 2 and 4; the checkpoint of step 3 is inside a batch
             raise KeyboardInterrupt
         return guard(prompts, responses)
 
@@ -146,13 +158,13 @@ def test_sampled_answers_are_drawn_again_with_the_same_bits(tiny_model, tmp_path
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def values_of(model, objective, batch):
+def values_of(model, objective, batch, own=()):
     head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
 
     @jax.jit
     def compute(params, batch):
         hidden = outcome_hidden(model.decoder, params, ADAPTER, head, batch)
-        return row_losses(objective, model.decoder, params, hidden, batch)
+        return objective(Outcomes(model.decoder, params, hidden, batch, objective.needs, own=own))
 
     return np.asarray(compute(model.params, batch))
 
@@ -223,6 +235,115 @@ def test_samples_carry_rewards_and_what_the_base_model_says_of_them(tiny_model, 
     np.testing.assert_allclose(itself(tiny_model.params, batch), 0, atol=1e-5)
 
 
+def test_ppo_weighs_each_token_by_its_advantage(tiny_model, source):
+    """Against loops over the tokens, at the policy that sampled: there the ratio is 1."""
+    objective = make_objective("ppo", options={"reference_kl": 0.1, "decay": 0.8, "discount": 0.9})
+    own = {"weight": jnp.asarray(np.random.default_rng(0).normal(size=16), jnp.float32), "bias": jnp.float32(0.3)}
+    state = state_of()
+    state = state.replace(params={**state.params, "own": own, "behaviour": ADAPTER, "behaviour_own": own})
+    batches = objective.batches(source)
+    batch = batches(4, state)
+    assert batches(7, state) is batch
+    assert batches(8, state) is not batch
+    where, advantages, targets = np.asarray(batch.outcome_where), [], []
+    for row in range(4):
+        length = where[row].sum()
+        outcome = batch.outcome[row][:length].tolist()
+        prompt = source.data.sample[source.order(4)[row]]
+        student, base = (
+            chosen(naive_log_probs(tiny_model, source.data.prompts[prompt], outcome, each), outcome)
+            for each in (ADAPTER, None)
+        )
+        np.testing.assert_allclose(batch.old_log_prob[row][:length], student, rtol=2e-3, atol=2e-3)
+        reward = -0.1 * (student - base)
+        reward[-1] += batch.reward[row]
+        value, advantage, found = np.append(batch.old_value[row][:length], 0), 0, []
+        for t in reversed(range(length)):
+            advantage = reward[t] + 0.9 * value[t + 1] - value[t] + 0.9 * 0.8 * advantage
+            found.append(advantage)
+        advantages.append(found[::-1])
+        targets.append(found[::-1] + value[:-1])
+    every = np.concatenate(advantages)
+    np.testing.assert_allclose(batch.target[where], np.concatenate(targets), rtol=1e-2, atol=1e-2)
+    white = (every - every.mean()) / every.std()
+    np.testing.assert_allclose(batch.advantage[where], white, rtol=1e-2, atol=2e-2)
+    found = values_of(tiny_model, objective, batch, own)
+    gap = (np.asarray(batch.target) - np.asarray(batch.old_value)) ** 2 / 2
+    expected = [np.mean((gap - batch.advantage)[row][where[row]]) for row in range(4)]
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_gated_teacher_along_any_answer_is_that_of_equation_2(tiny_model, source):
+    """The product of its next-token probabilities is the system's probability of the answer, in closed form."""
+    refusal = source.data.refusal
+    outcomes = [refusal, [*refusal[:2], 9, 2], [7, *refusal[1:]], refusal[:2]]
+    prompts = np.array([0, 1, 1, 0])
+    nothing = np.zeros(4, bool)
+    batch = make_rows(source, prompts, outcomes, is_refusal=nothing, weight=np.ones(4), max_tokens=7)
+    _, base = along(tiny_model, batch)
+    certain, token = posterior_of_refusal(batch, base, refusal)
+    gated = (1 - certain) * np.exp(base) + certain * (token == batch.outcome)
+    total = np.where(batch.outcome_where, np.log(gated), 0).sum(axis=1)
+    a = np.array(SAFE_PROB)[prompts]
+    expected = a * np.exp(base.sum(axis=1, dtype=np.float64)) + (1 - a) * [1, 0, 0, 1]
+    np.testing.assert_allclose(total, np.log(expected), atol=0.02)  # 1 - certain_prob is rounded
+
+
+def test_on_policy_rows_are_the_students_and_the_others_the_teachers(tiny_model, source):
+    order = source.order(1)
+    whole = make_objective("gkd", options={"on_policy": 0.0}).batches(source)(1, state_of())
+    chex.assert_trees_all_equal(whole, source.teacher_rows(1, state_of()))
+    batch = make_objective("gkd", options={"on_policy": 0.5}).batches(source)(1, state_of())
+    given = np.array([np.array_equal(batch.outcome[i], whole.outcome[i]) for i in range(4)])
+    assert given.sum() == 2
+    np.testing.assert_array_equal(batch.weight[given], source.data.weight[order][given])
+    np.testing.assert_array_equal(batch.weight[~given], 1)
+    for found, expected in zip(batch.certainty(), whole.certainty(), strict=True):
+        np.testing.assert_array_equal(np.asarray(found)[given], np.asarray(expected)[given])
+    again = make_objective("gkd", options={"on_policy": 0.5}).batches(source)(1, state_of())
+    chex.assert_trees_all_equal(again, batch)
+
+
+# Recovery -------------------------------------------------------------------------------------------------------------
+
+
+def test_refusals_follow_the_beginnings_of_unsafe_answers(tiny_model, source):
+    every = dataclasses.replace(source, order=lambda step: np.arange(6), recovery=1.0)
+    batch = every.teacher_rows(0, None)
+    found = values_of(tiny_model, make_objective("refusal_perplexity", normalization="sum"), batch)
+    plain = source.data.batch(np.arange(6), pad_id=0)
+    for row in range(6):
+        prompt, answer = source.data.sample[row], source.data.answers[source.data.sample[row]]
+        count = int(batch.start[row] - plain.start[row])
+        assert batch.turn[row] == plain.start[row]
+        # The unsafe answers are the first, of three or so tokens, and the third, which is empty.
+        assert (count > 0) == (row == 3)
+        assert batch.refusal_prob[row] == (1 if count else plain.refusal_prob[row])
+        outcome = source.data.outcomes[row]
+        before = [*source.data.prompts[prompt], *answer[:count]]
+        np.testing.assert_array_equal(batch.tokens[row][batch.where[row]], [*before, *outcome[:-1]])
+        expected = chosen(naive_log_probs(tiny_model, before, outcome, ADAPTER), outcome).sum()
+        np.testing.assert_allclose(found[row], -expected if batch.weight[row] >= 0.5 else 0, rtol=2e-3)
+    pairs = make_objective("dpo").batches(dataclasses.replace(every, order=lambda step: np.array([0, 1])))(0, None)
+    count = int(pairs.start[0] - plain.start[0])
+    assert count > 0
+    assert pairs.outcome[0][pairs.outcome_where[0]].tolist() == source.data.answers[0][count:]
+    assert pairs.outcome[1][pairs.outcome_where[1]].tolist() == source.data.refusal
+
+
+def test_beginnings_have_one_to_ten_tokens_and_are_never_those_of_the_attack(tiny_model, source):
+    encode = tiny_model.tokenizer.encode
+    answers = [encode("abcdefghijklmnop"), encode("Sure! Here is how abcdefg"), encode("Surely abcdefghijk")]
+    data = dataclasses.replace(source.data, answers=answers, refusal_prob=np.ones(3))
+    draw = functools.partial(prefixes, tiny_model.tokenizer, data, np.array([0, 1, 2, -1]))
+    found = [draw(fraction=1.0, seed=(0, step)) for step in range(200)]
+    assert {len(rows[0]) for rows in found} == set(range(1, 11))
+    assert all(rows[0] == answers[0][: len(rows[0])] and rows[2] and not rows[1] and not rows[3] for rows in found)
+    assert draw(fraction=1.0, seed=(0, 7)) == found[7]
+    some = [bool(draw(fraction=0.25, seed=(0, step))[0]) for step in range(400)]
+    assert 0.17 < np.mean(some) < 0.33
+
+
 def test_rewards_need_a_guard(source):
     with pytest.raises(ConfigError, match="rewards answers by a guard"):
         make_objective("reinforce").batches(dataclasses.replace(source, guard=None))(0, state_of())
@@ -250,6 +371,14 @@ def test_terms_are_added_where_they_belong():
         ({"objective_options": {"token_js": {"mixture": 1.0}}}, "objective_options.token_js.mixture=1.0: expected"),
         ({"objective_options": {"token_reverse_kl": {"floor": 0.0}}}, "objective_options.token_reverse_kl.floor=0.0"),
         ({"objective_options": {"reinforce": {"reference_kl": -1.0}}}, "objective_options.reinforce.reference_kl=-1.0"),
+        (
+            {"objective_options": {"gkd": {"divergence": "kl"}}},
+            "objective_options.gkd.divergence='kl': expected one of",
+        ),
+        ({"objective_options": {"gkd": {"on_policy": 1.5}}}, "objective_options.gkd.on_policy=1.5: expected 0 to 1"),
+        ({"objective_options": {"ppo": {"clip": 0.0}}}, "objective_options.ppo.clip=0.0: expected above 0"),
+        ({"recovery": 1.5}, "recovery=1.5: expected 0 to 1"),
+        ({"recovery": 0.5, "objective": "ppo"}, "recovery=0.5: objective='ppo' trains on the student's answers alone"),
         ({"objective": "dpo", "batch_size": 7}, "batch_size=7: expected a multiple of 2, the rows of each prompt"),
     ],
 )

@@ -44,18 +44,22 @@ from edgesafe_jax.safety.objectives.distillation import (
     token_skewed_reverse_kl,
 )
 from edgesafe_jax.safety.objectives.likelihood import RefusalPerplexity
+from edgesafe_jax.safety.objectives.on_policy import OnPolicyDistillation, gkd
+from edgesafe_jax.safety.objectives.ppo import PPO
 from edgesafe_jax.safety.objectives.preference import DPO
 from edgesafe_jax.safety.objectives.reinforce import Reinforce
 
 __all__ = [
     "DPO",
     "OBJECTIVES",
+    "PPO",
     "BatchFn",
     "BatchSource",
     "DecisionObjective",
     "KLToBase",
     "Needs",
     "Objective",
+    "OnPolicyDistillation",
     "Outcomes",
     "RefusalPerplexity",
     "Reinforce",
@@ -75,9 +79,11 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "token_js": token_jensen_shannon,
     "token_skew_kl": token_skewed_kl,
     "token_skew_reverse_kl": token_skewed_reverse_kl,
+    "gkd": gkd,
     "refusal_perplexity": RefusalPerplexity,
     "dpo": DPO,
     "reinforce": Reinforce,
+    "ppo": PPO,
 }
 """What a config may name: makes the objective from its options, and from `normalization` where it has one."""
 

@@ -8,6 +8,8 @@ from typing import ClassVar, TypeAlias
 
 import chex
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from edgesafe_jax import losses
 from edgesafe_jax.errors import ConfigError
@@ -16,9 +18,10 @@ from edgesafe_jax.losses.divergences import Divergence
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.batches import BatchOrder
-from edgesafe_jax.safety.teacher import TeacherBatch, TeacherData, certainty, project
+from edgesafe_jax.safety.recovery import prefixes
+from edgesafe_jax.safety.teacher import TeacherBatch, TeacherData, project
 from edgesafe_jax.training import TrainState
-from edgesafe_jax.typing import Array, Params
+from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
 
 BatchFn: TypeAlias = Callable[[int, TrainState], TeacherBatch]
 """From a step and the state before it to the rows of the step."""
@@ -35,6 +38,8 @@ class Needs:
       samples: whether `Objective.batches` samples from the student: the run then has one process.
       reward: whether `Objective.batches` asks the guard for its verdicts.
       rows_per_prompt: rows of a batch that belong to one prompt; the batch size must be a multiple of it.
+      updates_per_sample: steps of the optimiser on one batch. Above 1 the state's parameters hold `"behaviour"` and
+        `"behaviour_own"`, what was trained as it was at the last step that is a multiple of it.
     """
 
     divergences: tuple[Divergence, ...] = ()
@@ -42,6 +47,7 @@ class Needs:
     samples: bool = False
     reward: bool = False
     rows_per_prompt: int = 1
+    updates_per_sample: int = 1
 
     @property
     def teacher_hidden(self) -> bool:
@@ -56,6 +62,7 @@ class Needs:
             samples=self.samples or other.samples,
             reward=self.reward or other.reward,
             rows_per_prompt=max(self.rows_per_prompt, other.rows_per_prompt),
+            updates_per_sample=max(self.updates_per_sample, other.updates_per_sample),
         )
 
 
@@ -65,9 +72,13 @@ class Outcomes:
     Attributes:
       batch: the rows.
       where: `[B, O]` bool, which positions exist.
+      hidden: `[B, O, D]`, the student's final hidden states that predict each token.
+      own: parameters of the objective itself, see `Objective.init_own`.
     """
 
-    def __init__(self, decoder: Decoder, params: Params, hidden: Array, batch: TeacherBatch, needs: Needs):
+    def __init__(
+        self, decoder: Decoder, params: Params, hidden: Array, batch: TeacherBatch, needs: Needs, *, own: PyTree = ()
+    ):
         """Prepares what is computed when it is asked for.
 
         Args:
@@ -76,11 +87,13 @@ class Outcomes:
           hidden: the student's final hidden states `[B, O, D]`, from `teacher.outcome_hidden`.
           batch: B rows.
           needs: what the objective declares.
+          own: its own parameters.
         """
         chex.assert_shape(hidden, (*batch.outcome.shape, None))
         self.batch = batch
         self.where = jnp.asarray(batch.outcome_where)
-        self._params, self._hidden, self._needs = params, hidden, needs
+        self.hidden, self.own = hidden, own
+        self._params, self._needs = params, needs
         self._project = functools.partial(project, decoder)
         self._divergences: dict[Divergence, Array] = {}
 
@@ -89,10 +102,10 @@ class Outcomes:
         if divergence not in self._needs.divergences:
             raise ConfigError(f"The divergence {divergence} is not declared: add it to the objective's needs.")
         if not self._divergences:
-            certain, tokens = certainty(self.batch)
+            certain, tokens = self.batch.certainty()
             values = losses.linear_divergence(
                 self._needs.divergences,
-                student_hidden=self._hidden,
+                student_hidden=self.hidden,
                 teacher_hidden=self.batch.teacher_hidden,
                 head=self._params,
                 certain_prob=certain,
@@ -111,7 +124,7 @@ class Outcomes:
             )
         return losses.linear_divergence(
             divergence,
-            student_hidden=self._hidden,
+            student_hidden=self.hidden,
             teacher_hidden=self.batch.teacher_hidden,
             head=self._params,
             project=self._project,
@@ -122,7 +135,7 @@ class Outcomes:
     def token_log_prob(self) -> Array:
         """Log-probability of each token of the outcomes, `[B, O]`; 0 for padding."""
         return losses.linear_log_prob(
-            hidden=self._hidden,
+            hidden=self.hidden,
             tokens=self.batch.outcome,
             head=self._params,
             project=self._project,
@@ -158,6 +171,7 @@ class BatchSource:
       max_tokens: longest answer of the student, for objectives that sample.
       seed: of that sampling.
       needs: those of the whole objective, of which `Objective.batches` may be one term.
+      recovery: fraction of the refusals that follow the beginning of an unsafe answer, see `recovery.prefixes`.
     """
 
     model: LanguageModel
@@ -168,11 +182,19 @@ class BatchSource:
     max_tokens: int = 40
     seed: int = 0
     needs: Needs = Needs()
+    recovery: float = 0.0
+
+    def prefixes(self, prompts: np.ndarray, step: int) -> list[list[int]]:
+        """Beginnings of unsafe answers for the rows of a step, see `recovery.prefixes`; none where `recovery` is 0."""
+        tokenizer, seed = self.model.tokenizer, (self.seed, step)
+        return prefixes(tokenizer, self.data, prompts, fraction=self.recovery, seed=seed)
 
     def teacher_rows(self, step: int, state: TrainState) -> TeacherBatch:
         """The teacher's rows of a step, whatever the state."""
         del state
-        return self.data.batch(self.order(step), pad_id=self.model.tokenizer.pad_id)
+        rows = self.order(step)
+        begun = self.prefixes(np.where(self.data.is_refusal[rows], self.data.sample[rows], -1), step)
+        return self.data.batch(rows, pad_id=self.model.tokenizer.pad_id, prefixes=begun)
 
 
 class Objective(abc.ABC):
@@ -202,6 +224,15 @@ class Objective(abc.ABC):
         """
         return source.teacher_rows
 
+    def init_own(self, key: PRNGKey, model: LanguageModel) -> PyTree:
+        """Parameters that are trained beside the adapter and not kept in the end, such as a value head; none here."""
+        del key, model
+        return ()
+
+    def own_optimizer(self) -> optax.GradientTransformation:
+        """The optimiser of these."""
+        return optax.identity()
+
     def metrics(self, outcomes: Outcomes) -> dict[str, Array]:
         """Further scalars to log, by name."""
         del outcomes
@@ -210,7 +241,7 @@ class Objective(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSum(Objective):
-    """Objectives added up; batches are those of the first.
+    """Objectives added up; batches and own parameters are those of the first.
 
     Attributes:
       terms: pairs of a factor and an objective, at least one.
@@ -240,6 +271,14 @@ class WeightedSum(Objective):
     def batches(self, source: BatchSource) -> BatchFn:
         """The batches of the first term."""
         return self.terms[0][1].batches(source)
+
+    def init_own(self, key: PRNGKey, model: LanguageModel) -> PyTree:
+        """Those of the first term."""
+        return self.terms[0][1].init_own(key, model)
+
+    def own_optimizer(self) -> optax.GradientTransformation:
+        """That of the first term."""
+        return self.terms[0][1].own_optimizer()
 
     def metrics(self, outcomes: Outcomes) -> dict[str, Array]:
         """Those of all terms."""

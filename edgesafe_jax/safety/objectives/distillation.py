@@ -100,12 +100,13 @@ def token_reverse_kl(normalization: losses.Normalization = "mean", *, floor: flo
     with a part `floor` of the uniform distribution.
     """
     _check(floor=floor)
-    return TokenObjective(functools.partial(_reverse_kl_to_smoothed, floor=floor), normalization)
+    return TokenObjective(functools.partial(smoothed_reverse_kl, floor=floor), normalization)
 
 
-def _reverse_kl_to_smoothed(
-    *, student_logits: ArrayLike, teacher_logits: ArrayLike, floor: float, where: ArrayLike | None = None
+def smoothed_reverse_kl(
+    *, student_logits: ArrayLike, teacher_logits: ArrayLike, floor: float = 0.001, where: ArrayLike | None = None
 ) -> Array:
+    """Reverse KL to a teacher that is mixed with a part `floor` of the uniform distribution; arguments as there."""
     log_p = jax.nn.log_softmax(jnp.asarray(teacher_logits), axis=-1) + np.log1p(-floor)
     smoothed = jnp.logaddexp(log_p, jnp.full_like(log_p, np.log(floor / log_p.shape[-1])))
     return losses.reverse_kl(student_logits=student_logits, teacher_logits=smoothed, where=where)

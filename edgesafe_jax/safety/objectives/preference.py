@@ -68,13 +68,19 @@ class DPO(Objective):
             del state
             prompts = prompts_of(source, step, 2)
             refused = data.refusal_prob[prompts]
+            begun = source.prefixes(prompts, step)
             batch = make_rows(
                 source,
                 np.repeat(prompts, 2),
-                [outcome for number in prompts for outcome in (data.answers[number], data.refusal)],
+                [
+                    outcome
+                    for number, prefix in zip(prompts, begun, strict=True)
+                    for outcome in (data.answers[number][len(prefix) :], data.refusal)
+                ],
                 is_refusal=np.tile([False, True], len(prompts)),
                 weight=np.stack([1 - refused, refused], axis=1).ravel(),
                 max_tokens=data.max_tokens,
+                prefixes=[prefix for prefix in begun for _ in range(2)],
             )
             _, log_prob = along(source.model, batch)
             return PairBatch(**vars(batch), reference_log_prob=log_prob.sum(axis=1))

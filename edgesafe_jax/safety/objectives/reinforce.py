@@ -13,7 +13,7 @@ from edgesafe_jax.safety.objectives.base import BatchFn, BatchSource, Needs, Obj
 from edgesafe_jax.safety.objectives.rows import along, as_outcomes, make_rows, prompts_of, reward_of, sample_answers
 from edgesafe_jax.safety.teacher import TeacherBatch
 from edgesafe_jax.training import TrainState
-from edgesafe_jax.typing import Array
+from edgesafe_jax.typing import Adapter, Array
 
 
 @flax.struct.dataclass
@@ -29,19 +29,19 @@ class SampledBatch(TeacherBatch):
     reference_log_prob: Array | np.ndarray
 
 
-def sampled_rows(source: BatchSource, state: TrainState, prompts: np.ndarray, step: int) -> SampledBatch:
+def sampled_rows(source: BatchSource, adapter: Adapter, prompts: np.ndarray, step: int) -> SampledBatch:
     """Samples answers of the student, has them judged, and scores them with the base model.
 
     Args:
       source: model, guard and texts.
-      state: with the adapter that samples.
+      adapter: of the student.
       prompts: `[B]`, numbers of the prompts.
       step: of the run.
 
     Returns:
       The rows, with the base model's hidden states along these answers.
     """
-    answers = sample_answers(source, state.params["adapter"], prompts, step)
+    answers = sample_answers(source, adapter, prompts, step, max_tokens=source.max_tokens)
     reward = reward_of(source, prompts, answers)
     nothing, everything = np.zeros(len(prompts), bool), np.ones(len(prompts), np.float32)
     batch = make_rows(
@@ -56,6 +56,14 @@ def sampled_rows(source: BatchSource, state: TrainState, prompts: np.ndarray, st
     if source.needs.teacher_hidden:
         batch = batch.replace(teacher_hidden=hidden)  # type: ignore[attr-defined]
     return SampledBatch(**vars(batch), reward=reward, reference_log_prob=log_prob)
+
+
+def sample_metrics(outcomes: Outcomes) -> dict[str, Array]:
+    """Means over sampled answers: the guard's reward, and the nats by which they are likelier than under the base."""
+    assert isinstance(outcomes.batch, SampledBatch)
+    gap = outcomes.log_prob("sum") - jnp.sum(jnp.asarray(outcomes.batch.reference_log_prob), axis=1)
+    means = {"reward": jnp.asarray(outcomes.batch.reward), "kl": gap}
+    return {name: losses.masked_mean(value, where=outcomes.exists) for name, value in means.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +111,10 @@ class Reinforce(Objective):
 
         def sampled(step: int, state: TrainState) -> SampledBatch:
             prompts = np.repeat(prompts_of(source, step, self.samples_per_prompt), self.samples_per_prompt)
-            return sampled_rows(source, state, prompts, step)
+            return sampled_rows(source, state.params["adapter"], prompts, step)
 
         return sampled
 
     def metrics(self, outcomes: Outcomes) -> dict[str, Array]:
-        """The mean reward by the guard."""
-        assert isinstance(outcomes.batch, SampledBatch)
-        return {"reward": losses.masked_mean(outcomes.batch.reward, where=outcomes.exists)}
+        """See `sample_metrics`."""
+        return sample_metrics(outcomes)

@@ -14,6 +14,7 @@ from edgesafe_jax.guards.verdicts import checked
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.placements import head_of
 from edgesafe_jax.safety.objectives.base import BatchSource
 from edgesafe_jax.safety.teacher import TeacherBatch, outcome_hidden, project
 from edgesafe_jax.typing import Adapter, Array, Params
@@ -45,6 +46,7 @@ def make_rows(
     is_refusal: np.ndarray,
     weight: np.ndarray,
     max_tokens: int,
+    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> TeacherBatch:
     """Pads rows of given outcomes.
 
@@ -55,6 +57,7 @@ def make_rows(
       is_refusal: `[B]` bool.
       weight: `[B]`.
       max_tokens: O, at least the longest outcome: the same in all steps, for each is compiled.
+      prefixes: how each row's answer has begun before the outcome, or None.
 
     Returns:
       The rows; their teacher's hidden states are those along the base model's own answers.
@@ -67,7 +70,7 @@ def make_rows(
         weight=np.asarray(weight, np.float32),
         max_tokens=max_tokens,
     )
-    return data.batch(np.arange(len(prompts)), pad_id=source.model.tokenizer.pad_id)
+    return data.batch(np.arange(len(prompts)), pad_id=source.model.tokenizer.pad_id, prefixes=prefixes)
 
 
 @functools.partial(jax.jit, static_argnames="decoder")
@@ -96,19 +99,22 @@ def along(model: LanguageModel, batch: TeacherBatch, adapter: Adapter | None = N
     Returns:
       The hidden states that predict each token, `[B, O, D]` float32, and the log-probabilities of the tokens, `[B, O]`.
     """
-    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
+    head = jnp.array(head_of(model, adapter))
     hidden, log_prob = _along(model.decoder, model.params, adapter, head, batch)
     return np.asarray(hidden, np.float32), np.asarray(log_prob)
 
 
-def sample_answers(source: BatchSource, adapter: Adapter, prompts: np.ndarray, step: int) -> Generation:
+def sample_answers(
+    source: BatchSource, adapter: Adapter, prompts: np.ndarray, step: int, *, max_tokens: int
+) -> Generation:
     """Samples an answer of the student to each prompt, at temperature 1.
 
     Args:
-      source: with texts, length and seed.
+      source: with texts and seed.
       adapter: of the student.
       prompts: numbers of the prompts.
       step: of the run: the same step draws the same answers.
+      max_tokens: longest answer, with its end.
 
     Returns:
       The answers.
@@ -117,7 +123,7 @@ def sample_answers(source: BatchSource, adapter: Adapter, prompts: np.ndarray, s
     return generate(
         source.model,
         [source.texts[int(number)] for number in prompts],
-        max_tokens=source.max_tokens,
+        max_tokens=max_tokens,
         adapter=parallel.to_local(adapter),
         temperature=1.0,
         key=key,
