@@ -96,17 +96,23 @@ def check_positive(value: ArrayLike, name: str, dtype: jnp.dtype) -> Array:
     """Returns a positive scalar of a dtype; like a probability it is compared on the host only."""
     if not isinstance(value, jax.Array) and not 0.0 < float(value) < math.inf:  # type: ignore[arg-type]
         raise ConfigError(f"{name} is {value}, expected a positive, finite number.")
-    array = jnp.asarray(value, dtype)
-    if array.shape:
-        raise ConfigError(f"{name} has shape {array.shape}, expected a scalar.")
-    return array
+    return check_scalar(jnp.asarray(value, dtype), name)
 
 
-def check_temperature(temperature: float) -> float:
-    """Returns a positive, finite temperature."""
-    if not 0.0 < temperature < math.inf:
+def check_temperature(temperature: ArrayLike) -> float | Array:
+    """Returns a positive, finite temperature: a number of the host, or a scalar array, whose value is not looked at."""
+    if isinstance(temperature, jax.Array):
+        return check_scalar(temperature, "temperature")
+    if not 0.0 < float(temperature) < math.inf:  # type: ignore[arg-type]
         raise ConfigError(f"temperature is {temperature}, expected a positive, finite number.")
-    return float(temperature)
+    return float(temperature)  # type: ignore[arg-type]
+
+
+def check_scalar(value: Array, name: str) -> Array:
+    """Returns a floating-point array without axes."""
+    if value.shape:
+        raise ConfigError(f"{name} has shape {value.shape}, expected a scalar; map over several with jax.vmap.")
+    return check_floating(value, name)
 
 
 def check_integers(tokens: ArrayLike, name: str) -> Array:

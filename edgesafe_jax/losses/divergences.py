@@ -12,6 +12,8 @@ Common to all losses:
   the vocabulary, set its logit to -inf.
 - Gradients flow to the teacher as well. Wrap a frozen teacher in ``jax.lax.stop_gradient``, or do
   not differentiate by it.
+- Temperatures and mixture weights may be scalar arrays, traced ones included: annealing them inside
+  ``jit`` compiles nothing anew. The range of an array is not checked, and no gradient flows to it.
 - A row whose logits are all -inf defines no distribution: it gives NaN unless it is masked.
 
 The divergences have their gradients in closed form, so that the backward pass is one elementwise
@@ -28,19 +30,35 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.losses._checks import check_logits, check_same_shape, check_temperature, check_where, compute_dtype
+from edgesafe_jax.losses._checks import (
+    check_logits,
+    check_same_shape,
+    check_scalar,
+    check_temperature,
+    check_where,
+    compute_dtype,
+)
 from edgesafe_jax.typing import Array, ArrayLike
 
-# (log p, log q) -> (d_v, its derivative by log q_v, its derivative by log p_v), each derivative up to
+# (weight, log p, log q) -> (d_v, its derivative by log q_v, its derivative by log p_v), each derivative up to
 # a multiple of its own distribution, which the softmax projects away.
-_Terms: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
+_Terms: TypeAlias = Callable[["_Weight", Array, Array], tuple[Array, Array, Array]]
+
+
+class _Weight(NamedTuple):
+    """A mixture weight w and its logarithms."""
+
+    value: Array
+    rest: Array  # 1 - w
+    log: Array
+    log_rest: Array
 
 
 class Divergence(Protocol):
@@ -51,7 +69,7 @@ class Divergence(Protocol):
         *,
         student_logits: ArrayLike,
         teacher_logits: ArrayLike,
-        temperature: float = 1.0,
+        temperature: ArrayLike = 1.0,
         where: ArrayLike | None = None,
     ) -> Array:
         """Maps logits [..., V] to values [...]."""
@@ -62,7 +80,7 @@ def forward_kl(
     *,
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""Kullback-Leibler divergence from teacher to student, KL(p || q); mass-covering.
@@ -90,14 +108,14 @@ def forward_kl(
       >>> print(f"{forward_kl(student_logits=student, teacher_logits=teacher):.3f}")
       0.693
     """
-    return _token_divergence(_forward_kl_terms, student_logits, teacher_logits, temperature, where)
+    return _token_divergence(_forward_kl_terms, None, student_logits, teacher_logits, temperature, where)
 
 
 def reverse_kl(
     *,
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""Kullback-Leibler divergence from student to teacher, KL(q || p); mode-seeking.
@@ -126,15 +144,15 @@ def reverse_kl(
       >>> print(f"{reverse_kl(student_logits=student, teacher_logits=teacher):.3f}")
       1.386
     """
-    return _token_divergence(_reversed(_forward_kl_terms), student_logits, teacher_logits, temperature, where)
+    return _token_divergence(_reversed(_forward_kl_terms), None, student_logits, teacher_logits, temperature, where)
 
 
 def jensen_shannon(
     *,
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
-    temperature: float = 1.0,
-    mixture: float = 0.5,
+    temperature: ArrayLike = 1.0,
+    mixture: ArrayLike = 0.5,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""Generalised Jensen-Shannon divergence; ``mixture`` is the weight of the *teacher*.
@@ -168,21 +186,22 @@ def jensen_shannon(
     Reference:
       Agarwal et al., "On-Policy Distillation of Language Models" (GKD), arXiv 2306.13649, eq. 1.
     """
-    if not 0.0 < mixture < 1.0:
+    if isinstance(mixture, jax.Array):
+        check_scalar(mixture, "mixture")
+    elif not 0.0 < float(mixture) < 1.0:  # type: ignore[arg-type]
         raise ConfigError(
             f"mixture is {mixture}, expected a number inside (0, 1); at the ends the divergence is "
             "zero for all students: use forward_kl (towards 0) or reverse_kl (towards 1)."
         )
-    terms = functools.partial(_jensen_shannon_terms, float(mixture))
-    return _token_divergence(terms, student_logits, teacher_logits, temperature, where)
+    return _token_divergence(_jensen_shannon_terms, mixture, student_logits, teacher_logits, temperature, where)
 
 
 def skewed_kl(
     *,
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
-    temperature: float = 1.0,
-    skew: float = 0.1,
+    temperature: ArrayLike = 1.0,
+    skew: ArrayLike = 0.1,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""Forward KL to a student that has been mixed with some of the teacher.
@@ -214,15 +233,16 @@ def skewed_kl(
     Reference:
       Ko et al., "DistiLLM", arXiv 2402.03898, section 3.1 (skew KLD).
     """
-    return _token_divergence(_skewed_terms(skew), student_logits, teacher_logits, temperature, where)
+    terms, weight = _skewed_terms(skew)
+    return _token_divergence(terms, weight, student_logits, teacher_logits, temperature, where)
 
 
 def skewed_reverse_kl(
     *,
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
-    temperature: float = 1.0,
-    skew: float = 0.1,
+    temperature: ArrayLike = 1.0,
+    skew: ArrayLike = 0.1,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""Reverse KL to a teacher that has been mixed with some of the student.
@@ -254,15 +274,15 @@ def skewed_reverse_kl(
     Reference:
       Ko et al., "DistiLLM", arXiv 2402.03898, section 3.1 (skew RKLD).
     """
-    terms = _reversed(_skewed_terms(skew))
-    return _token_divergence(terms, student_logits, teacher_logits, temperature, where)
+    terms, weight = _skewed_terms(skew)
+    return _token_divergence(_reversed(terms), weight, student_logits, teacher_logits, temperature, where)
 
 
 def total_variation(
     *,
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
 ) -> Array:
     r"""Total variation distance: the mass by which two distributions differ.
@@ -293,13 +313,15 @@ def total_variation(
       >>> print(f"{total_variation(student_logits=student, teacher_logits=teacher):.3f}")
       0.300
     """
-    return _token_divergence(_total_variation_terms, student_logits, teacher_logits, temperature, where)
+    return _token_divergence(_total_variation_terms, None, student_logits, teacher_logits, temperature, where)
 
 
-def temperature_of(divergence: Divergence) -> float:
+def temperature_of(divergence: Divergence) -> float | Array:
     """The temperature that a divergence has by itself: the default of its keyword, bound or not; 1 without one."""
     parameter = _parameters(divergence).get("temperature")
-    return 1.0 if parameter is None or parameter.default is inspect.Parameter.empty else float(parameter.default)
+    if parameter is None or parameter.default is inspect.Parameter.empty:
+        return 1.0
+    return check_temperature(parameter.default)
 
 
 def at_unit_temperature(divergence: Divergence) -> Callable[..., Array]:
@@ -321,7 +343,8 @@ def _parameters(divergence: Divergence) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
-def _forward_kl_terms(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+def _forward_kl_terms(weight: _Weight, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+    del weight
     p = jnp.exp(log_p)
     weighted = p * (_finite(log_p) - _finite(log_q))
     return jnp.where((p > 0.0) & jnp.isneginf(log_q), jnp.inf, weighted), -p, weighted
@@ -330,39 +353,42 @@ def _forward_kl_terms(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
 def _reversed(terms: _Terms) -> _Terms:
     """The terms of a divergence with the two distributions in each other's place."""
 
-    def swapped(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
-        value, by_log_p, by_log_q = terms(log_q, log_p)
+    def swapped(weight: _Weight, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+        value, by_log_p, by_log_q = terms(weight, log_q, log_p)
         return value, by_log_q, by_log_p
 
     return swapped
 
 
-def _skewed_terms(skew: float) -> _Terms:
-    if not 0.0 <= skew < 1.0:
+def _skewed_terms(skew: ArrayLike) -> tuple[_Terms, ArrayLike | None]:
+    if isinstance(skew, jax.Array):
+        return _skewed_kl_terms, check_scalar(skew, "skew")
+    if not 0.0 <= float(skew) < 1.0:  # type: ignore[arg-type]
         raise ConfigError(f"skew is {skew}, expected a number in [0, 1); at 1 the loss does not depend on the student.")
-    return _forward_kl_terms if skew == 0.0 else functools.partial(_skewed_kl_terms, float(skew))
+    return (_forward_kl_terms, None) if skew == 0.0 else (_skewed_kl_terms, skew)
 
 
-def _jensen_shannon_terms(mixture: float, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+def _jensen_shannon_terms(mixture: _Weight, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     q_over_p = _finite(log_q) - _finite(log_p)
-    m_over_p = jnp.logaddexp(math.log(mixture), math.log1p(-mixture) + q_over_p)
-    from_p = -mixture * p * m_over_p
-    from_q = (1.0 - mixture) * q * (q_over_p - m_over_p)
+    m_over_p = jnp.logaddexp(mixture.log, mixture.log_rest + q_over_p)
+    from_p = -mixture.value * p * m_over_p
+    from_q = mixture.rest * q * (q_over_p - m_over_p)
     return from_p + from_q, from_q, from_p
 
 
-def _skewed_kl_terms(skew: float, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+def _skewed_kl_terms(skew: _Weight, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
     p = jnp.exp(log_p)
     q_over_p = _finite(log_q) - _finite(log_p)
-    m_over_p = jnp.logaddexp(math.log(skew), math.log1p(-skew) + q_over_p)
+    m_over_p = jnp.logaddexp(skew.log, skew.log_rest + q_over_p)
     value = -p * m_over_p
-    by_log_q = -p * jnp.exp(math.log1p(-skew) + q_over_p - m_over_p)
-    by_log_p = value - p * jnp.exp(math.log(skew) - m_over_p)
+    by_log_q = -p * jnp.exp(skew.log_rest + q_over_p - m_over_p)
+    by_log_p = value - p * jnp.exp(skew.log - m_over_p)
     return value, by_log_q, by_log_p
 
 
-def _total_variation_terms(log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+def _total_variation_terms(weight: _Weight, log_p: Array, log_q: Array) -> tuple[Array, Array, Array]:
+    del weight
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     # By comparison, not by the sign of a difference: a compiler may fuse the latter into
     # something that is not exactly zero for equal inputs.
@@ -376,41 +402,54 @@ def _finite(log_prob: Array) -> Array:
     return jnp.where(jnp.isneginf(log_prob), floor, log_prob)
 
 
-def _log_softmax(logits: Array, temperature: float) -> Array:
-    return jax.nn.log_softmax(logits if temperature == 1.0 else logits / temperature, axis=-1)
+def scaled(logits: Array, temperature: float | Array) -> Array:
+    """Logits divided by a temperature."""
+    if isinstance(temperature, jax.Array):
+        return logits / jax.lax.stop_gradient(temperature).astype(logits.dtype)
+    return logits if temperature == 1.0 else logits / temperature
 
 
-def _divergence_value(terms: _Terms, temperature: float, student_logits: Array, teacher_logits: Array) -> Array:
-    log_p = _log_softmax(teacher_logits, temperature)
-    log_q = _log_softmax(student_logits, temperature)
-    return jnp.sum(terms(log_p, log_q)[0], axis=-1)
+def _make_weight(value: ArrayLike | None, dtype: jnp.dtype) -> _Weight:
+    """The weight in a dtype; from a number of the host the logarithms are computed there."""
+    if isinstance(value, jax.Array):
+        weight = jax.lax.stop_gradient(value).astype(dtype)
+        return _Weight(weight, 1.0 - weight, jnp.log(weight), jnp.log1p(-weight))
+    number = 0.5 if value is None else float(value)  # type: ignore[arg-type]
+    parts = (number, 1.0 - number, math.log(number), math.log1p(-number))
+    return _Weight(*(jnp.asarray(part, dtype) for part in parts))
 
 
-def _divergence_jvp(terms: _Terms, temperature: float, primals, tangents) -> tuple[Array, Array]:
-    student_logits, teacher_logits = primals
-    log_p = _log_softmax(teacher_logits, temperature)
-    log_q = _log_softmax(student_logits, temperature)
-    value, by_log_q, by_log_p = terms(log_p, log_q)
+def _divergence_value(terms: _Terms, weight: _Weight, student_logits: Array, teacher_logits: Array) -> Array:
+    log_p = jax.nn.log_softmax(teacher_logits, axis=-1)
+    log_q = jax.nn.log_softmax(student_logits, axis=-1)
+    return jnp.sum(terms(weight, log_p, log_q)[0], axis=-1)
+
+
+def _divergence_jvp(terms: _Terms, primals, tangents) -> tuple[Array, Array]:
+    weight, student_logits, teacher_logits = primals
+    log_p = jax.nn.log_softmax(teacher_logits, axis=-1)
+    log_q = jax.nn.log_softmax(student_logits, axis=-1)
+    value, by_log_q, by_log_p = terms(weight, log_p, log_q)
     out = jnp.sum(value, axis=-1)
     out_tangent = jnp.zeros_like(out)
-    for tangent, log_prob, by_log in zip(tangents, (log_q, log_p), (by_log_q, by_log_p), strict=True):
+    for tangent, log_prob, by_log in zip(tangents[1:], (log_q, log_p), (by_log_q, by_log_p), strict=True):
         if isinstance(tangent, SymbolicZero):  # Not differentiated: nothing is computed for it.
             continue
         total = jnp.sum(by_log, axis=-1, keepdims=True)
-        gradient = (by_log - jnp.exp(log_prob) * total) / temperature
-        out_tangent += jnp.sum(gradient * tangent, axis=-1)
+        out_tangent += jnp.sum((by_log - jnp.exp(log_prob) * total) * tangent, axis=-1)
     return out, out_tangent
 
 
-_divergence = jax.custom_jvp(_divergence_value, nondiff_argnums=(0, 1))
+_divergence = jax.custom_jvp(_divergence_value, nondiff_argnums=(0,))
 _divergence.defjvp(_divergence_jvp, symbolic_zeros=True)
 
 
 def _token_divergence(
     terms: _Terms,
+    weight: ArrayLike | None,
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
-    temperature: float,
+    temperature: ArrayLike,
     where: ArrayLike | None,
 ) -> Array:
     student = check_logits(student_logits, "student_logits")
@@ -421,12 +460,13 @@ def _token_divergence(
             f"{teacher.shape[-1]}; expected the same: pad the smaller one with -inf."
         )
     check_same_shape(student_logits=student, teacher_logits=teacher)
-    temperature = check_temperature(temperature)
+    tau = check_temperature(temperature)
     dtype = compute_dtype(student, teacher)
+    mixed = _make_weight(weight, dtype)
     if where is None:
-        return _divergence(terms, temperature, student.astype(dtype), teacher.astype(dtype))
+        return _divergence(terms, mixed, scaled(student.astype(dtype), tau), scaled(teacher.astype(dtype), tau))
     mask = check_where(where, student.shape[:-1])
     # Masking what goes in keeps whatever a masked row holds out of the gradients as well.
     student = jnp.where(mask[..., None], student, 0.0).astype(dtype)
     teacher = jnp.where(mask[..., None], teacher, 0.0).astype(dtype)
-    return jnp.where(mask, _divergence(terms, temperature, student, teacher), 0.0)
+    return jnp.where(mask, _divergence(terms, mixed, scaled(student, tau), scaled(teacher, tau)), 0.0)

@@ -7,7 +7,9 @@ kept. Forward and backward pass together need three products with the head, the 
 student, teacher, gradient. The gradient is computed in the forward pass; the backward pass scales it
 by the incoming cotangent.
 
-The head is frozen: gradients flow to the student's hidden states alone.
+The head is frozen and gradients flow to the student's hidden states alone, unless ``head_gradient`` asks for that of
+the head's parameters too. It is a sum over all positions, weighed by the cotangents, and so the logits of each chunk
+are computed once more in the backward pass.
 """
 
 import functools
@@ -20,8 +22,8 @@ import jax.numpy as jnp
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.losses._checks import check_floating, check_integers, check_probability, check_tokens, check_where
 from edgesafe_jax.losses._reduction import nan_where
-from edgesafe_jax.losses.divergences import Divergence, at_unit_temperature, temperature_of
-from edgesafe_jax.losses.gated import gated_teacher, scaled
+from edgesafe_jax.losses.divergences import Divergence, at_unit_temperature, scaled, temperature_of
+from edgesafe_jax.losses.gated import gated_teacher
 from edgesafe_jax.typing import Array, ArrayLike, PyTree
 
 Project: TypeAlias = Callable[[PyTree, Array], Array]
@@ -37,13 +39,14 @@ def linear_divergence(
     divergences: Divergence | Sequence[Divergence],
     *,
     student_hidden: ArrayLike,
-    teacher_hidden: ArrayLike,
+    teacher_hidden: ArrayLike | tuple[ArrayLike, PyTree],
     head: PyTree,
     certain_prob: ArrayLike | None = None,
     certain_tokens: ArrayLike | None = None,
     project: Project = linear_head,
     where: ArrayLike | None = None,
     chunk_size: int = 256,
+    head_gradient: bool = False,
 ) -> Any:
     r"""Divergences between two next-token distributions that are given by hidden states.
 
@@ -56,16 +59,19 @@ def linear_divergence(
 
     Args:
       divergences: A callable with keywords ``student_logits, teacher_logits``, from [..., V] to [...], or several,
-        which share the logits: `forward_kl`, `total_variation` or a ``functools.partial`` of them.
+        which share the logits: `forward_kl`, `total_variation` or a ``functools.partial`` of them, whose keywords may
+        be traced scalars such as an annealed ``temperature``.
       student_hidden: [..., T, D].
-      teacher_hidden: [..., T, D]; no gradient.
-      head: Parameters for ``project``, by default a matrix [V, D]; no gradient.
+      teacher_hidden: [..., T, D]; or a pair of these and of the teacher's own head, where the student's is trained and
+        has left it. No gradient.
+      head: Parameters for ``project``, by default a matrix [V, D]; no gradient unless ``head_gradient``.
       certain_prob: [..., T], c in [0, 1]; None for 0 everywhere.
       certain_tokens: Integer [..., T], k, in [0, V) wherever ``where`` is True; given exactly if ``certain_prob`` is.
       project: From ``(head, hidden)`` to logits; a module-level function or a partial of one.
       where: Boolean [..., T]; False gives 0 with gradient 0.
       chunk_size: Positions, counted over the whole batch, whose logits are in memory at once. The
         chunks run along T, so that a batch which is split over devices stays split.
+      head_gradient: Whether gradients flow to ``head`` as well, through the student's logits.
 
     Returns:
       [..., T] float32; a tuple of them for several divergences. Under ``jit``, a position that keeps a certain token
@@ -85,7 +91,12 @@ def linear_divergence(
       >>> print(*(f"{value:.3f}" for value in tv))
       0.000 0.375 0.750
     """
-    several = (divergences,) if callable(divergences) else tuple(divergences)
+    several, scalars = zip(*map(_split, (divergences,) if callable(divergences) else divergences), strict=True)
+    own_head = None
+    if isinstance(teacher_hidden, tuple):
+        teacher_hidden, own_head = teacher_hidden
+    elif head_gradient:
+        own_head = head
     student, mask, num_vocab = _check(student_hidden, "student_hidden", where, chunk_size, project, head)
     teacher = check_floating(teacher_hidden, "teacher_hidden")
     if teacher.shape != student.shape:
@@ -102,10 +113,12 @@ def linear_divergence(
         given += [jnp.where(mask, certain.astype(jnp.float32), 0.0), tokens]
     values = _chunked(
         functools.partial(_divergences, several, project),
-        jax.lax.stop_gradient(head),
+        head if head_gradient else jax.lax.stop_gradient(head),
+        jax.lax.stop_gradient((scalars, own_head)),
         student,
         jax.lax.stop_gradient(tuple(given)),
         chunk_size,
+        head_gradient,
     )
     found = tuple(jnp.where(mask, value, 0.0) for value in values)
     return found[0] if callable(divergences) else found
@@ -119,6 +132,7 @@ def linear_log_prob(
     project: Project = linear_head,
     where: ArrayLike | None = None,
     chunk_size: int = 256,
+    head_gradient: bool = False,
 ) -> Array:
     r"""Log-probabilities of given tokens from hidden states: the chunked linear cross-entropy, negated.
 
@@ -127,10 +141,11 @@ def linear_log_prob(
     Args:
       hidden: [..., T, D]; position t predicts y_t.
       tokens: Integer [..., T], y, in [0, V) wherever ``where`` is True.
-      head: As in `linear_divergence`; no gradient.
+      head: As in `linear_divergence`.
       project: As in `linear_divergence`.
       where: Boolean [..., T]; False gives 0 with gradient 0.
       chunk_size: As in `linear_divergence`.
+      head_gradient: As in `linear_divergence`.
 
     Returns:
       [..., T] float32, in nats. Under ``jit``, a position that keeps a token outside [0, V) is NaN.
@@ -147,7 +162,8 @@ def linear_log_prob(
     student, mask, num_vocab = _check(hidden, "hidden", where, chunk_size, project, head)
     ids, outside = check_tokens(tokens, "tokens", mask.shape, num_vocab=num_vocab, where=where)
     function = functools.partial(_log_probs, project)
-    (value,) = _chunked(function, jax.lax.stop_gradient(head), student, (ids,), chunk_size)
+    head = head if head_gradient else jax.lax.stop_gradient(head)
+    (value,) = _chunked(function, head, (), student, (ids,), chunk_size, head_gradient)
     return nan_where(outside, jnp.where(mask, value, 0.0))
 
 
@@ -173,30 +189,49 @@ def _check(
     return jnp.where(mask[..., None], array, 0.0), mask, logits.shape[-1]
 
 
+def _split(divergence: Divergence) -> tuple[Divergence, dict[str, Array]]:
+    """Separates a divergence from the arrays that are bound to its keywords: those are arguments of a program."""
+    if not isinstance(divergence, functools.partial):
+        return divergence, {}
+    arrays = {name: value for name, value in divergence.keywords.items() if isinstance(value, jax.Array)}
+    rest = {name: value for name, value in divergence.keywords.items() if name not in arrays}
+    return functools.partial(divergence.func, *divergence.args, **rest), arrays
+
+
 def _divergences(
-    divergences: tuple[Divergence, ...], project: Project, head: PyTree, hidden: Array, given: tuple[Array, ...]
+    divergences: tuple[Divergence, ...],
+    project: Project,
+    head: PyTree,
+    constants: tuple[tuple[dict[str, Array], ...], PyTree | None],
+    hidden: Array,
+    given: tuple[Array, ...],
 ) -> tuple[Array, ...]:
-    logits, student = project(head, given[0]), project(head, hidden)
-    teachers: dict[float, Array] = {}
-    for temperature in map(temperature_of, divergences):
-        if temperature not in teachers:
-            teachers[temperature] = (
+    scalars, own_head = constants
+    logits, student = project(head if own_head is None else own_head, given[0]), project(head, hidden)
+    teachers: dict[Any, Array] = {}
+    values = []
+    for unbound, arrays in zip(divergences, scalars, strict=True):
+        divergence = functools.partial(unbound, **arrays) if arrays else unbound
+        temperature = temperature_of(divergence)
+        name = id(temperature) if isinstance(temperature, jax.Array) else temperature
+        if name not in teachers:
+            teachers[name] = (
                 scaled(logits, temperature)
                 if len(given) == 1
                 else gated_teacher(
                     teacher_logits=logits, certain_prob=given[1], certain_tokens=given[2], temperature=temperature
                 )
             )
-    return tuple(
-        at_unit_temperature(divergence)(
-            student_logits=scaled(student, temperature_of(divergence)),
-            teacher_logits=teachers[temperature_of(divergence)],
+        values.append(
+            at_unit_temperature(divergence)(student_logits=scaled(student, temperature), teacher_logits=teachers[name])
         )
-        for divergence in divergences
-    )
+    return tuple(values)
 
 
-def _log_probs(project: Project, head: PyTree, hidden: Array, given: tuple[Array]) -> tuple[Array]:
+def _log_probs(
+    project: Project, head: PyTree, constants: tuple[()], hidden: Array, given: tuple[Array]
+) -> tuple[Array]:
+    del constants
     log_q = jax.nn.log_softmax(project(head, hidden), axis=-1)
     return (jnp.take_along_axis(log_q, given[0][..., None], axis=-1)[..., 0],)
 
@@ -206,8 +241,19 @@ def _log_probs(project: Project, head: PyTree, hidden: Array, given: tuple[Array
 # --------------------------------------------------------------------------------------------------
 
 
-def _chunked(function: Any, head: PyTree, hidden: Array, given: PyTree, chunk_size: int) -> tuple[Array, ...]:
-    """Applies ``function(head, hidden, given)`` to chunks of positions; one gradient is kept per value."""
+def _chunked(
+    function: Any,
+    head: PyTree,
+    constants: PyTree,
+    hidden: Array,
+    given: PyTree,
+    chunk_size: int,
+    head_gradient: bool,
+) -> tuple[Array, ...]:
+    """Applies ``function(head, constants, hidden, given)`` to chunks of positions.
+
+    Without a gradient of the head one gradient of the hidden states is kept per value, with it nothing is.
+    """
     *batch, length, _ = hidden.shape
     rows = 1
     for size in batch:
@@ -221,23 +267,29 @@ def _chunked(function: Any, head: PyTree, hidden: Array, given: PyTree, chunk_si
         array = jnp.pad(array, pad).reshape(rows, num_chunks, step, *array.shape[2:])
         return jnp.moveaxis(array, 1, 0)
 
-    values: tuple[Array, ...] = _scan(function, head, cut(hidden), jax.tree.map(cut, given))
+    scan = _scan_again if head_gradient else _scan
+    values: tuple[Array, ...] = scan(function, head, constants, cut(hidden), jax.tree.map(cut, given))
     return tuple(
         jnp.moveaxis(value, 0, 1).reshape(rows, num_chunks * step)[:, :length].reshape(*batch, length)
         for value in values
     )
 
 
+def _scan_again(function: Any, head: PyTree, constants: PyTree, hidden: Array, given: PyTree) -> tuple[Array, ...]:
+    """The chunks with the gradient of the head; each is computed again in the backward pass."""
+    return jax.lax.map(jax.checkpoint(lambda chunk: function(head, constants, *chunk)), (hidden, given))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(function: Any, head: PyTree, hidden: Array, given: PyTree) -> tuple[Array, ...]:
-    return jax.lax.map(lambda chunk: function(head, *chunk), (hidden, given))
+def _scan(function: Any, head: PyTree, constants: PyTree, hidden: Array, given: PyTree) -> tuple[Array, ...]:
+    return jax.lax.map(lambda chunk: function(head, constants, *chunk), (hidden, given))
 
 
 def _scan_fwd(
-    function: Any, head: PyTree, hidden: Array, given: PyTree
-) -> tuple[tuple[Array, ...], tuple[tuple[Array, ...], PyTree, PyTree]]:
+    function: Any, head: PyTree, constants: PyTree, hidden: Array, given: PyTree
+) -> tuple[tuple[Array, ...], tuple[tuple[Array, ...], PyTree, PyTree, PyTree]]:
     def one(chunk: tuple[Array, PyTree]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        values, pull = jax.vjp(lambda h: function(head, h, chunk[1]), chunk[0])
+        values, pull = jax.vjp(lambda h: function(head, constants, h, chunk[1]), chunk[0])
         gradients = []
         for index in range(len(values)):
             unit = tuple(jnp.full_like(value, float(i == index)) for i, value in enumerate(values))
@@ -245,16 +297,17 @@ def _scan_fwd(
         return values, tuple(gradients)
 
     values, gradients = jax.lax.map(one, (hidden, given))
-    return values, (gradients, head, given)
+    return values, (gradients, head, constants, given)
 
 
 def _scan_bwd(
-    function: Any, residuals: tuple[tuple[Array, ...], PyTree, PyTree], cotangents: tuple[Array, ...]
-) -> tuple[PyTree, Array, PyTree]:
+    function: Any, residuals: tuple[tuple[Array, ...], PyTree, PyTree, PyTree], cotangents: tuple[Array, ...]
+) -> tuple[PyTree, PyTree, Array, PyTree]:
     del function
-    gradients, head, given = residuals
+    gradients, *frozen = residuals
     total = sum(g * c.astype(g.dtype)[..., None] for g, c in zip(gradients, cotangents, strict=True))
-    return jax.tree.map(_no_gradient, head), jnp.asarray(total), jax.tree.map(_no_gradient, given)
+    head, constants, given = jax.tree.map(_no_gradient, frozen)
+    return head, constants, jnp.asarray(total), given
 
 
 def _no_gradient(leaf: Array) -> Any:

@@ -27,17 +27,12 @@ from edgesafe_jax.losses._checks import (
     is_token,
 )
 from edgesafe_jax.losses._reduction import Normalization, nan_where, num_kept, weighted
-from edgesafe_jax.losses.divergences import Divergence, at_unit_temperature, temperature_of
+from edgesafe_jax.losses.divergences import Divergence, at_unit_temperature, scaled, temperature_of
 from edgesafe_jax.typing import Array, ArrayLike
 
 
-def scaled(logits: Array, temperature: float) -> Array:
-    """Logits divided by a temperature."""
-    return logits if temperature == 1.0 else logits / temperature
-
-
 def gated_teacher(
-    *, teacher_logits: ArrayLike, certain_prob: ArrayLike, certain_tokens: ArrayLike, temperature: float = 1.0
+    *, teacher_logits: ArrayLike, certain_prob: ArrayLike, certain_tokens: ArrayLike, temperature: ArrayLike = 1.0
 ) -> Array:
     r"""Log-probabilities of the gated teacher, the formula above.
 
@@ -100,7 +95,7 @@ def gated_divergence(
     refusal_logits: ArrayLike,
     refusal_tokens: ArrayLike,
     safe_prob: ArrayLike,
-    temperature: float | None = None,
+    temperature: ArrayLike | None = None,
     normalization: Normalization = "sum",
     where: ArrayLike | None = None,
     refusal_where: ArrayLike | None = None,
@@ -211,13 +206,16 @@ def gated_divergence(
     return nan_where(jnp.any(outside, axis=-1), total)
 
 
-def _resolve_temperature(divergence: Divergence, temperature: float | None) -> float:
+def _resolve_temperature(divergence: Divergence, temperature: ArrayLike | None) -> float | Array:
     own = temperature_of(divergence)
-    if temperature is not None and own not in (1.0, temperature):
+    if temperature is None:
+        return own
+    traced = isinstance(own, jax.Array)
+    if traced or (own != 1.0 and (isinstance(temperature, jax.Array) or own != temperature)):
         raise ConfigError(
             f"temperature={temperature}, but the divergence has temperature {own} already: expected one of the two."
         )
-    return check_temperature(own if temperature is None else temperature)
+    return check_temperature(temperature)
 
 
 def _check_gated_shapes(

@@ -494,3 +494,55 @@ class TestBadInput:
     def test_pairs_are_keyword_only(self):
         with pytest.raises(TypeError):
             forward_kl(np.zeros(3), np.zeros(3))
+
+
+class TestTracedScalars:
+    """Temperatures and mixture weights as arrays: annealing compiles nothing anew."""
+
+    @pytest.mark.parametrize(
+        ("name", "key"),
+        [
+            ("forward_kl", None),
+            ("total_variation", None),
+            ("reverse_kl", None),
+            ("jensen_shannon", "mixture"),
+            ("skewed_kl", "skew"),
+            ("skewed_reverse_kl", "skew"),
+        ],
+    )
+    def test_equal_those_of_the_host(self, name, key):
+        student, teacher = random_logits()
+        loss = DIVERGENCES[name]
+
+        def total(student, temperature, weight):
+            more = {} if key is None else {key: weight}
+            value = loss(student_logits=student, teacher_logits=teacher, temperature=temperature, **more)
+            return jnp.sum(value), value
+
+        traced = jax.jit(jax.grad(chex.assert_max_traces(total, n=1), has_aux=True))
+        for temperature, weight in ((1.0, 0.5), (2.5, 0.2)):
+            gradient, value = traced(student, jnp.float32(temperature), jnp.float32(weight))
+            expected_gradient, expected = jax.grad(total, has_aux=True)(jnp.asarray(student), temperature, weight)
+            np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+        slopes = jax.grad(lambda t, w: total(jnp.asarray(student), t, w)[0], argnums=(0, 1))
+        assert slopes(jnp.float32(2.0), jnp.float32(0.3)) == (0, 0)
+
+    def test_excluded_tokens_and_ends_of_a_weight_give_no_nan(self):
+        student, teacher = random_logits()
+        student[:, 0], teacher[:, 1] = -np.inf, -np.inf
+        for name, key in (("jensen_shannon", "mixture"), ("skewed_kl", "skew"), ("skewed_reverse_kl", "skew")):
+            for weight in (0.0, 0.5, 1.0):
+
+                def total(student, name=name, key=key, weight=weight):
+                    arrays = {"temperature": jnp.float32(2.0), key: jnp.float32(weight)}
+                    return jnp.sum(DIVERGENCES[name](student_logits=student, teacher_logits=teacher, **arrays))
+
+                value, gradient = jax.value_and_grad(total)(jnp.asarray(student))
+                assert all_finite(value, gradient)
+
+    def test_several_are_refused(self):
+        student, teacher = random_logits()
+        for more in ({"temperature": jnp.ones(2)}, {"mixture": jnp.ones(2)}):
+            with pytest.raises(ValueError, match=r"has shape \(2,\), expected a scalar"):
+                jensen_shannon(student_logits=student, teacher_logits=teacher, **more)

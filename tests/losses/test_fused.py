@@ -3,6 +3,7 @@
 import doctest
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +141,63 @@ def test_masked_positions_may_hold_anything():
     expected, expected_gradient = jax.value_and_grad(loss)(jnp.asarray(STUDENT), TEACHER)
     assert value == expected
     np.testing.assert_array_equal(gradient, expected_gradient)
+
+
+def test_annealed_scalars_are_arguments_of_one_program():
+    def loss(student, temperature, mixture):
+        pair = (
+            functools.partial(losses.jensen_shannon, temperature=temperature, mixture=mixture),
+            functools.partial(losses.forward_kl, temperature=temperature),
+        )
+        found = linear_divergence(
+            pair,
+            student_hidden=student,
+            teacher_hidden=TEACHER,
+            head=HEAD,
+            certain_prob=CERTAIN,
+            certain_tokens=TOKENS,
+            where=WHERE,
+            chunk_size=4,
+        )
+        return jnp.sum(found[0]) + 2 * jnp.sum(found[1])
+
+    traced = jax.jit(jax.value_and_grad(chex.assert_max_traces(loss, n=1)))
+    for temperature, mixture in ((1.0, 0.5), (3.0, 0.1)):
+        value, gradient = traced(STUDENT, jnp.float32(temperature), jnp.float32(mixture))
+        expected, expected_gradient = jax.value_and_grad(loss)(jnp.asarray(STUDENT), temperature, mixture)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("own_head", [False, True])
+def test_gradient_of_the_head_is_that_over_whole_logits(own_head):
+    """Through the student's logits alone: the teacher keeps its head."""
+    frozen = (HEAD + 1 if own_head else HEAD).astype(np.float32)
+
+    def chunked(student, head):
+        kl, tv = linear_divergence(
+            (losses.forward_kl, losses.total_variation),
+            student_hidden=student,
+            teacher_hidden=(TEACHER, frozen) if own_head else TEACHER,
+            head=head,
+            where=WHERE,
+            chunk_size=4,
+            head_gradient=True,
+        )
+        log_prob = linear_log_prob(
+            hidden=student, tokens=TOKENS, head=head, where=WHERE, chunk_size=4, head_gradient=True
+        )
+        return jnp.sum(WEIGHTS * (kl + 3 * tv - log_prob))
+
+    def plain(student, head):
+        given = {"student_logits": student @ head.T, "teacher_logits": jnp.asarray(TEACHER @ frozen.T), "where": WHERE}
+        log_q = jnp.take_along_axis(jax.nn.log_softmax(student @ head.T), TOKENS[..., None], axis=-1)[..., 0]
+        terms = losses.forward_kl(**given) + 3 * losses.total_variation(**given) - jnp.where(WHERE, log_q, 0.0)
+        return jnp.sum(WEIGHTS * terms)
+
+    found = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(jnp.asarray(STUDENT), HEAD)
+    expected = jax.value_and_grad(plain, argnums=(0, 1))(jnp.asarray(STUDENT), jnp.asarray(HEAD))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_any_leading_axes_and_a_projection_of_ones_own():
