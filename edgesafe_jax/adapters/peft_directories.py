@@ -1,8 +1,8 @@
 """PEFT directories: the layout of the adapters that the PEFT library stores, in both directions.
 
-A directory holds `adapter_config.json` and `adapter_model.safetensors`. Prompt tuning is a soft prompt here, LoRA is
-LoRA. PEFT names a base model but does not identify it; directories that this library writes carry the hashes of base
-model and tokenizer in the metadata of the tensors, and they are checked when they are there.
+A directory holds `adapter_config.json` and `adapter_model.safetensors`. Prompt tuning is a soft prompt here, prefix
+tuning a prefix, LoRA a LoRA. PEFT names a base model but does not identify it; directories that this library writes
+carry the hashes of base model and tokenizer in the metadata of the tensors, and they are checked when they are there.
 
 PEFT: Mangrulkar et al., "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods", 2022.
 """
@@ -22,6 +22,7 @@ from edgesafe_jax.adapters.kind import AdapterError, StoredAdapter
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.files import read_json
+from edgesafe_jax.typing import IN_FRONT
 
 CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -158,13 +159,35 @@ def only_tensor(tensors: Arrays, name: str) -> np.ndarray:
 def _read_prompt(about: Mapping[str, Any], tensors: Arrays, config: DecoderConfig) -> tuple[Arrays, dict[str, Any]]:
     del about, config
     embeddings = only_tensor(tensors, "prompt_embeddings")
-    return {"embeddings": embeddings}, {"num_virtual": len(embeddings), "placement": "before_chat_template"}
+    return {"embeddings": embeddings}, {"num_virtual": len(embeddings), "placement": IN_FRONT}
 
 
 def _write_prompt(arrays: Arrays, fields: Mapping[str, Any], config: DecoderConfig) -> tuple[dict[str, Any], Arrays]:
-    del fields
+    if fields["placement"] != IN_FRONT:
+        raise AdapterError(f"PEFT puts a soft prompt in front of everything, and this one is {fields['placement']!r}.")
     about = {**virtual_token_fields(config, len(arrays["embeddings"])), "prompt_tuning_init": "RANDOM"}
     return about, {"prompt_embeddings": arrays["embeddings"]}
+
+
+def _read_prefix(about: Mapping[str, Any], tensors: Arrays, config: DecoderConfig) -> tuple[Arrays, dict[str, Any]]:
+    if about.get("prefix_projection"):
+        raise AdapterError("its prefix comes out of a network (prefix_projection): store it without.")
+    rows, c = only_tensor(tensors, "prompt_embeddings"), config
+    if rows.ndim != 2 or rows.shape[1] != 2 * c.num_layers * c.num_kv_heads * c.head_dim:
+        raise AdapterError(
+            f"its prefix has shape {list(rows.shape)}: expected keys and values of {c.num_layers} layers with "
+            f"{c.num_kv_heads} heads of {c.head_dim}."
+        )
+    stacked = rows.reshape(len(rows), c.num_layers, 2, c.num_kv_heads, c.head_dim).transpose(2, 1, 3, 0, 4)
+    return {"keys": stacked[0], "values": stacked[1]}, {"num_virtual": len(rows)}
+
+
+def _write_prefix(arrays: Arrays, fields: Mapping[str, Any], config: DecoderConfig) -> tuple[dict[str, Any], Arrays]:
+    del fields
+    stacked = np.stack([arrays["keys"], arrays["values"]]).transpose(3, 1, 0, 2, 4)
+    num, heads = len(stacked), config.num_kv_heads
+    about = {**virtual_token_fields(config, num), "token_dim": heads * config.head_dim, "num_attention_heads": heads}
+    return about, {"prompt_embeddings": stacked.reshape(num, -1)}
 
 
 _UNSUPPORTED = (
@@ -237,6 +260,7 @@ def _write_lora(arrays: Arrays, fields: Mapping[str, Any], config: DecoderConfig
 
 PEFT_KINDS: dict[str, PeftKind] = {
     "PROMPT_TUNING": PeftKind("soft_prompt", _read_prompt, _write_prompt),
+    "PREFIX_TUNING": PeftKind("prefix", _read_prefix, _write_prefix),
     "LORA": PeftKind("lora", _read_lora, _write_lora),
 }
 """Adapter kinds by the `peft_type` of `adapter_config.json`."""

@@ -35,6 +35,7 @@ class LlamaCpp:
       settings: of the runtime.
       lora: a GGUF file of a LoRA on top, or None.
       slots: a folder of prompt-cache files that `restore` can read, or None.
+      template: a file with a chat template in place of the model's own, or None.
 
     Raises:
       RuntimeFailure: the bindings are not installed, or the file cannot be loaded.
@@ -47,6 +48,7 @@ class LlamaCpp:
         *,
         lora: str | Path | None = None,
         slots: str | Path | None = None,
+        template: str | Path | None = None,
     ):
         settings = settings or RuntimeSettings()
         if not Path(path).is_file():
@@ -72,6 +74,8 @@ class LlamaCpp:
             params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
         if slots is not None:
             params.endpoint_slots, params.slot_save_path = True, f"{Path(slots).absolute()}{os.sep}"
+        if template is not None:
+            params.chat_template = Path(template).read_text(encoding="utf-8")
         self._num_parallel = settings.num_parallel
         try:
             self._server: Any = xllamacpp.Server(params)

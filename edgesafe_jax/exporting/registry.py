@@ -10,8 +10,11 @@ from edgesafe_jax.adapters import stored_form
 from edgesafe_jax.errors import lookup
 from edgesafe_jax.exporting.card import CARD_FILE, Provenance, make_card
 from edgesafe_jax.exporting.exporter import ExportError, Format, new_directory
+from edgesafe_jax.exporting.gguf_adapters import CONTROL_VECTOR, LORA_GGUF
 from edgesafe_jax.exporting.merged import MERGED
 from edgesafe_jax.exporting.peft import PEFT
+from edgesafe_jax.exporting.prefix_cache import PREFIX_CACHE
+from edgesafe_jax.exporting.stablehlo import STABLEHLO
 from edgesafe_jax.exporting.vocabulary_graft import VOCABULARY_GRAFT, VOCABULARY_GRAFT_UNTIED
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import IN_FRONT, Adapter
@@ -76,6 +79,10 @@ EXPORTERS: dict[str, Exporter] = {
     for name, made in {
         "peft": PEFT,
         "merged": MERGED,
+        "lora": LORA_GGUF,
+        "control_vector": CONTROL_VECTOR,
+        "prefix_cache": PREFIX_CACHE,
+        "stablehlo": STABLEHLO,
         "vocabulary_graft": VOCABULARY_GRAFT,
         "vocabulary_graft_untied": VOCABULARY_GRAFT_UNTIED,
     }.items()

@@ -27,6 +27,7 @@ from edgesafe_jax.exporting.exporter import ExportError, Format, base_files
 from edgesafe_jax.exporting.gguf_base import GGUF_FILE, Field, GgufBase, Tensor, copy_gguf, stored_as
 from edgesafe_jax.models.files import read_json
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.typing import IN_FRONT
 
 ROW_MULTIPLE = 64
 """The number of rows of a GGUF table is filled up to a multiple, which the fast matrix products of runtimes need."""
@@ -191,6 +192,11 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 def _write(untie: bool, adapter: SoftPrompt, model: LanguageModel, folder: Path) -> Mapping[str, str]:
+    if adapter.placement != IN_FRONT:
+        raise ExportError(
+            f"This soft prompt stands at {adapter.placement!r}: expected one in front of everything, with "
+            "which the chat template can open."
+        )
     source = base_files(model)
     vectors = np.asarray(adapter.embeddings, np.float32)
     if source.kind == "gguf":

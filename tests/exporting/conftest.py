@@ -60,6 +60,25 @@ def lora(hf_model):
     return start.replace(up=up)
 
 
+@pytest.fixture(scope="session")
+def prefix(hf_model):
+    """A prefix of six positions."""
+    return make_adapter(jax.random.key(2), "prefix", hf_model, init="random", num_virtual=6)
+
+
+@pytest.fixture(scope="session")
+def steering(hf_model):
+    """A vector of the upper layer."""
+    start = make_adapter(jax.random.key(3), "steering", hf_model, layers=(1,))
+    return start.replace(vectors=jax.random.normal(jax.random.key(4), start.vectors.shape))
+
+
+@pytest.fixture(scope="session")
+def plain_model(disk, gguf_model):
+    """The base model as a GGUF file in float32, in which a runtime rounds nothing."""
+    return load_model(str(disk / "plain.gguf"))
+
+
 def logits(model, tokens, adapter=None):
     """Logits `[T, V]` of one row of tokens."""
     output = model.decoder.apply({"params": model.params}, jax.numpy.asarray(tokens)[None], adapter=adapter)

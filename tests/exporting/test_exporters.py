@@ -17,8 +17,8 @@ def test_an_unknown_format_names_the_known_ones():
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
-def test_what_a_format_cannot_carry_is_refused_with_those_that_can(name, gguf_model, soft_prompt, lora, tmp_path):
-    for adapter in (soft_prompt, lora):
+def test_what_a_format_cannot_carry_is_refused_with_those_that_can(request, name, gguf_model, tmp_path):
+    for adapter in map(request.getfixturevalue, ("soft_prompt", "prefix", "lora", "steering")):
         kind = stored_form(adapter).kind
         if kind in EXPORTERS[name].format.carries:
             continue

@@ -23,12 +23,6 @@ EXACT = RuntimeSettings(num_threads=1, context=256, exact=True)
 
 
 @pytest.fixture(scope="module")
-def plain_model(disk, gguf_model):
-    """The base model in float32, in which the runtime rounds nothing."""
-    return load_model(str(disk / "plain.gguf"))
-
-
-@pytest.fixture(scope="module")
 def grafted(plain_model, soft_prompt, tmp_path_factory):
     pytest.importorskip("xllamacpp", reason="needs the extra llama_cpp")
     path = EXPORTERS["vocabulary_graft"](soft_prompt, plain_model, tmp_path_factory.mktemp("graft") / "out")
@@ -36,11 +30,15 @@ def grafted(plain_model, soft_prompt, tmp_path_factory):
         yield path / "model.gguf", runtime
 
 
+def same_tokens(found, expected):
+    """Whether the runtime's tokens are JAX's, whose answers leave their end out."""
+    return [row[: len(other)] for row, other in zip(found, expected, strict=True)] == expected
+
+
 def test_greedy_answers_are_those_of_jax_with_the_soft_prompt(grafted, plain_model, soft_prompt):
     found = grafted[1].answer(PROMPTS, max_tokens=12)
     expected = generate(plain_model, PROMPTS, max_tokens=12, adapter=soft_prompt)
-    ends = set(plain_model.tokenizer.eos_ids)
-    assert [[t for t in row if t not in ends] for row in found.tokens] == expected.tokens
+    assert same_tokens(found.tokens, expected.tokens)
     assert (found.first_seconds > 0).all()
     base = generate(plain_model, PROMPTS, max_tokens=12)
     assert base.tokens != expected.tokens
@@ -89,6 +87,33 @@ def test_an_evaluation_inside_the_runtime(grafted):
     assert "StrongREJECT" in runtime_table(found).to_text()
 
 
+def test_a_lora_file_runs_on_the_base_file(plain_model, lora, tmp_path):
+    pytest.importorskip("xllamacpp", reason="needs the extra llama_cpp")
+    path = EXPORTERS["lora"](lora, plain_model, tmp_path / "out")
+    with LlamaCpp(plain_model.name, EXACT, lora=path / "adapter.gguf") as runtime:
+        found = runtime.answer(PROMPTS, max_tokens=8)
+    expected = generate(plain_model, PROMPTS, max_tokens=8, adapter=lora)
+    assert same_tokens(found.tokens, expected.tokens)
+    assert not same_tokens(found.tokens, generate(plain_model, PROMPTS, max_tokens=8).tokens)
+
+
+@pytest.mark.parametrize("kind", ["soft_prompt", "prefix"])
+def test_a_prefix_cache_is_restored_and_nothing_of_it_is_computed(request, plain_model, tmp_path, kind):
+    pytest.importorskip("xllamacpp", reason="needs the extra llama_cpp")
+    adapter = request.getfixturevalue(kind)
+    path = EXPORTERS["prefix_cache"](adapter, plain_model, tmp_path / "out")
+    num = adapter.num_virtual + len(plain_model.tokenizer.chat_parts.head)
+    found = []
+    settings = RuntimeSettings(num_threads=1, context=256)  # the format belongs to the default attention
+    with LlamaCpp(plain_model.name, settings, slots=path, template=path / "chat_template.jinja") as runtime:
+        for prompt in PROMPTS:
+            assert runtime.restore("prefix.slot") == num
+            reply = runtime.complete(runtime.chat(prompt), max_tokens=8)
+            assert reply["timings"]["cache_n"] == num
+            found.append(reply["tokens"])
+    assert same_tokens(found, generate(plain_model, PROMPTS, max_tokens=8, adapter=adapter).tokens)
+
+
 def test_merged_weights_run(plain_model, lora, tmp_path):
     pytest.importorskip("xllamacpp", reason="needs the extra llama_cpp")
     path = EXPORTERS["merged"](lora, plain_model, tmp_path / "out") / "model.gguf"
@@ -100,7 +125,7 @@ def test_merged_weights_run(plain_model, lora, tmp_path):
     with LlamaCpp(tmp_path / "exact.gguf", EXACT) as runtime:
         found = runtime.answer(PROMPTS, max_tokens=8)
     expected = generate(merged, PROMPTS, max_tokens=8)
-    assert [row[: len(e)] for row, e in zip(found.tokens, expected.tokens, strict=True)] == expected.tokens
+    assert same_tokens(found.tokens, expected.tokens)
 
 
 def test_what_cannot_be_run_is_refused(tmp_path, monkeypatch):

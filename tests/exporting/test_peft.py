@@ -15,7 +15,7 @@ from tests.exporting.conftest import logits
 TOKENS = [3, 17, 40, 9, 22, 5]
 
 
-@pytest.fixture(params=["soft_prompt", "lora"])
+@pytest.fixture(params=["soft_prompt", "prefix", "lora"])
 def exported(request, hf_model, tmp_path):
     adapter = request.getfixturevalue(request.param)
     return adapter, EXPORTERS["peft"](adapter, hf_model, tmp_path / "out")
@@ -41,7 +41,7 @@ def test_another_base_model_is_refused(exported, gguf_model):
 
 def test_another_kind_is_refused(exported, hf_model):
     adapter, path = exported
-    other = {"soft_prompt": "lora", "lora": "soft_prompt"}[stored_form(adapter).kind]
+    other = {"soft_prompt": "lora"}.get(stored_form(adapter).kind, "soft_prompt")
     with pytest.raises(AdapterError, match=f"expected a '{other}'"):
         load_adapter(path, hf_model, kind=other)
 
