@@ -276,7 +276,7 @@ def test_ppo_weighs_each_token_by_its_advantage(tiny_model, source):
 def test_gated_teacher_along_any_answer_is_that_of_equation_2(tiny_model, source):
     """The product of its next-token probabilities is the system's probability of the answer, in closed form."""
     refusal = source.data.refusal
-    outcomes = [refusal, [*refusal[:2], 9, 2], [7, *refusal[1:]], refusal[:2]]
+    outcomes = [refusal, [refusal[0], 9, 2], [7, *refusal[1:]], refusal[:2]]
     prompts = np.array([0, 1, 1, 0])
     nothing = np.zeros(4, bool)
     batch = make_rows(source, prompts, outcomes, is_refusal=nothing, weight=np.ones(4), max_tokens=7)
