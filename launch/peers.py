@@ -39,7 +39,7 @@ def torch_model(model: LanguageModel) -> Any | None:
             num_key_value_heads=c.num_kv_heads,
             head_dim=c.head_dim,
             rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
-            rms_norm_eps=c.rms_eps,
+            rms_norm_eps=c.norm_eps,
             tie_word_embeddings=True,
             max_position_embeddings=c.max_context,
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgesafe_jax.exporting.exporter import ExportError
 from edgesafe_jax.models.decoder_config import DecoderConfig
-from edgesafe_jax.models.families.family import Family, GgufLayout
+from edgesafe_jax.models.families.family import Family, GgufLayout, Place
 from edgesafe_jax.models.gguf_files import layout_of
 
 GGUF_FILE = "model.gguf"
@@ -99,7 +99,8 @@ def hf_name(family: Family, config: DecoderConfig, matrix: str) -> str:
       ExportError: the family does not store this matrix as a tensor of its own.
     """
     path = tuple(matrix.split("/"))
-    names = [name for name, place in family.layer_tensors(config).items() if place.path == path]
+    places = family.layer_tensors(config)
+    names = [name for name, place in places.items() if isinstance(place, Place) and place.path == path]
     if not names:
         raise ExportError(f"This model family does not store {matrix} as a tensor of its own: nothing can replace it.")
     return names[0]

@@ -17,7 +17,7 @@ from edgesafe_jax.models.gguf_files import read_gguf
 from edgesafe_jax.models.tensors import flatten, unflatten
 from edgesafe_jax.models.tokenization import ChatTokenizer
 
-_FORMAT = "4"  # of the cache; raise it when the layout or the reading of the tokenizer changes
+_FORMAT = "5"  # of the cache; raise it when the layout or the reading of the tokenizer changes
 _CHUNK = 1 << 20  # bytes of which one sum is kept
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ def _read(folder: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:
         raise ValueError("other bytes than were written")
     tokenizer = tokenizers.Tokenizer.from_str(about["tokenizer"].pop("json"))
     params = unflatten(safetensors.numpy.load_file(weights))
-    return DecoderConfig(**about["config"]), params, ChatTokenizer(tokenizer, **about["tokenizer"])
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in about["config"].items()}
+    return DecoderConfig(**config), params, ChatTokenizer(tokenizer, **about["tokenizer"])
 
 
 def _write(folder: Path, config: DecoderConfig, params: dict[str, Any], tokenizer: ChatTokenizer) -> None:

@@ -9,11 +9,8 @@ model:
 * the attention mask and the positions are arguments, so that several continuations of one prompt can share a row.
 """
 
-import dataclasses
-import functools
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -21,17 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
+from edgesafe_jax.models.attention import Attention, causal_mask
+from edgesafe_jax.models.decoder_config import DecoderConfig
+from edgesafe_jax.models.layers import FeedForward, add_bias, make_norm, softcap
 from edgesafe_jax.models.matmul import matmul
+from edgesafe_jax.models.rope import View, broadcast_masks, make_view
 from edgesafe_jax.typing import IN_FRONT, Adapter, Array, LowRank, Params
 
-MASKED = -1e30
-"""Attention score of a position that must not be seen; finite, so that an all-masked row stays finite."""
-
 FLOAT32 = jnp.dtype(jnp.float32)
-
-Factors: TypeAlias = Mapping[str, tuple[Array, Array]]
-"""Low-rank factors of the matrices of one module in one layer, by the name of the matrix."""
 
 
 @flax.struct.dataclass
@@ -66,178 +60,8 @@ class DecoderOutput:
     layer_hidden: Array
 
 
-def rope_frequencies(config: DecoderConfig) -> Array:
-    """Returns the rotary frequencies `[E / 2]` in radians per position."""
-    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    frequencies = config.rope_base**-exponent
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    wavelength = 2 * math.pi / frequencies
-    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    smooth = jnp.clip(smooth, 0.0, 1.0)
-    return frequencies * (smooth + (1 - smooth) / scaling.factor)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Applies rotary position embedding.
-
-    Args:
-      x: `[B, T, H, E]`, whose first and second half of E are paired.
-      cos: `[B | 1, T, 1, E / 2]`.
-      sin: `[B | 1, T, 1, E / 2]`.
-
-    Returns:
-      `[B, T, H, E]`.
-    """
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def causal_mask(where: Array) -> Array:
-    """Returns which key each query may see, `[B, T, T]`: earlier or equal, and existing.
-
-    Args:
-      where: `[B, T]` bool, which positions exist.
-    """
-    num_positions = where.shape[-1]
-    return jnp.tril(jnp.ones((num_positions, num_positions), bool))[None] & where[:, None, :]
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a scale, computed in float32."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Normalises the last axis of `[..., D]`."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * inverse * _expand(scale.astype(jnp.float32), x.ndim)).astype(x.dtype)
-
-
-def _expand(vector: Array, ndim: int) -> Array:
-    return jnp.reshape(vector, (1,) * (ndim - vector.ndim) + vector.shape)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention over past blocks and the new positions."""
-
-    config: DecoderConfig
-    matmul_dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        cos: Array,
-        sin: Array,
-        masks: Sequence[Array],
-        past: Sequence[tuple[Array, Array]],
-        low_rank: Factors,
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """Mixes values; returns `[B, T, D]` and the new positions' keys and values, each `[B, K, T, E]`."""
-        c = self.config
-        batch, length = x.shape[:2]
-        groups = c.num_heads // c.num_kv_heads
-        init = nn.initializers.lecun_normal()
-
-        def project(name: str, num_heads: int) -> Array:
-            kernel = self.param(name, init, (c.embed_dim, num_heads * c.head_dim))
-            y = _product(x, kernel, low_rank.get(name), dtype=self.matmul_dtype)
-            if c.qkv_bias:
-                bias = self.param(f"{name}_bias", nn.initializers.zeros, (num_heads * c.head_dim,))
-                y = y + _expand(bias.astype(x.dtype), y.ndim)
-            return y.reshape(batch, length, num_heads, c.head_dim)
-
-        query, key = project("query", c.num_heads), project("key", c.num_kv_heads)
-        if c.qk_norm:
-            query, key = RMSNorm(c.rms_eps, name="query_norm")(query), RMSNorm(c.rms_eps, name="key_norm")(key)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        value = project("value", c.num_kv_heads)
-        query = query.reshape(batch, length, c.num_kv_heads, groups, c.head_dim).transpose(0, 2, 3, 1, 4)
-        key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-
-        blocks = [*past, (key, value)]
-        scores = []
-        for (block_key, _), mask in zip(blocks, masks, strict=True):
-            # mask: [B | 1, T | 1, S] -> [B | 1, 1, 1, T | 1, S]
-            score = _scores(query, block_key) * (c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale)
-            score = _softcap(score, c.attention_softcap)
-            scores.append(jnp.where(mask[:, None, None], score, MASKED))
-        weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(x.dtype)
-
-        sizes = [block_value.shape[2] for _, block_value in blocks]
-        splits = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-        parts = jnp.split(weights, splits, axis=-1)
-        mixed = sum(_mix(part, block_value) for part, (_, block_value) in zip(parts, blocks, strict=True))
-
-        out = self.param("out", init, (c.num_heads * c.head_dim, c.embed_dim))
-        mixed = jnp.asarray(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, c.num_heads * c.head_dim)
-        return _product(mixed, out, low_rank.get("out"), dtype=self.matmul_dtype), (key, value)
-
-
-def _product(x: Array, kernel: Array, factors: tuple[Array, Array] | None, *, dtype: jnp.dtype) -> Array:
-    """Multiplies `[..., inputs]` by a matrix and, where there are factors, by their product too."""
-    y = matmul(x, kernel, dtype=dtype)
-    if factors is None:
-        return y
-    down, up = (factor.astype(x.dtype) for factor in factors)
-    return y + (x @ down) @ up
-
-
-def _softcap(x: Array, cap: float | None) -> Array:
-    """Bounds numbers smoothly, `cap tanh(x / cap)`; as they are where there is no cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def _scores(query: Array, key: Array) -> Array:
-    """Products of queries `[B, K, G, T, E]` and keys `[B | 1, K, S, E]`: `[B, K, G, T, S]` float32."""
-    if key.shape[0] == 1:
-        return jnp.einsum("bkgte,kse->bkgts", query, key[0], preferred_element_type=jnp.float32)
-    if query.shape[3] == 1:
-        # One new position: the products are bound by memory, and a fused multiply and sum reads the keys once.
-        product = query.astype(jnp.float32) * key.astype(jnp.float32)[:, :, None]
-        return jnp.sum(product, axis=-1)[:, :, :, None, :]
-    return jnp.einsum("bkgte,bkse->bkgts", query, key, preferred_element_type=jnp.float32)
-
-
-def _mix(weights: Array, value: Array) -> Array:
-    """Weighted sums of values: weights `[B, K, G, T, S]`, values `[B | 1, K, S, E]`, result `[B, K, G, T, E]`."""
-    if value.shape[0] == 1:
-        return jnp.einsum("bkgts,kse->bkgte", weights, value[0])
-    if weights.shape[3] == 1:
-        return jnp.sum(weights[:, :, :, 0, :, None] * value[:, :, None], axis=-2)[:, :, :, None, :]
-    return jnp.einsum("bkgts,bkse->bkgte", weights, value)
-
-
-class FeedForward(nn.Module):
-    """Gated feed-forward layer."""
-
-    config: DecoderConfig
-    matmul_dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array, low_rank: Factors) -> Array:
-        """Maps `[B, T, D]` to `[B, T, D]`, position by position."""
-        c = self.config
-        init = nn.initializers.lecun_normal()
-        gate = self.param("gate", init, (c.embed_dim, c.mlp_dim))
-        up = self.param("up", init, (c.embed_dim, c.mlp_dim))
-        down = self.param("down", init, (c.mlp_dim, c.embed_dim))
-        product = functools.partial(_product, dtype=self.matmul_dtype)
-        # Of the gating only its two inputs are kept for the backward pass: on CPU memory costs more than arithmetic.
-        gated = jax.checkpoint(lambda g, u: ACTIVATIONS[c.activation](g) * u, prevent_cse=False)
-        hidden = gated(product(x, gate, low_rank.get("gate")), product(x, up, low_rank.get("up")))
-        return product(hidden, down, low_rank.get("down"))
-
-
 class Block(nn.Module):
-    """One pre-norm transformer layer, in the calling convention of `nn.scan`."""
+    """One transformer layer, in the calling convention of `nn.scan`."""
 
     config: DecoderConfig
     matmul_dtype: jnp.dtype
@@ -248,35 +72,38 @@ class Block(nn.Module):
         x: Array,
         past: tuple[tuple[Array, Array], ...],
         changes: Mapping[str, Any],
-        cos: Array,
-        sin: Array,
-        masks: tuple[Array, ...],
+        kind: Array,
+        views: tuple[View, ...],
     ) -> tuple[Array, tuple[tuple[Array, Array], Array]]:
         """Returns the carry of the scan and what it stacks: keys and values, and the residual stream.
 
         `changes` are an adapter's in this layer: the low-rank factors of each module, and the vector "output".
         """
-        c = self.config
-        attended, key_values = Attention(c, self.matmul_dtype, name="attention")(
-            RMSNorm(c.rms_eps, name="attention_norm")(x), cos, sin, masks, past, changes.get("attention", {})
+        view = views[0] if len(views) == 1 else jax.tree.map(lambda *leaves: jax.lax.select_n(kind, *leaves), *views)
+        attended, key_values = Attention(self.config, self.matmul_dtype, name="attention")(
+            self._normed(x, "attention_norm"), view, past, changes.get("attention", {})
         )
         x = x + self._added(attended, "attention_post_norm")
-        normed = RMSNorm(c.rms_eps, name="mlp_norm")(x)
-        fed = FeedForward(c, self.matmul_dtype, name="mlp")(normed, changes.get("mlp", {}))
+        feed_forward = FeedForward(self.config, self.matmul_dtype, name="mlp")
+        fed = feed_forward(self._normed(x, "mlp_norm"), changes.get("mlp", {}))
         x = x + self._added(fed, "mlp_post_norm")
         if (steering := changes.get("output")) is not None:
-            x = x + _expand(steering.astype(x.dtype), x.ndim)
+            x = add_bias(x, steering)
         return x, (key_values, x)
+
+    def _normed(self, x: Array, name: str) -> Array:
+        """The input of a sublayer."""
+        return make_norm(self.config, name)(x) if self.config.pre_norms else x
 
     def _added(self, y: Array, post_norm: str) -> Array:
         """The addition of a sublayer to the residual stream."""
         if self.config.post_norms:
-            y = RMSNorm(self.config.rms_eps, name=post_norm)(y)
+            y = make_norm(self.config, post_norm)(y)
         return y if self.config.residual_scale == 1 else y * self.config.residual_scale
 
 
 class Decoder(nn.Module):
-    """A decoder of the Llama family or of a relative: Mistral, Qwen2, Qwen3, Gemma 2, Granite.
+    """A decoder of the Llama family or of a relative, see `families.FAMILIES`.
 
     Example:
       >>> config = DecoderConfig(vocab_size=11, num_layers=2, embed_dim=8, mlp_dim=16,
@@ -298,19 +125,21 @@ class Decoder(nn.Module):
     matmul_dtype: jnp.dtype | None = None
 
     def setup(self):
-        """Declares embedding table, layers, final norm and head."""
+        """Declares embedding tables, layers, final norm and head."""
         c = self.config
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim))
+        if c.learned_positions:
+            self.positions = self.param("positions", nn.initializers.normal(0.02), (c.max_context, c.embed_dim))
         scanned = nn.scan(
             Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, 0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=c.num_layers,
         )
         self.layers = scanned(c, self.factors_dtype)
-        self.final_norm = RMSNorm(c.rms_eps)
+        self.final_norm = make_norm(c)
         if not c.tie_embeddings:
             self.head = self.param("head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
 
@@ -338,7 +167,7 @@ class Decoder(nn.Module):
         logits = matmul(hidden, head, dtype=self.factors_dtype, transposed=self.config.tie_embeddings)
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
-        return _softcap(logits, self.config.logit_softcap)
+        return softcap(logits, self.config.logit_softcap)
 
     def __call__(
         self,
@@ -396,7 +225,7 @@ class Decoder(nn.Module):
         for block in past:
             if block.keys.shape[1] not in (1, batch):
                 raise ConfigError(f"A past block has batch size {block.keys.shape[1]}; expected 1 (shared) or {batch}.")
-        offset = _past_length(past)  # [B | 1]
+        key_positions, offset = _past_positions(past)  # [B | 1, S] each, and [B | 1]
         if positions is None:
             positions = offset[:, None] + jnp.cumsum(where, axis=1, dtype=jnp.int32) - 1
         if mask is None:
@@ -422,20 +251,28 @@ class Decoder(nn.Module):
             mask = mask.at[:, :, :num_virtual].set(lower[None])
         if self.config.embedding_scale != 1:
             embeddings = embeddings * self.config.embedding_scale
+        if self.config.learned_positions:
+            embeddings = embeddings + jnp.take(self.positions, positions, axis=0).astype(self.dtype)
 
-        angles = positions.astype(jnp.float32)[..., None] * _expand(rope_frequencies(self.config), positions.ndim + 1)
-        cos = jnp.cos(angles)[:, :, None, :].astype(self.dtype)
-        sin = jnp.sin(angles)[:, :, None, :].astype(self.dtype)
-
-        masks = []
-        for block in past:
-            size = block.keys.shape[3]
-            exists = jnp.ones((1, size), bool) if block.where is None else block.where
-            masks.append(exists[:, None, :])
-        masks.append(mask)
+        masks = [_exists(block)[:, None, :] for block in past] + [mask]
+        kinds = sorted(set(self.config.layer_kinds))
+        views = tuple(
+            make_view(
+                self.config,
+                kind,
+                positions=positions,
+                key_positions=[*key_positions, positions],
+                masks=masks,
+                dtype=self.dtype,
+            )
+            for kind in kinds
+        )
+        layer_kinds = jnp.array([kinds.index(kind) for kind in self.config.layer_kinds], jnp.int32)
         past_arrays = tuple((b.keys.astype(self.dtype), b.values.astype(self.dtype)) for b in past)
         changes = {**of_adapter.get("low_rank", {}), **_given(output=of_adapter.get("steering"))}
-        x, ((keys, values), layer_hidden) = self.layers(embeddings, past_arrays, changes, cos, sin, tuple(masks))
+        x, ((keys, values), layer_hidden) = self.layers(
+            embeddings, past_arrays, changes, layer_kinds, broadcast_masks(views)
+        )
         if prefix is not None:
             keys, values = (_joined(*pair) for pair in zip(past_arrays[0], (keys, values), strict=True))
         if keys.shape[3] > length:
@@ -478,17 +315,21 @@ def _prefix_block(adapter: Adapter | None) -> KeyValues | None:
     return None if found is None else KeyValues(keys=found[0][:, None], values=found[1][:, None])
 
 
-def _past_length(past: Sequence[KeyValues]) -> Array:
-    """Returns how many existing positions the blocks hold, `[B | 1]` int32."""
-    total = jnp.zeros((1,), jnp.int32)
+def _exists(block: KeyValues) -> Array:
+    """Which positions of a block exist, `[B | 1, S]` bool."""
+    return jnp.ones((1, block.keys.shape[3]), bool) if block.where is None else block.where
+
+
+def _past_positions(past: Sequence[KeyValues]) -> tuple[list[Array], Array]:
+    """Returns the positions of the keys of each block, `[B | 1, S]` int32, and how many exist in all, `[B | 1]`."""
+    found, total = [], jnp.zeros((1,), jnp.int32)
     for block in past:
-        if block.where is None:
-            total = total + block.keys.shape[3]
-        else:
-            count = jnp.sum(block.where, axis=1, dtype=jnp.int32)
-            rows = max(total.shape[0], count.shape[0])
-            total = jnp.broadcast_to(total, (rows,)) + jnp.broadcast_to(count, (rows,))
-    return total
+        exists = _exists(block)
+        rows = max(total.shape[0], exists.shape[0])
+        total, exists = jnp.broadcast_to(total, (rows,)), jnp.broadcast_to(exists, (rows, exists.shape[1]))
+        found.append(total[:, None] + jnp.cumsum(exists, axis=1, dtype=jnp.int32) - 1)
+        total = total + jnp.sum(exists, axis=1, dtype=jnp.int32)
+    return found, total
 
 
 def truncate(config: DecoderConfig, params: Params, num_layers: int) -> tuple[DecoderConfig, Params]:
@@ -508,7 +349,7 @@ def truncate(config: DecoderConfig, params: Params, num_layers: int) -> tuple[De
     if not 1 <= num_layers <= config.num_layers:
         raise ConfigError(f"num_layers={num_layers}: expected 1 to {config.num_layers}.")
     layers = jax.tree.map(lambda leaf: leaf[:num_layers], params["layers"])
-    return dataclasses.replace(config, num_layers=num_layers), {**params, "layers": layers}
+    return config.with_layers(slice(num_layers)), {**params, "layers": layers}
 
 
 def remainder(config: DecoderConfig, params: Params, num_layers: int) -> tuple[DecoderConfig, Params]:
@@ -529,7 +370,9 @@ def remainder(config: DecoderConfig, params: Params, num_layers: int) -> tuple[D
     if not 0 <= num_layers < config.num_layers:
         raise ConfigError(f"num_layers={num_layers}: expected 0 to {config.num_layers - 1}.")
     layers = jax.tree.map(lambda leaf: leaf[num_layers:], params["layers"])
-    # Inputs have been scaled where the embeddings were looked up.
-    scale = config.embedding_scale if num_layers == 0 else 1.0
-    kept = dataclasses.replace(config, num_layers=config.num_layers - num_layers, embedding_scale=scale)
-    return kept, {**params, "layers": layers}
+    kept = {**params, "layers": layers}
+    if num_layers == 0:
+        return config, kept
+    # Inputs were scaled, and have got their positions, where the embeddings were looked up.
+    kept.pop("positions", None)
+    return config.with_layers(slice(num_layers, None), embedding_scale=1.0, learned_positions=False), kept

@@ -14,7 +14,7 @@ import safetensors
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families import FAMILIES, Family, LoadingError
-from edgesafe_jax.models.families.family import check_sizes
+from edgesafe_jax.models.families.settings import check_sizes
 from edgesafe_jax.models.files import read_json
 from edgesafe_jax.models.tensors import TensorReader, read_params
 from edgesafe_jax.models.tokenization import ChatTokenizer
@@ -23,11 +23,14 @@ from edgesafe_jax.models.tokenizer_files import tokenizer_from_directory
 _log = logging.getLogger(__name__)
 
 
-def read_directory(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer, str]:
+def read_directory(
+    path: Path, *, max_context: int | None = None
+) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer, str]:
     """Reads a Hugging Face directory.
 
     Args:
       path: directory with `config.json`, safetensors weights and a tokenizer.
+      max_context: see `load_model`.
 
     Returns:
       Config, parameters, tokenizer, and the hash of the weights, see `hash_weights`.
@@ -35,11 +38,12 @@ def read_directory(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatToken
     Raises:
       LoadingError: a damaged file, an unsupported model, or a wrong set of tensors.
     """
-    settings = read_settings(path)
+    settings = read_settings(path) | {"max_context": max_context}
     digest = hash_weights(path)
-    reader = safetensors_reader(path)
-    config = _with_its_head(config_from_hf(settings), reader)
-    params = read_params(family_of(settings), config, reader)
+    family = family_of(settings)
+    reader = _of_whole_model(safetensors_reader(path), family)
+    config = _with_its_head(config_from_hf(settings), family, reader)
+    params = read_params(family, config, _transformed(reader, family, config))
     return config, params, tokenizer_from_directory(path), digest
 
 
@@ -51,8 +55,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     settings = read_json(file, LoadingError)
-    family_of(settings)
-    check_sizes(settings)
+    check_sizes(settings, family_of(settings).sizes)
     if quantised := settings.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise LoadingError(
@@ -182,9 +185,22 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
         return 8 + size, json.loads(handle.read(size))
 
 
-def _with_its_head(config: DecoderConfig, reader: TensorReader) -> DecoderConfig:
+def _of_whole_model(reader: TensorReader, family: Family) -> TensorReader:
+    """The tensors under the names of a whole language model, where a directory holds its body alone."""
+    body = family.layers.split(".")[0] + "."
+    if any(name.startswith(body) for name in reader.names):
+        return reader
+    names = {name if name == "lm_head.weight" else body + name: name for name in reader.names}
+    return TensorReader(frozenset(names), lambda name: reader.read(names[name]), reader.where)
+
+
+def _transformed(reader: TensorReader, family: Family, config: DecoderConfig) -> TensorReader:
+    return dataclasses.replace(reader, read=lambda name: family.transform(config, name, reader.read(name)))
+
+
+def _with_its_head(config: DecoderConfig, family: Family, reader: TensorReader) -> DecoderConfig:
     """Decides by the weights whether the output head is the embedding table; says so where the config is wrong."""
-    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    embedding, head = family.embedding, "lm_head.weight"
     if not config.tie_embeddings:
         if head in reader.names or embedding not in reader.names:
             return config

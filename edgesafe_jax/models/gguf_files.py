@@ -9,17 +9,13 @@ import numpy as np
 
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families import FAMILIES, Family, LoadingError
-from edgesafe_jax.models.families.family import GgufLayout
+from edgesafe_jax.models.families.family import GgufHeader, GgufLayout
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tensors import TensorReader, read_params
 from edgesafe_jax.models.tokenization import ChatTokenizer
 from edgesafe_jax.models.tokenizer_files import tokenizer_from_gguf
 
-_OUTER_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
+_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # read with the metadata
 
 
 def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:
@@ -49,16 +45,19 @@ def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]
         )
     family, layout = layout_of(metadata.get("general.architecture"), path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def dequantised(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+
     try:
-        config = layout.read_config(metadata, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        config = layout.read_config(GgufHeader(layout.architecture, metadata, frozenset(tensors), dequantised))
     except LoadingError as error:
         raise LoadingError(f"{path}: {error}") from None
-    names = {_hf_name(name, layout): name for name in tensors}
+    names = {_hf_name(name, family, layout): name for name in tensors if name not in _ROPE_TENSORS}
 
     def read(name: str) -> np.ndarray:
-        tensor = tensors[names[name]]
-        weight = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
-        return layout.transform(config, name, weight)
+        return layout.transform(config, name, dequantised(names[name]))
 
     params = read_params(family, config, TensorReader(frozenset(names), read, str(path)))
     try:
@@ -87,11 +86,11 @@ def layout_of(architecture: object, path: Path) -> tuple[Family, GgufLayout]:
     return known[architecture]
 
 
-def _hf_name(name: str, layout: GgufLayout) -> str:
+def _hf_name(name: str, family: Family, layout: GgufLayout) -> str:
     """The Hugging Face name of a tensor; an unknown one keeps its own and is reported under it as unexpected."""
-    if name in _OUTER_NAMES:
-        return _OUTER_NAMES[name]
+    if name in layout.outer_names:
+        return layout.outer_names[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if match is None or match[2] not in layout.layer_names:
         return name
-    return f"model.layers.{match[1]}.{layout.layer_names[match[2]]}.{match[3]}"
+    return f"{family.layers}.{match[1]}.{layout.layer_names[match[2]]}.{match[3]}"

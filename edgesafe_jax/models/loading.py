@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from edgesafe_jax import assets
+from edgesafe_jax.errors import ConfigError, Range
 from edgesafe_jax.models.converted import load_gguf
 from edgesafe_jax.models.decoder import FLOAT32, Decoder
 from edgesafe_jax.models.decoder_config import DecoderConfig
@@ -68,6 +69,7 @@ def load_model(
     dtype: jnp.dtype = FLOAT32,
     matmul_dtype: jnp.dtype | None = None,
     template_variables: Mapping[str, Any] | None = None,
+    max_context: int | None = None,
 ) -> LanguageModel:
     """Loads a frozen language model with its tokenizer.
 
@@ -80,11 +82,15 @@ def load_model(
       matmul_dtype: dtype of the factors of matrix products, and of the matrices that are stored; None for `dtype`.
         bfloat16 beside float32 activations halves time and memory where the processor has such products.
       template_variables: what the chat template is given beside the messages, such as `{"enable_thinking": False}`.
+      max_context: longest sequence, in positions; None for the model's own. Frequencies of LongRoPE and dynamic RoPE
+        depend on it: a directory with one of these is read for the context of its first training stage, and
+        `max_context` beyond that asks for the long frequencies, for sequences of all lengths.
 
     Returns:
       The model.
 
     Raises:
+      ConfigError: a context below 1, or beyond the model's.
       LoadingError: a damaged or unsupported file; the message names the tensor.
       edgesafe_jax.assets.AssetError: nothing is found under `spec`, or it cannot be fetched.
     """
@@ -93,7 +99,9 @@ def load_model(
     if source.kind == "gguf":
         config, params, tokenizer, digest = load_gguf(path)
     else:
-        config, params, tokenizer, digest = read_directory(path)
+        config, params, tokenizer, digest = read_directory(path, max_context=max_context)
+    if max_context is not None and max_context != config.max_context:
+        config, params = _with_context(config, params, max_context)
     if tokenizer.max_id >= config.vocab_size:
         raise LoadingError(
             f"{spec}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding table {config.vocab_size} rows; "
@@ -104,7 +112,13 @@ def load_model(
     return with_precision(model, dtype=dtype, matmul_dtype=matmul_dtype)
 
 
-_VECTORS = ("scale", "query_bias", "key_bias", "value_bias")
+def _with_context(config: DecoderConfig, params: Params, max_context: int) -> tuple[DecoderConfig, Params]:
+    """The model for shorter sequences."""
+    if max_context not in Range(1, config.max_context, integer=True):
+        raise ConfigError(f"max_context={max_context}: expected 1 to {config.max_context}.")
+    if config.learned_positions:
+        params = {**params, "positions": params["positions"][:max_context]}
+    return dataclasses.replace(config, max_context=max_context), params
 
 
 def with_precision(
@@ -119,10 +133,11 @@ def with_precision(
     packed = matrices == jnp.bfloat16 and matrices != dtype
 
     def convert(path: tuple[Any, ...], leaf: Array) -> Array:
-        if path[-1].key in _VECTORS:
+        in_layers = path[0].key == "layers"
+        if leaf.ndim == (2 if in_layers else 1):  # a vector: a norm's scale, or a bias
             return jnp.asarray(leaf, dtype=dtype)
         matrix = unpack_bfloat16(jnp.asarray(leaf)).astype(matrices)
-        return pack_bfloat16(matrix) if packed and path[0].key == "layers" else matrix
+        return pack_bfloat16(matrix) if packed and in_layers else matrix
 
     params = jax.tree_util.tree_map_with_path(convert, model.params)
     return dataclasses.replace(

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families import Family, LoadingError
+from edgesafe_jax.models.families.family import Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,39 +41,40 @@ def read_params(family: Family, config: DecoderConfig, reader: TensorReader) -> 
     Raises:
       LoadingError: a tensor is missing, unexpected or misshapen; the message names it.
     """
-    places = family.layer_tensors(config)
-    outer = {
-        "model.embed_tokens.weight": (config.vocab_size, config.embed_dim),
-        "model.norm.weight": (config.embed_dim,),
-    }
-    if not config.tie_embeddings:
-        outer["lm_head.weight"] = (config.vocab_size, config.embed_dim)
-    expected = set(outer) | {f"model.layers.{i}.{name}" for i in range(config.num_layers) for name in places}
-    ignorable = re.compile(r".*rotary_emb\.inv_freq$" + (r"|^lm_head\.weight$" if config.tie_embeddings else ""))
-    present = {name for name in reader.names if not ignorable.match(name)}
+    outer, inner = family.outer_tensors(config), family.layer_tensors(config)
+    prefixes = [f"{family.layers}.{i}." for i in range(config.num_layers)]
+    expected = set(outer) | {prefix + name for prefix in prefixes for name in inner}
+    ignorable = re.compile(family.ignored + (r"|lm_head\.weight" if config.tie_embeddings else ""))
+    present = {name for name in reader.names if not ignorable.fullmatch(name)}
     if missing := sorted(expected - present):
         raise LoadingError(f"{reader.where}: {len(missing)} tensors are missing, the first is {missing[0]!r}.")
     if unexpected := sorted(present - expected):
         raise LoadingError(f"{reader.where}: {len(unexpected)} unexpected tensors, the first is {unexpected[0]!r}.")
-
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        tensor = reader.read(name)
-        if tensor.shape != shape:
-            raise LoadingError(f"{reader.where}: tensor {name!r} has shape {tensor.shape}; expected {shape}.")
-        return tensor
-
-    params: dict[str, Any] = {
-        "embedding": read("model.embed_tokens.weight", outer["model.embed_tokens.weight"]),
-        "final_norm": {"scale": read("model.norm.weight", outer["model.norm.weight"])},
-    }
-    if not config.tie_embeddings:
-        params["head"] = np.ascontiguousarray(read("lm_head.weight", outer["lm_head.weight"]).T)
     flat: dict[str, np.ndarray] = {}
-    for name, place in places.items():
-        tensors = [read(f"model.layers.{i}.{name}", place.shape) for i in range(config.num_layers)]
-        flat["/".join(place.path)] = np.stack([t.T if t.ndim == 2 else t for t in tensors])
-    params["layers"] = unflatten(flat)
-    return family.transform(params)
+    for name, place in outer.items():
+        for path, matrix in _parts(reader, name, place):
+            flat[path] = np.ascontiguousarray(matrix)
+    for name, place in inner.items():
+        layers = [_parts(reader, prefix + name, place) for prefix in prefixes]
+        for each in zip(*layers, strict=True):
+            flat[f"layers/{each[0][0]}"] = np.stack([matrix for _, matrix in each])
+    return unflatten(flat)
+
+
+def _parts(reader: TensorReader, name: str, place: Place | tuple[Place, ...]) -> list[tuple[str, np.ndarray]]:
+    """Reads a tensor and splits it into its parts, matrices with their inputs first; returns these with their paths."""
+    places: Sequence[Place] = place if isinstance(place, tuple) else (place,)
+    axis = 1 if len(places[0].shape) == 2 and places[0].as_stored else 0  # of the outputs
+    sizes = [part.shape[axis] for part in places]
+    shape = (*places[0].shape[:axis], sum(sizes), *places[0].shape[axis + 1 :])
+    tensor = reader.read(name)
+    if tensor.shape != shape:
+        raise LoadingError(f"{reader.where}: tensor {name!r} has shape {tensor.shape}; expected {shape}.")
+    found = np.split(tensor, np.cumsum(sizes)[:-1], axis=axis)
+    return [
+        ("/".join(part.path), array.T if array.ndim == 2 and not part.as_stored else array)
+        for part, array in zip(places, found, strict=True)
+    ]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:

@@ -23,7 +23,7 @@ from edgesafe_jax.models.generation import ContextError
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.models.scoring import answer_log_probs
 from edgesafe_jax.models.tokenization import ChatTokenizer, TokenizerError
-from tests.models.test_loading import save_random_network
+from tests.models.networks import save_random_network
 from tests.tiny import CHATML, make_tiny_model, make_tiny_tokenizer
 
 WORDS = sorted({label for made in FORMATS.values() for f in made.fields for label in (*f.unsafe, *f.safe)}, key=len)

@@ -12,20 +12,48 @@ import pytest
 
 from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.models import decoder as decoder_lib
-from edgesafe_jax.models.decoder import FLOAT32, Decoder, KeyValues, causal_mask, remainder, rope_frequencies, truncate
-from edgesafe_jax.models.decoder_config import DecoderConfig, RopeScaling, flops_per_token, num_params
+from edgesafe_jax.models.attention import causal_mask
+from edgesafe_jax.models.decoder import FLOAT32, Decoder, KeyValues, remainder, truncate
+from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token, num_params
+from edgesafe_jax.models.families.rope import read_rope
 from edgesafe_jax.models.matmul import matmul, pack_bfloat16, unpack_bfloat16
+from edgesafe_jax.models.rope import rope_frequencies
 from edgesafe_jax.typing import Adapter
 from tests.tiny import random_params
 
 CONFIG = DecoderConfig(
     vocab_size=31, num_layers=3, embed_dim=16, mlp_dim=24, num_heads=4, num_kv_heads=2, head_dim=6, rope_base=500.0
 )
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16)
+SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+def stretched(config: DecoderConfig, **changes) -> DecoderConfig:
+    """The config with RoPE scaled as Llama 3 does."""
+    rope = read_rope(
+        SCALING | changes, base=config.rope_base, size=config.head_dim, longest=config.max_context, context=None
+    )
+    return dataclasses.replace(config, **rope)
+
+
+SLIDING = dataclasses.replace(
+    CONFIG,
+    window=4,
+    sliding_layers=(True, False, True),
+    rotary_layers=(True, False, True),
+    local_rope_base=50.0,
+    rotary_dim=4,
+)
 VARIANTS = {
     "tied": CONFIG,
     "untied_with_biases": dataclasses.replace(CONFIG, tie_embeddings=False, qkv_bias=True, num_kv_heads=4),
-    "one_kv_head_scaled_rope": dataclasses.replace(CONFIG, num_kv_heads=1, rope_scaling=SCALING),
+    "one_kv_head_scaled_rope": stretched(dataclasses.replace(CONFIG, num_kv_heads=1)),
+    "sliding": SLIDING,
 }
 TOKENS = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (3, 9)).astype(np.int32)
 
@@ -45,20 +73,20 @@ def logits_of(config, params, hidden, *, dtype=FLOAT32):
     return Decoder(config, dtype).apply({"params": params}, hidden, method=Decoder.logits)
 
 
-def reference_frequencies(config: DecoderConfig) -> np.ndarray:
+def reference_frequencies(config: DecoderConfig, layer: int) -> np.ndarray:
+    kind, size = config.layer_kinds[layer], config.rotary_size
+    base = config.local_rope_base if kind.slides and config.local_rope_base else config.rope_base
     frequencies = []
-    for i in range(config.head_dim // 2):
-        frequency = config.rope_base ** (-2 * i / config.head_dim)
-        scaling = config.rope_scaling
-        if scaling is not None:
+    for i in range(size // 2):
+        frequency = base ** (-2 * i / size) if kind.rotates else 0.0
+        if config.rope_divisors:
+            factor, low, high, context = (SCALING[name] for name in list(SCALING)[1:])
             wavelength = 2 * math.pi / frequency
-            if wavelength > scaling.original_context / scaling.low_freq_factor:
-                frequency /= scaling.factor
-            elif wavelength >= scaling.original_context / scaling.high_freq_factor:
-                smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
-                    scaling.high_freq_factor - scaling.low_freq_factor
-                )
-                frequency = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+            if wavelength > context / low:
+                frequency /= factor
+            elif wavelength >= context / high:
+                smooth = (context / wavelength - low) / (high - low)
+                frequency = (1 - smooth) * frequency / factor + smooth * frequency
         frequencies.append(frequency)
     return np.array(frequencies)
 
@@ -70,18 +98,20 @@ def reference(config, params, embeddings, *, positions=None, mask=None):
     length = len(x)
     positions = np.arange(length) if positions is None else np.asarray(positions)
     mask = np.tril(np.ones((length, length), bool)) if mask is None else np.asarray(mask)
-    turns = np.exp(1j * positions[:, None] * reference_frequencies(config))
 
     def norm(x, scale):
-        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.rms_eps) * scale
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * scale
 
-    def turn(x):  # [T, E]: the two halves are real and imaginary parts
-        half = x.shape[-1] // 2
-        z = (x[:, :half] + 1j * x[:, half:]) * turns
-        return np.concatenate([z.real, z.imag], axis=-1)
+    def turn(x, layer):  # [T, E]: the two halves of what is rotated are real and imaginary parts
+        size, frequencies = config.rotary_size, reference_frequencies(config, layer)
+        z = (x[:, : size // 2] + 1j * x[:, size // 2 : size]) * np.exp(1j * positions[:, None] * frequencies)
+        return np.concatenate([z.real, z.imag, x[:, size:]], axis=-1)
 
     layers = []
     for i in range(config.num_layers):
+        seen = mask
+        if config.layer_kinds[i].slides:
+            seen = mask & (positions[:, None] - positions[None] < config.window)
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
         attention, mlp = layer["attention"], layer["mlp"]
         y = norm(x, layer["attention_norm"]["scale"])
@@ -90,9 +120,9 @@ def reference(config, params, embeddings, *, positions=None, mask=None):
         size = config.head_dim
         for head in range(config.num_heads):
             shared = head // (config.num_heads // config.num_kv_heads)
-            key = turn(k[:, shared * size : (shared + 1) * size])
-            scores = turn(q[:, head * size : (head + 1) * size]) @ key.T / math.sqrt(size)
-            scores = np.where(mask, scores, -np.inf)
+            key = turn(k[:, shared * size : (shared + 1) * size], i)
+            scores = turn(q[:, head * size : (head + 1) * size], i) @ key.T / math.sqrt(size)
+            scores = np.where(seen, scores, -np.inf)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             weights /= weights.sum(axis=-1, keepdims=True)
             heads.append(weights @ v[:, shared * size : (shared + 1) * size])
@@ -130,14 +160,14 @@ def test_forward_equals_numpy(name):
         close(logits[row], hidden @ np.asarray(head, np.float64), atol=1e-4)
 
 
-@pytest.mark.parametrize("last", [1, 2])
-def test_cached_equals_uncached(last):
+@pytest.mark.parametrize(("config", "last"), [(CONFIG, 1), (CONFIG, 2), (SLIDING, 1)], ids=["one", "two", "sliding"])
+def test_cached_equals_uncached(config, last):
     """Past blocks: one shared by all rows, one per row with holes in it; then one new position or several."""
     params = params_of(CONFIG)
     rows = TOKENS.copy()
     rows[:, :3] = rows[0, :3]  # the shared beginning
-    whole = run(CONFIG, params, tokens=rows)
-    shared = run(CONFIG, params, tokens=rows[:1, :3]).key_values
+    whole = run(config, params, tokens=rows)
+    shared = run(config, params, tokens=rows[:1, :3]).key_values
     shared = shared.replace(where=None)
     middle = rows[:, 3:-last]
     # A hole in front of, inside, and behind the middle block.
@@ -146,10 +176,10 @@ def test_cached_equals_uncached(last):
     for row, hole in enumerate((0, 2, middle.shape[1])):
         where[row, hole] = False
         padded[row, where[row]] = middle[row]
-    block = run(CONFIG, params, tokens=padded, where=where, past=(shared,))
+    block = run(config, params, tokens=padded, where=where, past=(shared,))
     for row in range(3):
         close(block.hidden[row][where[row]], whole.hidden[row, 3:-last])
-    end = run(CONFIG, params, tokens=rows[:, -last:], past=(shared, block.key_values))
+    end = run(config, params, tokens=rows[:, -last:], past=(shared, block.key_values))
     close(end.hidden, whole.hidden[:, -last:])
     close(end.layer_hidden, whole.layer_hidden[:, :, -last:])
 
@@ -270,9 +300,9 @@ def test_positions_are_what_rotates():
 
 
 def test_truncate_keeps_the_first_layers():
-    params = params_of(CONFIG)
-    config, shorter = truncate(CONFIG, params, 2)
-    whole, output = run(CONFIG, params, tokens=TOKENS), run(config, shorter, tokens=TOKENS)
+    params = params_of(SLIDING)
+    config, shorter = truncate(SLIDING, params, 2)
+    whole, output = run(SLIDING, params, tokens=TOKENS), run(config, shorter, tokens=TOKENS)
     assert output.layer_hidden.shape[0] == config.num_layers == 2
     close(output.layer_hidden, whole.layer_hidden[:2], atol=1e-6)
     for wrong in (0, 4):
@@ -280,10 +310,16 @@ def test_truncate_keeps_the_first_layers():
             truncate(CONFIG, params, wrong)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_remainder_goes_on_where_truncate_ends(scale):
-    config = dataclasses.replace(CONFIG, embedding_scale=scale)
-    params = params_of(CONFIG)
+@pytest.mark.parametrize(
+    "config",
+    [
+        dataclasses.replace(SLIDING, embedding_scale=3.0),
+        dataclasses.replace(CONFIG, learned_positions=True, rotary_dim=0, norm="layer", gated=False, max_context=20),
+    ],
+    ids=["sliding", "learned positions"],
+)
+def test_remainder_goes_on_where_truncate_ends(config):
+    params = params_of(config)
     below = run(*truncate(config, params, 2), tokens=TOKENS)
     upper, kept = remainder(config, params, 2)
     above = run(upper, kept, embeddings=below.layer_hidden[-1])
@@ -336,7 +372,7 @@ def test_rope_scaling_has_three_regimes():
     """Long wavelengths are divided by the factor, short ones left alone, those between are interpolated."""
     config = dataclasses.replace(CONFIG, head_dim=16, rope_base=100.0)
     plain = np.asarray(rope_frequencies(config), np.float64)
-    scaled = np.asarray(rope_frequencies(dataclasses.replace(config, rope_scaling=SCALING)), np.float64)
+    scaled = np.asarray(rope_frequencies(stretched(config)), np.float64)
     np.testing.assert_allclose(plain, [100.0 ** (-i / 8) for i in range(8)], rtol=1e-6)
     wavelength = 2 * np.pi / plain
     short, long = wavelength < 16 / 4, wavelength > 16
@@ -348,7 +384,7 @@ def test_rope_scaling_has_three_regimes():
     share = (16 / wavelength[between] - 1) / 3
     np.testing.assert_allclose(scaled[between], plain[between] * (share + (1 - share) / 8), rtol=1e-6)
     # A wavelength below the short limit needs a lower context.
-    low = dataclasses.replace(config, rope_scaling=dataclasses.replace(SCALING, original_context=400))
+    low = stretched(config, original_max_position_embeddings=400)
     np.testing.assert_allclose(rope_frequencies(low)[:3], plain[:3], rtol=1e-6)
 
 
@@ -377,8 +413,16 @@ def test_errors():
     block = KeyValues(keys=jnp.zeros((3, 2, 2, 1, 6)), values=jnp.zeros((3, 2, 2, 1, 6)))
     with pytest.raises(ValueError, match=r"batch size 2; expected 1 \(shared\) or 3"):
         decoder.apply({"params": params}, tokens, past=(block,))
-    with pytest.raises(ValueError, match="num_heads=4 must be a multiple of num_kv_heads=3"):
-        dataclasses.replace(CONFIG, num_kv_heads=3)
+    for changes, message in (
+        ({"num_kv_heads": 3}, "num_heads=4 must be a multiple of num_kv_heads=3"),
+        ({"norm": "batch"}, "norm='batch': expected one of 'rms', 'layer'"),
+        ({"rotary_dim": 8}, "rotary_dim=8: expected an even number of at most 6"),
+        ({"rope_divisors": (1.0,)}, "rope_divisors has 1 numbers: expected 3"),
+        ({"window": 0}, "window=0: expected at least 1"),
+        ({"sliding_layers": (True,)}, "sliding_layers has 1 flags: expected one for each of 3 layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(CONFIG, **changes)
 
 
 def test_docstring_example():

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edgesafe_jax.errors import EdgesafeError
-from edgesafe_jax.models.decoder_config import DecoderConfig, RopeScaling
+from edgesafe_jax.models.decoder_config import DecoderConfig
 
 
 class LoadingError(EdgesafeError, ValueError):
@@ -20,59 +20,73 @@ class Place:
 
     Attributes:
       path: keys of the parameter tree.
-      shape: shape in the checkpoint, where matrices are stored outputs first.
+      shape: shape in the checkpoint.
+      as_stored: whether a matrix is kept as it is stored; else it is stored outputs first, and transposed.
     """
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
+    as_stored: bool = False
 
 
-GgufRead: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], DecoderConfig]
-"""From the metadata of a GGUF file and the shapes of its tensors to the config."""
+Places: TypeAlias = Mapping[str, Place | tuple[Place, ...]]
+"""From the name of a tensor to its place, or to the places of the parts that it joins along its outputs."""
 
-
-def _same(config: DecoderConfig, name: str, tensor: np.ndarray) -> np.ndarray:
-    del config, name
-    return tensor
+Transform: TypeAlias = Callable[[DecoderConfig, str, np.ndarray], np.ndarray]
+"""What is done to a tensor after reading, given its Hugging Face name."""
 
 
 @dataclasses.dataclass(frozen=True)
-class GgufLayout:
-    """The layout of a family in GGUF files.
+class GgufHeader:
+    """What a GGUF file says of its model.
 
     Attributes:
-      architecture: value of `general.architecture`.
-      read_config: reads the metadata.
-      layer_names: from the part of a layer in GGUF (`attn_q`) to its Hugging Face name (`self_attn.q_proj`).
-      transform: undoes what the converter does to a tensor, given its Hugging Face name.
-      convert: does it, for a tensor that is written.
+      architecture: value of `general.architecture`, with which the fields begin.
+      fields: the metadata.
+      names: of the tensors.
+      read: returns a tensor as floats.
     """
 
     architecture: str
-    read_config: GgufRead
-    layer_names: Mapping[str, str]
-    transform: Callable[[DecoderConfig, str, np.ndarray], np.ndarray] = _same
-    convert: Callable[[DecoderConfig, str, np.ndarray], np.ndarray] = _same
+    fields: Mapping[str, Any]
+    names: frozenset[str]
+    read: Callable[[str], np.ndarray]
+
+    def value(self, name: str) -> Any:
+        """Returns a field of the architecture.
+
+        Raises:
+          LoadingError: it is not there.
+        """
+        if (found := self.get(name)) is None:
+            raise LoadingError(f"the metadata has no {self.architecture}.{name}; the file is incomplete.")
+        return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns a field of the architecture, or the default."""
+        return self.fields.get(f"{self.architecture}.{name}", default)
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """The layout of a decoder family in checkpoints.
+OUTER_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+"""From the names of tensors outside the layers in GGUF to their Hugging Face names."""
 
-    Attributes:
-      read_config: reads the contents of a Hugging Face `config.json`.
-      layer_tensors: from the name of a tensor in one layer to its place.
-      transform: what is done to the float parameters after reading.
-      gguf: how the family is stored in GGUF files, or None where they are not supported.
-    """
+LAYER_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+"""The same for the parts of a layer, without `weight` and `bias`."""
 
-    read_config: Callable[[Mapping[str, Any]], DecoderConfig]
-    layer_tensors: Callable[[DecoderConfig], Mapping[str, Place]]
-    transform: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: params
-    gguf: GgufLayout | None = None
-
-
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # from the name in a config.json to the decoder's
 
 SIZES = (
     "vocab_size",
@@ -86,85 +100,72 @@ SIZES = (
 """Fields of a `config.json` that must be there."""
 
 
-def check_sizes(settings: Mapping[str, Any]) -> None:
-    """Checks that a `config.json` gives every size.
+def keep(config: DecoderConfig, name: str, tensor: np.ndarray) -> np.ndarray:
+    """The transformation that does nothing."""
+    del config, name
+    return tensor
 
-    Raises:
-      LoadingError: one is not there.
+
+@dataclasses.dataclass(frozen=True)
+class GgufLayout:
+    """The layout of a family in GGUF files.
+
+    Attributes:
+      architecture: value of `general.architecture`.
+      read_config: reads the metadata.
+      layer_names: from the part of a layer in GGUF (`attn_q`) to its Hugging Face name (`self_attn.q_proj`).
+      outer_names: from the other tensors to their Hugging Face names.
+      transform: undoes what the converter does to a tensor.
+      convert: does it, for a tensor that is written.
     """
-    if missing := [name for name in SIZES if settings.get(name) is None]:
-        raise LoadingError(f"config.json lacks {', '.join(missing)}.")
+
+    architecture: str
+    read_config: Callable[[GgufHeader], DecoderConfig]
+    layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: LAYER_NAMES)
+    outer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: OUTER_NAMES)
+    transform: Transform = keep
+    convert: Transform = keep
 
 
-def read_config(
-    settings: Mapping[str, Any], *, activation: str = "silu", attention_bias: bool = False, **options: Any
-) -> DecoderConfig:
-    """Reads the fields of a Hugging Face `config.json` that have the same names in all families.
+def outer_tensors(config: DecoderConfig) -> dict[str, Place]:
+    """Returns the tensors outside the layers: embedding table, last norm, and head where it is not the table."""
+    table = (config.vocab_size, config.embed_dim)
+    tensors = {
+        "model.embed_tokens.weight": Place(("embedding",), table, as_stored=True),
+        "model.norm.weight": Place(("final_norm", "scale"), (config.embed_dim,)),
+    }
+    return tensors if config.tie_embeddings else tensors | {"lm_head.weight": Place(("head",), table)}
 
-    A sliding window w sees everything in a sequence of up to w positions. Longer ones are not supported, so
-    `max_context` is at most w.
 
-    Args:
-      settings: the parsed file.
-      activation: the one activation that the family has, by its name in the file.
-      attention_bias: whether the file may ask for biases of the queries, keys and values.
-      **options: further fields of the config, such as `qk_norm`.
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The layout of a decoder family in checkpoints.
 
-    Returns:
-      The config.
-
-    Raises:
-      LoadingError: an option that the decoder does not implement, or a size that is not given.
+    Attributes:
+      read_config: reads the contents of a Hugging Face `config.json`, with `max_context` beside them where another
+        context than the model's own is wanted.
+      layer_tensors: from the name of a tensor in one layer to its place.
+      outer_tensors: the same for the tensors outside the layers.
+      sizes: fields of a `config.json` that must be there.
+      layers: what the names of the layers' tensors begin with.
+      embedding: name of the embedding table.
+      ignored: pattern of the names of tensors that are not read.
+      transform: what is done to the tensors of a directory.
+      gguf: how the family is stored in GGUF files, or None where they are not supported.
     """
-    family = settings["model_type"]
-    found = settings.get("hidden_act") or activation
-    if found != activation:
-        raise LoadingError(f"hidden_act {found!r} is not supported; expected {activation!r} of a {family} model.")
-    if settings.get("mlp_bias") or (not attention_bias and settings.get("attention_bias")):
-        raise LoadingError(f"Biases in the feed-forward or {family} attention layers are not supported.")
-    check_sizes(settings)
-    # transformers 5 writes rope settings into rope_parameters, earlier versions beside it.
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    heads = int(settings["num_attention_heads"])
-    return DecoderConfig(
-        vocab_size=int(settings["vocab_size"]),
-        num_layers=int(settings["num_hidden_layers"]),
-        embed_dim=int(settings["hidden_size"]),
-        mlp_dim=int(settings["intermediate_size"]),
-        num_heads=heads,
-        num_kv_heads=int(settings.get("num_key_value_heads") or heads),
-        head_dim=int(settings.get("head_dim") or settings["hidden_size"] // heads),
-        rope_base=float(rope.get("rope_theta", settings.get("rope_theta", 10_000.0))),
-        rms_eps=float(settings["rms_norm_eps"]),
-        max_context=_max_context(settings),
-        rope_scaling=_rope_scaling(rope),
-        activation=_ACTIVATIONS[activation],
-        **{"tie_embeddings": bool(settings.get("tie_word_embeddings", False)), **options},
-    )
+
+    read_config: Callable[[Mapping[str, Any]], DecoderConfig]
+    layer_tensors: Callable[[DecoderConfig], Places]
+    outer_tensors: Callable[[DecoderConfig], Places] = outer_tensors
+    sizes: tuple[str, ...] = SIZES
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens.weight"
+    ignored: str = r".*rotary_emb\.inv_freq"
+    transform: Transform = keep
+    gguf: GgufLayout | None = None
 
 
-def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise LoadingError(f"RoPE type {kind!r} is not supported; expected 'default' or 'llama3'.")
-    if kind == "default":
-        return None
-    return RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_context=int(rope["original_max_position_embeddings"]),
-    )
-
-
-def _max_context(settings: Mapping[str, Any]) -> int:
-    longest = int(settings["max_position_embeddings"])
-    # Qwen says whether its window is used; Mistral and Gemma 2 use the one that is given.
-    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
-    return longest if window is None else min(longest, int(window))
-
-
-def layer_tensors(config: DecoderConfig) -> dict[str, Place]:
+def layer_tensors(config: DecoderConfig) -> dict[str, Place | tuple[Place, ...]]:
     """Returns the tensors of one layer that every family has."""
     d, f = config.embed_dim, config.mlp_dim
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgesafe_jax.models.decoder_config import DecoderConfig
-from edgesafe_jax.models.families import family
+from edgesafe_jax.models.families.family import Family, layer_tensors
+from edgesafe_jax.models.families.settings import read_config
 
 
 def _read_config(settings: Mapping[str, Any]) -> DecoderConfig:
-    return family.read_config(
+    return read_config(
         settings,
         attention_scale=float(settings.get("attention_multiplier", 1.0)),
         embedding_scale=float(settings.get("embedding_multiplier", 1.0)),
@@ -17,4 +18,4 @@ def _read_config(settings: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-FAMILY = family.Family(read_config=_read_config, layer_tensors=family.layer_tensors)
+FAMILY = Family(read_config=_read_config, layer_tensors=layer_tensors)

@@ -1,5 +1,6 @@
-"""Mistral: as Llama, with a sliding window that bounds the context."""
+"""Mistral: as Llama, with a sliding window."""
 
-from edgesafe_jax.models.families import family
+from edgesafe_jax.models.families.family import Family, layer_tensors
+from edgesafe_jax.models.families.settings import read_config
 
-FAMILY = family.Family(read_config=family.read_config, layer_tensors=family.layer_tensors)
+FAMILY = Family(read_config=read_config, layer_tensors=layer_tensors)

@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgesafe_jax.models.decoder_config import DecoderConfig
-from edgesafe_jax.models.families import family
-from edgesafe_jax.models.families.family import Family, Place
+from edgesafe_jax.models.families.family import Family, Place, Places, layer_tensors
+from edgesafe_jax.models.families.settings import read_config
 
 
 def _read_config(settings: Mapping[str, Any]) -> DecoderConfig:
-    return family.read_config(settings, attention_bias=True, qkv_bias=True)
+    return read_config(settings, attention_bias=True, qkv_bias=True)
 
 
-def _layer_tensors(config: DecoderConfig) -> dict[str, Place]:
+def _layer_tensors(config: DecoderConfig) -> Places:
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return family.layer_tensors(config) | {
+    return layer_tensors(config) | {
         "self_attn.q_proj.bias": Place(("attention", "query_bias"), (q,)),
         "self_attn.k_proj.bias": Place(("attention", "key_bias"), (kv,)),
         "self_attn.v_proj.bias": Place(("attention", "value_bias"), (kv,)),
