@@ -43,7 +43,7 @@ def _write(adapter: LoRA, model: LanguageModel, folder: Path) -> Mapping[str, st
         return {"Merged matrices": f"{len(changed)}, stored as float16; all other tensors are those of the base file"}
     family, tensors = family_of(read_settings(Path(source.path))), read_tensors(Path(source.path))
     for (matrix, layer), weight in _matrices(model, adapter).items():
-        name = f"model.layers.{layer}.{hf_name(family, model.config, matrix)}"
+        name = f"{family.layers}.{layer}.{hf_name(family, model.config, matrix)}"
         tensors[name] = np.ascontiguousarray(weight.astype(tensors[name].dtype))
     copy_settings(Path(source.path), folder)
     write_tensors(folder, tensors)

@@ -72,7 +72,9 @@ def _read(folder: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:
         raise ValueError("other bytes than were written")
     tokenizer = tokenizers.Tokenizer.from_str(about["tokenizer"].pop("json"))
     params = unflatten(safetensors.numpy.load_file(weights))
-    config = {name: tuple(value) if isinstance(value, list) else value for name, value in about["config"].items()}
+    config: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in about["config"].items()
+    }
     return DecoderConfig(**config), params, ChatTokenizer(tokenizer, **about["tokenizer"])
 
 

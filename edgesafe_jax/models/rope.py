@@ -33,11 +33,11 @@ def rope_frequencies(config: DecoderConfig, kind: LayerKind = PLAIN) -> Array:
     """
     if not kind.rotates:
         return jnp.zeros((config.rotary_size // 2,), jnp.float32)
-    local = kind.slides and config.local_rope_base is not None
-    base = config.local_rope_base if local else config.rope_base
+    local = config.local_rope_base if kind.slides else None
+    base = config.rope_base if local is None else local
     exponent = jnp.arange(0, config.rotary_size, 2, dtype=jnp.float32) / config.rotary_size
     frequencies = base**-exponent
-    if local or not config.rope_divisors:
+    if local is not None or not config.rope_divisors:
         return frequencies
     return frequencies / jnp.array(config.rope_divisors, jnp.float32)
 

@@ -41,7 +41,7 @@ ARCHITECTURES = {"llama3_rope": "llama", "longrope": "phi3"}
 
 def write(path, name, tensors, config):
     """Writes the tensors under the names of gguf-py's own table, with the fields that converters write."""
-    architecture = ARCHITECTURES.get(name, name)
+    architecture: str = ARCHITECTURES.get(name, name)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(64 if name == "longrope" else config.max_context)
     writer.add_embedding_length(config.embed_dim)
