@@ -22,7 +22,7 @@ from edgesafe_jax.models.attention import Attention, causal_mask
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.layers import FeedForward, add_bias, make_norm, softcap
 from edgesafe_jax.models.matmul import matmul
-from edgesafe_jax.models.rope import View, broadcast_masks, make_view
+from edgesafe_jax.models.rope import View, make_views
 from edgesafe_jax.typing import IN_FRONT, Adapter, Array, LowRank, Params
 
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -255,24 +255,12 @@ class Decoder(nn.Module):
             embeddings = embeddings + jnp.take(self.positions, positions, axis=0).astype(self.dtype)
 
         masks = [_exists(block)[:, None, :] for block in past] + [mask]
-        kinds = sorted(set(self.config.layer_kinds))
-        views = tuple(
-            make_view(
-                self.config,
-                kind,
-                positions=positions,
-                key_positions=[*key_positions, positions],
-                masks=masks,
-                dtype=self.dtype,
-            )
-            for kind in kinds
+        kinds, views = make_views(
+            self.config, positions=positions, key_positions=[*key_positions, positions], masks=masks, dtype=self.dtype
         )
-        layer_kinds = jnp.array([kinds.index(kind) for kind in self.config.layer_kinds], jnp.int32)
         past_arrays = tuple((b.keys.astype(self.dtype), b.values.astype(self.dtype)) for b in past)
         changes = {**of_adapter.get("low_rank", {}), **_given(output=of_adapter.get("steering"))}
-        x, ((keys, values), layer_hidden) = self.layers(
-            embeddings, past_arrays, changes, layer_kinds, broadcast_masks(views)
-        )
+        x, ((keys, values), layer_hidden) = self.layers(embeddings, past_arrays, changes, kinds, views)
         if prefix is not None:
             keys, values = (_joined(*pair) for pair in zip(past_arrays[0], (keys, values), strict=True))
         if keys.shape[3] > length:

@@ -58,44 +58,41 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
-def make_view(
+def make_views(
     config: DecoderConfig,
-    kind: LayerKind,
     *,
     positions: Array,
     key_positions: Sequence[Array],
     masks: Sequence[Array],
     dtype: jnp.dtype,
-) -> View:
-    """Computes what a kind of layer sees.
+) -> tuple[Array, tuple[View, ...]]:
+    """Computes what each kind of layer sees.
 
     Args:
       config: of the decoder.
-      kind: the kind of layer.
       positions: `[B | 1, T]` int32 of the new positions.
       key_positions: of each block of keys, `[B | 1, S]` int32.
       masks: of each block of keys for a layer that does not slide, `[B | 1, T | 1, S]` bool.
       dtype: of the rotation.
 
     Returns:
-      Rotation and masks: a layer that slides sees the last `window` positions, its own included.
+      The number of each layer's view, `[L]` int32, and the views: a layer that slides sees the last `window` positions,
+      its own included. Their arrays have the same shapes, so that a layer can choose among them.
     """
-    frequencies = rope_frequencies(config, kind)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
-    magnitude = config.rope_magnitude if kind.rotates and not (kind.slides and config.local_rope_base) else 1.0
-    cos, sin = (magnitude * turn(angles)[:, :, None, :] for turn in (jnp.cos, jnp.sin))
-    if kind.slides:
-        assert config.window is not None
-        masks = [
-            mask & (positions[:, :, None] - at[:, None, :] < config.window)
-            for mask, at in zip(masks, key_positions, strict=True)
-        ]
-    return View(cos.astype(dtype), sin.astype(dtype), tuple(masks))
-
-
-def broadcast_masks(views: Sequence[View]) -> tuple[View, ...]:
-    """Gives the masks of several kinds of layers one shape, so that a layer can choose among them."""
-    if len(views) == 1:
-        return tuple(views)
-    alike = [jnp.broadcast_arrays(*masks) for masks in zip(*(view.masks for view in views), strict=True)]
-    return tuple(view.replace(masks=tuple(masks[i] for masks in alike)) for i, view in enumerate(views))  # type: ignore[attr-defined]
+    kinds = sorted(set(config.layer_kinds))
+    views = []
+    for kind in kinds:
+        angles = positions.astype(jnp.float32)[..., None] * rope_frequencies(config, kind)[None, None]
+        local = kind.slides and config.local_rope_base is not None
+        magnitude = config.rope_magnitude if kind.rotates and not local else 1.0
+        cos, sin = ((magnitude * turn(angles))[:, :, None, :].astype(dtype) for turn in (jnp.cos, jnp.sin))
+        seen = list(masks)
+        if kind.slides:
+            assert config.window is not None
+            near = [positions[:, :, None] - at[:, None, :] < config.window for at in key_positions]
+            seen = [mask & close for mask, close in zip(masks, near, strict=True)]
+        views.append(View(cos, sin, tuple(seen)))
+    if len(views) > 1:
+        alike = [jnp.broadcast_arrays(*each) for each in zip(*(view.masks for view in views), strict=True)]
+        views = [View(view.cos, view.sin, tuple(each[i] for each in alike)) for i, view in enumerate(views)]
+    return jnp.array([kinds.index(kind) for kind in config.layer_kinds], jnp.int32), tuple(views)

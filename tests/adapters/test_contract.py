@@ -130,7 +130,7 @@ def test_all_kinds_at_once_in_a_decoder_of_another_family():
     model = tiny_model_with_bos(
         num_layers=2,
         qkv_bias=True,
-        qk_norm=True,
+        qk_norm="head",
         post_norms=True,
         tie_embeddings=False,
         attention_softcap=5.0,

@@ -44,7 +44,7 @@ def test_it_is_attention_over_the_prefix_and_the_keys(model):
     weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model.params)
     layer = jax.tree.map(lambda leaf: leaf[0], weights["layers"])
     x = weights["embedding"][tokens]
-    inputs = [normed(row, layer["attention_norm"]["scale"], c.rms_eps) for row in x]
+    inputs = [normed(row, layer["attention_norm"]["scale"], c.norm_eps) for row in x]
     heads = {
         name: [(row @ layer["attention"][name]).reshape(-1, c.head_dim) for row in inputs]
         for name in ("query", "key", "value")
@@ -60,7 +60,7 @@ def test_it_is_attention_over_the_prefix_and_the_keys(model):
             probs = np.exp(scores - scores.max())
             mixed.append(probs / probs.sum() @ np.array([*values[0, k], *(heads["value"][s][k] for s in range(t + 1))]))
         row = x[t] + np.concatenate(mixed) @ layer["attention"]["out"]
-        fed = normed(row, layer["mlp_norm"]["scale"], c.rms_eps)
+        fed = normed(row, layer["mlp_norm"]["scale"], c.norm_eps)
         gate = fed @ layer["mlp"]["gate"]
         expected.append(row + (gate / (1 + np.exp(-gate)) * (fed @ layer["mlp"]["up"])) @ layer["mlp"]["down"])
     np.testing.assert_allclose(output.layer_hidden[0, 0], np.array(expected), rtol=2e-4, atol=2e-4)
