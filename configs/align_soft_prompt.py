@@ -175,7 +175,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.seed = 0
     config.model = "smollm2-135m-instruct"
     config.template_variables = ""  # of the chat template, as JSON, such as {"enable_thinking": false}
-    config.guard = ""  # a stored head of configs/guard_probe.py; empty for the packaged one
+    config.chat_template = ""  # a file with a Jinja template; empty for the model's own
+    config.guard = (
+        ""  # a head of configs/guard_probe.py | FORMAT:MODEL of a public guard | MODULE:FUNCTION; or packaged
+    )
 
     config.matmul_dtype = "auto"  # auto | float32 | bfloat16: factors of matrix products; sums stay float32
 
@@ -199,6 +202,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Prompts: how many of each kind and of how many tokens at most (-1: all), and rows of a batch, in any unit, after
     # the guard has spoken
     config.data = ml_collections.ConfigDict()
+    config.data.path = ""  # JSON lines of one's own prompts, which replace the packaged ones and their mixtures
+    config.data.column = "prompt"  # of the text
+    config.data.label_column = ""  # of labels, whose answered prompts share a batch evenly; empty for one group
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
     config.data.num_plain = -1

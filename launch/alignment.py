@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import time
@@ -14,13 +13,15 @@ import jax
 
 from edgesafe_jax import adapters, corpora
 from edgesafe_jax.errors import COUNT, COUNT_OR_ALL, ConfigError, check_ranges, lookup
-from edgesafe_jax.guards.probe import HiddenStateGuard, load_hidden_state_guard, load_sentence_encoder, packaged_head
+from edgesafe_jax.guards import named
+from edgesafe_jax.guards.probe import load_sentence_encoder
 from edgesafe_jax.guards.verdicts import Guard, judged_once
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.parallel import is_main_process, main_process_first
 from edgesafe_jax.safety import evaluation, prompts, report, settings, training
 from edgesafe_jax.safety.shared import keep_answers
 from edgesafe_jax.safety.system import SafeSystem, sharpened
+from edgesafe_jax.safety.training_data import TrainingData, choose, even_mining
 from edgesafe_jax.training import open_workdir, read_metrics
 from edgesafe_jax.training.workdir import read_config
 from . import get_config
@@ -32,9 +33,7 @@ _log = logging.getLogger("edgesafe_jax.launch.alignment")
 ADAPTER = "adapter/adapter.safetensors"
 """Where the trained adapter lies in a work directory."""
 
-GROUPS = ("refuse", "sensitive", "plain")
-"""Rows of a batch by what the guard said: refused; answered, near a harmful topic; answered, everyday."""
-
+COUNTS = ("num_harmful", "num_sensitive", "num_plain", "max_prompt_tokens")
 MINED = ("refuse", "plain")
 """Groups whose hard rows are mined; sensitive rows are hard because the verdicts on requests for harm conflict."""
 
@@ -54,18 +53,16 @@ def check(config: Config) -> settings.AlignSettings:
     data, mining, kind = config["data"], config["mining"], config["adapter"]["kind"]
     lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
     template_variables(config)
-    if config["guard"] and not Path(config["guard"]).is_file():
-        raise ConfigError(
-            f"config.guard={config['guard']!r} is no file: expected the head that configs/guard_probe.py stores in its "
-            "work directory, or nothing for the packaged one."
-        )
+    with _named("config."):
+        named.check_guard(config["guard"])
+    if (file := config["chat_template"]) and not Path(file).is_file():
+        raise ConfigError(f"config.chat_template={file!r} is no file: expected one with a Jinja template, or nothing.")
     check_ranges(config["adapter"], {"num_parameters": COUNT}, "config.adapter.")
     for part in adapters.kinds_of(kind, "config.adapter.kind"):
         options = adapters.ADAPTERS[part].options
         for name, value in config["adapter"].get(part, {}).items():
             lookup(options, name, f"config.adapter.{part}: option").check(f"config.adapter.{part}.{name}", value)
-    counts = ("num_harmful", "num_sensitive", "num_plain", "max_prompt_tokens")
-    check_ranges(data, dict.fromkeys(counts, COUNT_OR_ALL), "config.data.")
+    check_ranges(data, dict.fromkeys(COUNTS, COUNT_OR_ALL), "config.data.")
     with _named("config.evaluation."):
         _evaluation_settings(config)
         _split(config)
@@ -78,16 +75,20 @@ def check(config: Config) -> settings.AlignSettings:
         raise ConfigError(
             f"config.batch_size={config['batch_size']}: expected a multiple of the {jax.device_count()} devices."
         )
-    mined = (*GROUPS, *(f"{settings.HARD}{name}" for name in MINED))
-    if set(mining["mixture"]) != set(mined):
-        raise ConfigError(f"config.mining.mixture names {sorted(mining['mixture'])}: expected {sorted(mined)}.")
+    chosen = settings.MiningSettings(**mining)
+    groups, mixture = training_data(config).groups(), data["mixture"]
+    if data["path"]:
+        mixture, chosen = {}, even_mining(chosen, groups)
+    else:
+        mined = (*groups, *(f"{settings.HARD}{name}" for name in MINED))
+        if set(mining["mixture"]) != set(mined):
+            raise ConfigError(f"config.mining.mixture names {sorted(mining['mixture'])}: expected {sorted(mined)}.")
     names = {field.name for field in dataclasses.fields(settings.AlignSettings)} & set(config)
     given: dict[str, Any] = {name: config[name] for name in names}
-    given |= {"num_held_out": data["num_held_out"], "mixture": data["mixture"]}
-    given["mining"] = settings.MiningSettings(**mining)
+    given |= {"num_held_out": data["num_held_out"], "mixture": mixture, "mining": chosen}
     with _named("config."):
         found = settings.AlignSettings(**given)
-        training.check_groups(found, GROUPS)
+        training.check_groups(found, groups)
     return found
 
 
@@ -124,10 +125,10 @@ def _count(value: int) -> int | None:
     return None if int(value) < 0 else int(value)
 
 
-def load_system(config: Config, workdir: str | Path) -> tuple[LanguageModel, HiddenStateGuard, SafeSystem]:
+def load_system(config: Config, workdir: str | Path) -> tuple[LanguageModel, Guard, SafeSystem]:
     """Loads the language model of a run, its guard, and the safe system of both."""
     model = load_config_model(config, workdir)
-    guard = load_hidden_state_guard(model, config["guard"] or None)
+    guard = named.load_guard(config["guard"], model)
     return model, guard, SafeSystem(model, _gate(config, guard), config["refusal"])
 
 
@@ -143,24 +144,17 @@ def _split(config: Config) -> prompts.Split:
     )
 
 
-def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str], list[str]]:
-    """Chooses the prompts of a config: N texts, and N labels, "plain" for everyday prompts and else "sensitive"."""
+def training_data(config: Config) -> TrainingData:
+    """Which prompts a config trains on; -1 there is None here."""
     data = config["data"]
-    longest = _count(data["max_prompt_tokens"])
-    chosen, removed = prompts.training_prompts(
-        num_harmful=_count(data["num_harmful"]),
-        num_sensitive=_count(data["num_sensitive"]),
-        num_plain=_count(data["num_plain"]),
-        split=dataclasses.replace(_split(config), seed=int(config["seed"])),
-        fits=None if longest is None else lambda text: len(model.tokenizer.encode(text.strip())) <= longest,
-    )
-    if none := [name for name, found in chosen.items() if not found]:
-        raise ConfigError(
-            f"No {none[0]} prompt has at most config.data.max_prompt_tokens={longest} tokens: raise it, or -1 for all."
-        )
-    _log.info(f"{removed} prompts left out, too close to an evaluation prompt")
-    labels = ["plain" if name == "plain" else "sensitive" for name, found in chosen.items() for _ in found]
-    return [p.text for found in chosen.values() for p in found], labels
+    counts = {name: _count(data[name]) for name in COUNTS}
+    return TrainingData(data["path"], data["column"], data["label_column"], **counts)
+
+
+def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str], list[str]]:
+    """Chooses the prompts of a config: N texts, and N labels."""
+    split = dataclasses.replace(_split(config), seed=int(config["seed"]))
+    return choose(training_data(config), split, lambda text: len(model.tokenizer.encode(text)))
 
 
 def train(config: Config, workdir: str | Path, *, shared: Path | None = None) -> Path:
@@ -171,17 +165,16 @@ def train(config: Config, workdir: str | Path, *, shared: Path | None = None) ->
     options = check(config)
     with main_process_first("alignment/workdir"):
         workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
-    model, _, system = load_system(config, workdir)
+    model, guard, system = load_system(config, workdir)
     kind, key = config["adapter"]["kind"], jax.random.fold_in(jax.random.key(options.seed), 2)
     options_given = adapters.options_of(kind, config["adapter"], model, parameters=config["adapter"]["num_parameters"])
     adapter = adapters.make_adapter(key, kind, model, **options_given)
-    # A head that was replaced under the same name gives other verdicts on the same answers.
-    head = hashlib.sha256(Path(config["guard"] or packaged_head("teacher")).read_bytes()).hexdigest()
-    if shared is not None:
-        head = f"{head} {options.gate_sharpness} {options.gate_threshold}"
+    identity = named.guard_identity(config["guard"], guard)
+    if shared is not None and identity is not None:
+        identity += f" {options.gate_sharpness} {options.gate_threshold}"
     chosen = training_prompts(config, model)
     aligned = training.distil(
-        system, *chosen, adapter=adapter, settings=options, workdir=workdir, guard_id=head, shared=shared
+        system, *chosen, adapter=adapter, settings=options, workdir=workdir, guard_id=identity, shared=shared
     )
     stored = workdir / ADAPTER
     if is_main_process():
@@ -224,8 +217,7 @@ def evaluate(
         system = dataclasses.replace(system, generate=keep_answers(shared))
     sets, judges = evaluation_sets(config), load_judges(config, once)
     found = evaluation.evaluate(system, adapter, sets, judges, _evaluation_settings(config))
-    size = sum(leaf.size for leaf in jax.tree.leaves((guard.head, guard.adapter)))
-    costs = evaluation.costs(model, adapter, guard_params=size, guard_layers=max(guard.layers))
+    costs = evaluation.costs(model, adapter, guard=named.guard_cost(guard, model))
     tables = report.write_report(
         workdir,
         found,

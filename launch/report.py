@@ -6,6 +6,7 @@ Cells that are not finished are left out, so that a running sweep can be looked 
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
         root = Path(argv[1])
         config = read_config(root)
         found = sweep.read_sweep(config)
-        given = {name: tuple(v) if isinstance(v, list) else v for name, v in config["report"].items()}
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config["report"].items()}
         tables = sweeps.write_report(found, root, sweeps.ReportSettings(**given), title=flags.FLAGS.title)
         for caption, table in tables.items():
             print(f"{caption}\n{table.to_text()}\n")

@@ -72,7 +72,10 @@ def load_config_model(config: Mapping[str, Any], workdir: str | Path) -> Languag
     model = load_model(config["model"], matmul_dtype=lookup(MATMUL_DTYPES, name, "config.matmul_dtype"))
     if name == "auto":
         model = with_kept_precision(model, workdir)
-    return dataclasses.replace(model, tokenizer=model.tokenizer.with_variables(template_variables(config)))
+    tokenizer = model.tokenizer
+    if file := config.get("chat_template"):
+        tokenizer = tokenizer.with_template(Path(file).read_text(encoding="utf-8"))
+    return dataclasses.replace(model, tokenizer=tokenizer.with_variables(template_variables(config)))
 
 
 def define_config_flags() -> None:

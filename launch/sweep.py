@@ -47,7 +47,7 @@ def read_sweep(config: Mapping[str, Any]) -> sweeps.Sweep:
         base = get_config(config["base"], config["variant"]).to_dict()
     except ValueError as error:
         raise errors.ConfigError(f"config.base={config['base']!r}, variant {config['variant']!r}: {error}") from error
-    chosen = {name: tuple(v) if isinstance(v, list) else v for name, v in config["selection"].items()}
+    chosen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config["selection"].items()}
     with errors.named("config."):
         axes = sweeps.make_axes(config["axes"], levels=config["levels"], factors=config["factors"])
         sweep = sweeps.make_sweep(base, axes, changes=config["changes"], selection=sweeps.Selection(**chosen))

@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from edgesafe_jax.errors import ConfigError, lookup
-from edgesafe_jax.guards.probe import HiddenStateGuard, load_hidden_state_guard, packaged_head
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.guards.probe import load_hidden_state_guard, packaged_head
 from edgesafe_jax.guards.registry import FORMATS
 from edgesafe_jax.guards.scoring import LanguageModelGuard
 from edgesafe_jax.guards.verdicts import Guard
@@ -39,21 +40,6 @@ class GuardCost:
     flops_per_token: float
 
 
-@dataclasses.dataclass(frozen=True)
-class NamedGuard:
-    """A guard that a config names.
-
-    Attributes:
-      guard: gives P(unsafe).
-      identity: what its verdicts belong to; None for a function, which can change without a trace.
-      cost: None where it is not known.
-    """
-
-    guard: Guard
-    identity: str | None
-    cost: GuardCost | None
-
-
 def check_guard(spec: str) -> None:
     """Refuses a text that names no guard, before any work.
 
@@ -63,7 +49,7 @@ def check_guard(spec: str) -> None:
     Raises:
       ConfigError: no such file, format, local model, module or function.
     """
-    if not spec or Path(spec).is_file():
+    if _is_head(spec):
         return
     name, colon, rest = spec.partition(":")
     if not colon or not rest:
@@ -75,7 +61,7 @@ def check_guard(spec: str) -> None:
     _function(spec)
 
 
-def load_guard(spec: str, model: LanguageModel) -> NamedGuard:
+def load_guard(spec: str, model: LanguageModel) -> Guard:
     """Loads the guard that a config names.
 
     Args:
@@ -90,23 +76,46 @@ def load_guard(spec: str, model: LanguageModel) -> NamedGuard:
       GuardFileError: a head of another model or a damaged one.
     """
     check_guard(spec)
+    if _is_head(spec):
+        return load_hidden_state_guard(model, spec or None)
     name, _, rest = spec.partition(":")
-    if not spec or Path(spec).is_file():
-        guard = load_hidden_state_guard(model, spec or None)
-        return _of_head(guard, model, Path(spec or packaged_head("teacher")))
     if name in FORMATS:
-        judge = LanguageModelGuard(load_model(str(Path(rest).expanduser())), lookup(FORMATS, name, "guard format"))
-        cost = GuardCost(num_params(judge.model.params), flops_per_token(judge.model.config, context=512))
-        return NamedGuard(judge, f"{judge.model.hash} {judge.template_hash}", cost)
-    return NamedGuard(_function(spec), None, None)
+        return LanguageModelGuard(load_model(str(Path(rest).expanduser())), FORMATS[name])
+    return _function(spec)
 
 
-def _of_head(guard: HiddenStateGuard, model: LanguageModel, file: Path) -> NamedGuard:
+def guard_identity(spec: str, guard: Guard) -> str | None:
+    """What the verdicts of a guard belong to; None for a function, which can change without a trace."""
+    if _is_head(spec):
+        # A head that was replaced under the same name gives other verdicts on the same answers.
+        return hashlib.sha256(Path(spec or packaged_head("teacher")).read_bytes()).hexdigest()
+    if isinstance(guard, LanguageModelGuard):
+        return f"{guard.model.hash} {guard.template_hash}"
+    return None
+
+
+def guard_cost(guard: Any, model: LanguageModel, *, context: int = 512) -> GuardCost | None:
+    """What a guard costs behind a language model.
+
+    Args:
+      guard: any guard.
+      model: the language model whose hidden states a head reads.
+      context: positions that a token sees.
+
+    Returns:
+      The cost; None for a function.
+    """
+    if isinstance(guard, LanguageModelGuard):
+        return GuardCost(num_params(guard.model.params), flops_per_token(guard.model.config, context=context))
+    if not hasattr(guard, "head"):
+        return None
     size = sum(np.size(leaf) for leaf in jax.tree.leaves((guard.head, guard.adapter)))
     read = dataclasses.replace(model.config, num_layers=max(guard.layers))
-    cost = GuardCost(size, flops_per_token(read, context=512, with_head=False))
-    # A head that was replaced under the same name gives other verdicts on the same answers.
-    return NamedGuard(guard, hashlib.sha256(file.read_bytes()).hexdigest(), cost)
+    return GuardCost(size, flops_per_token(read, context=context, with_head=False))
+
+
+def _is_head(spec: str) -> bool:
+    return not spec or Path(spec).is_file()
 
 
 def _function(spec: str) -> Callable[..., np.ndarray]:
@@ -122,8 +131,8 @@ def _function(spec: str) -> Callable[..., np.ndarray]:
         raise ConfigError(f"guard={spec!r}: {name!r} is no module ({error}). Expected {KINDS}.") from error
     finally:
         sys.path.remove(here)
-    found = getattr(module, attribute, None)
+    found: Any = getattr(module, attribute, None)
     if not callable(found):
-        public = ", ".join(each for each in vars(module) if not each.startswith("_")) or "nothing"
+        public = ", ".join(each for each in vars(module) if each.isidentifier() and each[0] != "_") or "nothing"
         raise ConfigError(f"guard={spec!r}: {name} has no function {attribute!r}; it has {public}.")
     return found

@@ -39,7 +39,7 @@ class ChatParts:
     tail: tuple[int, ...]
 
 
-_PROBES = (
+SLOTS = (
     *("a", "Z", "is", "1", ".", "(", '"', "'s", "-", "<", "$", "_", "", "é", "e\u0301", "\u0301", "ﬁ"),
     *("日本", "한", "и", "ע", "ก", "अ", "😀", "\u200d", "\u200b", "\ufeff", "▁", "½", "\x00"),
 )
@@ -87,15 +87,33 @@ class ChatTokenizer:
             return self
         if taken := sorted({"messages", "add_generation_prompt", "bos_token", "eos_token"} & variables.keys()):
             raise TokenizerError(f"template_variables sets {taken[0]!r}, which a chat sets itself.")
-        return ChatTokenizer(
-            self._tokenizer,
-            chat_template=self.chat_template,
-            eos_ids=self._eos_ids,
-            pad_id=self.pad_id,
-            bos_token=self.bos_token,
-            eos_token=self.eos_token,
-            template_variables={**self.template_variables, **variables},
-        )
+        return self._changed(template_variables={**self.template_variables, **variables})
+
+    def with_template(self, chat_template: str) -> "ChatTokenizer":
+        """Returns the tokenizer with another chat template, for a model without one or with one's own.
+
+        Args:
+          chat_template: Jinja text, as a tokenizer's configuration holds it.
+
+        Raises:
+          TokenizerError: the template cannot be rendered, or does not show the user's text.
+        """
+        changed = self._changed(chat_template=chat_template)
+        text = changed.render_chat([{"role": "user", "content": SLOT}], add_generation_prompt=True)
+        if SLOT not in text:
+            raise TokenizerError(f"The chat template {chat_template[:60]!r} does not show the user's text.")
+        return changed
+
+    def _changed(self, **changes: Any) -> "ChatTokenizer":
+        fields = {
+            "chat_template": self.chat_template,
+            "eos_ids": self._eos_ids,
+            "pad_id": self.pad_id,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "template_variables": self.template_variables,
+        }
+        return ChatTokenizer(self._tokenizer, **{**fields, **changes})
 
     @functools.cached_property
     def end_id(self) -> int:
@@ -192,7 +210,7 @@ class ChatTokenizer:
         """
         pieces = self.pieces(messages, add_generation_prompt=open_turn)
         if pieces not in self._heads:
-            self._heads[pieces] = self._protected.shared_beginning(pieces[:2], _PROBES)
+            self._heads[pieces] = self._protected.shared_beginning(pieces[:2], SLOTS)
         head, between = self._heads[pieces]
         rows = []
         for fill, filled in zip(fills, self.encode_filled(pieces, fills), strict=True):

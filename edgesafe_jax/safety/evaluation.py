@@ -11,6 +11,7 @@ from edgesafe_jax.adapters import budget
 from edgesafe_jax.corpora import MULTIPLE_CHOICE, Choice, Prompt
 from edgesafe_jax.corpora import multiple_choice as read_choices
 from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, check_ranges, check_texts, lookup
+from edgesafe_jax.guards.named import GuardCost
 from edgesafe_jax.guards.probe import load_encoder_guard
 from edgesafe_jax.guards.styles import STYLES
 from edgesafe_jax.guards.verdicts import Guard, checked
@@ -325,33 +326,29 @@ def multiple_choice(
 
 
 def costs(
-    model: LanguageModel, adapter: Adapter, *, guard_params: int, guard_layers: int, context: int = 512
+    model: LanguageModel, adapter: Adapter, *, guard: GuardCost | None, context: int = 512
 ) -> Mapping[str, Mapping[str, float]]:
     """Parameters, bytes and operations per token of base model, safe system and aligned model.
 
-    The safe system reads every token a second time, up to the layers of its guard. The aligned model has its adapter on
-    top, see `adapters.budget`.
+    The guard of the safe system reads every token once more. The aligned model has its adapter on top, see
+    `adapters.budget`.
 
     Args:
       model: the frozen language model.
       adapter: the student's.
-      guard_params: numbers in the guard's head.
-      guard_layers: layers of the language model that the guard computes.
+      guard: what the guard costs, see `guards.named.guard_cost`; None where it is not known.
       context: positions that a token sees.
 
     Returns:
-      By model: `params`, `bytes` (float32) and `flops_per_token`.
+      By model: `params`, `bytes` (float32) and `flops_per_token`; no system where the guard's cost is not known.
     """
-    config = model.config
     params = num_params(model.params)
     added = budget(adapter, model)
-    base = flops_per_token(config, context=context)
-    guard = flops_per_token(dataclasses.replace(config, num_layers=guard_layers), context=context, with_head=False)
-    rows = {
-        "base": (params, base),
-        "system": (params + guard_params, base + guard),
-        "student": (params + added.parameters, base + added.flops_per_token),
-    }
+    base = flops_per_token(model.config, context=context)
+    rows = {"base": (params, base)}
+    if guard is not None:
+        rows["system"] = (params + guard.parameters, base + guard.flops_per_token)
+    rows["student"] = (params + added.parameters, base + added.flops_per_token)
     return {
         name: {"params": float(count), "bytes": 4.0 * count, "flops_per_token": flops}
         for name, (count, flops) in rows.items()

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgesafe_jax import metrics, reporting
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.reporting import Estimate, Point, Section, Table, make_table
@@ -188,7 +190,9 @@ def _paired_rows(
         row: dict[str, Any] = {}
         for column, name in columns.items():
             if name in found and len(found[name]) == len(outcomes[0].get(name, ())):
-                row[column] = metrics.paired_bootstrap_interval(values=found[name], baseline=outcomes[0][name])
+                row[column] = metrics.paired_bootstrap_interval(
+                    values=np.array(found[name]), baseline=np.array(outcomes[0][name])
+                )
         if row:
             rows.append({"method": _name(selection, cell), "less": _name(selection, best[0]), **row})
     return rows

@@ -18,6 +18,7 @@ from edgesafe_jax.models.precision import Precision
 from edgesafe_jax.safety import teacher, training
 from edgesafe_jax.safety.evaluation import base_judges
 from edgesafe_jax.safety.system import SafeSystem, sharpened
+from edgesafe_jax.safety.training_data import PACKAGED_GROUPS
 from edgesafe_jax.training import WorkdirError, write_checked
 from launch import alignment, evaluate, startup, train
 from tests.launch import cli
@@ -222,7 +223,7 @@ def test_agreement_on_held_out_prompts_is_logged(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "eval/refused/plain" in line]
     assert [line["step"] for line in logged] == [1, 3]
-    assert all(0 <= line[f"eval/refused/{group}"] <= 1 for line in logged for group in alignment.GROUPS)
+    assert all(0 <= line[f"eval/refused/{group}"] <= 1 for line in logged for group in PACKAGED_GROUPS)
 
 
 def test_a_guard_that_never_objects_is_no_teacher(monkeypatch, tmp_path, tiny_model):
@@ -391,7 +392,7 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         ("mining", {"mixture": {"plain": 0.1}}, "config.mining.mixture: Weight of 'plain'"),
         ("num_steps", 0, "config.num_steps=0"),
         ("refusal", " ", "config.refusal is empty"),
-        ("guard", ".", "config.guard='.' is no file: expected the head that configs/guard_probe.py stores"),
+        ("guard", ".", "config.guard='.' is no file: expected nothing for the packaged guard"),
         ("guard", "missing.safetensors", "config.guard='missing.safetensors' is no file"),
         (
             "template_variables",

@@ -1,5 +1,7 @@
 """What is measured of an aligned model, on a tiny one."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from edgesafe_jax import adapters
 from edgesafe_jax.corpora import Choice, Prompt
+from edgesafe_jax.guards.named import guard_cost
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import ContextError, generate
@@ -223,6 +226,10 @@ def test_no_questions_is_an_error(tiny_model):
 # Costs ----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_guard_of_unknown_cost_gives_no_system(tiny_model, adapter):
+    assert set(costs(tiny_model, adapter, guard=None)) == {"base", "student"}
+
+
 def test_costs_by_hand(tiny_model, adapter):
     vocab = tiny_model.config.vocab_size
     # Per layer: query and out 16 x 32, key and value 16 x 16, three matrices 16 x 24, two norms of 16.
@@ -231,7 +238,8 @@ def test_costs_by_hand(tiny_model, adapter):
     forward = 2 * (3 * layer_weights + vocab * 16)
     attention = 4 * 3 * 32  # per position that a token sees
     guard = 2 * 2 * layer_weights + 4 * 2 * 32 * 100  # two layers, no output head
-    table = costs(tiny_model, adapter, guard_params=7, guard_layers=2, context=100)
+    head = types.SimpleNamespace(head=np.zeros(7), adapter=None, layers=(1, 2))
+    table = costs(tiny_model, adapter, guard=guard_cost(head, tiny_model, context=100), context=100)
     assert table == {
         "base": {"params": params, "bytes": 4 * params, "flops_per_token": forward + attention * 100},
         "system": {
