@@ -5,9 +5,8 @@ import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -118,7 +117,7 @@ def _is_head(spec: str) -> bool:
     return not spec or Path(spec).is_file()
 
 
-def _function(spec: str) -> Callable[..., np.ndarray]:
+def _function(spec: str) -> Guard:
     """Imports MODULE:FUNCTION; modules of the current folder are found, too."""
     name, _, attribute = spec.partition(":")
     here = os.getcwd()
@@ -135,4 +134,4 @@ def _function(spec: str) -> Callable[..., np.ndarray]:
     if not callable(found):
         public = ", ".join(each for each in vars(module) if each.isidentifier() and each[0] != "_") or "nothing"
         raise ConfigError(f"guard={spec!r}: {name} has no function {attribute!r}; it has {public}.")
-    return found
+    return cast(Guard, found)
