@@ -11,15 +11,19 @@ import contextlib
 import os
 import re
 import selectors
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import jax
+
+from edgesafe_jax.errors import ConfigError
 
 PERIOD = 1.0
 """Seconds between two heartbeats."""
@@ -287,3 +291,54 @@ def _exit(status: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
+
+
+def run_local(arguments: Sequence[str]) -> int:
+    """Runs a command in N connected processes of this machine, over the loopback interface.
+
+    Args:
+      arguments: N, then the command; it starts `parallel.initialize_multihost`, as launchers do.
+
+    Returns:
+      0, or the exit status of the first process that failed. SIGTERM is passed on to all of them.
+
+    Raises:
+      ConfigError: N is no positive whole number, or there is no command.
+    """
+    count, command = (arguments[0] if arguments else ""), list(arguments[1:])
+    if not count.isdecimal() or int(count) < 1 or not command:
+        raise ConfigError(f"{' '.join(arguments) or 'no arguments'}: expected a number of processes and a command.")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count}
+    processes = [
+        subprocess.Popen(command, env=os.environ | told | {"JAX_PROCESS_ID": str(number)})
+        for number in range(int(count))
+    ]
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        return _wait_for(processes)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
+    """Waits until all have ended, or for some time once one has failed; returns the first status that is not 0."""
+    failed, since = 0, time.monotonic()
+    while any(process.poll() is None for process in processes):
+        if not failed:
+            failed = next((process.returncode for process in processes if process.returncode), 0)
+            since = time.monotonic()
+        if failed and time.monotonic() - since > 2 * PATIENCE:
+            break
+        time.sleep(0.1)
+    return failed or next((process.returncode for process in processes if process.returncode), 0)

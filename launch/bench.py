@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from edgesafe_jax.benchmarks import align, batches, guards, kills, large, offline_rl, planner
 from edgesafe_jax.benchmarks.harness import machine
@@ -40,8 +40,6 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs a suite and prints its table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     with errors.reported():
         given = flags.FLAGS
         suite = errors.lookup(SUITES, given.suite, "--suite")

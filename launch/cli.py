@@ -18,4 +18,4 @@ def run() -> None:
         errors.lookup(dict.fromkeys(COMMANDS), name, "command")
     launcher = importlib.import_module(f"{__package__}.{name}")
     sys.argv[:2] = [f"edgesafe {name}"]
-    errors.start(launcher.define_flags, launcher.main)
+    errors.start(launcher.define_flags, launcher.main, operands=getattr(launcher, "OPERANDS", 0))

@@ -1,6 +1,7 @@
 """Error reports of launchers: one message, no traceback, exit status 2."""
 
 import contextlib
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -48,10 +49,10 @@ def _refuse(message: str, error: BaseException) -> NoReturn:
     raise SystemExit(2) from error
 
 
-def start(define_flags: Callable[[], None], main: Callable[[list[str]], None]) -> None:
+def start(define_flags: Callable[[], None], main: Callable[[list[str]], None], *, operands: int = 0) -> None:
     """Runs a launcher as a program: defines its flags, parses the command line, calls its `main`."""
     define_flags()
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, operands=operands))
 
 
 def _with_path(argument: str) -> str:
@@ -62,7 +63,7 @@ def _with_path(argument: str) -> str:
     return f"{found[1]}{config_module(found[2]).__file__}{found[3] or ''}"
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], *, operands: int = 0) -> list[str]:
     """Parses the command line for `app.run`; a mistake in it is one message, too.
 
     `--config=NAME` or `--config=NAME:VARIANT` is a packaged config.
@@ -72,6 +73,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     try:
         rest = flags.FLAGS([_with_path(argument) for argument in argv])
+        if len(rest) != 1 + operands:
+            raise flags.Error(f"expected {operands} arguments that are no flags, got {rest[1:]}")
         if "config" in flags.FLAGS:
             flags.FLAGS.config.keys()  # a file that cannot be read is noticed at the first use
         return rest

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from edgesafe_jax import adapters, assets, corpora
 from edgesafe_jax.corpora import read_prompts
@@ -55,8 +55,6 @@ def answer_prompts(
 
 def main(argv: list[str]) -> None:
     """Evaluates the run."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
         given = flags.FLAGS

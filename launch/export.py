@@ -8,7 +8,7 @@ that ships with the package.
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from edgesafe_jax import exporting
 from edgesafe_jax.exporting.sources import read_checkpoint
@@ -26,8 +26,6 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Exports the adapter."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
         given = flags.FLAGS

@@ -19,7 +19,7 @@ define_flags = startup.define_config_flags
 
 def main(argv: list[str]) -> None:
     """Runs the task of the config."""
-    print(f"wrote {startup.run_task(argv, TASKS)}")
+    print(f"wrote {startup.run_task(TASKS)}")
 
 
 if __name__ == "__main__":

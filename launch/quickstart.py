@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from . import alignment, errors, get_config, guards, offline, planning, startup
 
@@ -52,8 +52,6 @@ SECTIONS: dict[str, Callable[[Path], None]] = {
 
 def main(argv: list[str]) -> None:
     """Runs the sections."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
         names = flags.FLAGS.only or list(SECTIONS)

@@ -8,11 +8,13 @@ Cells that are not finished are left out, so that a running sweep can be looked 
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from edgesafe_jax import sweeps
 from edgesafe_jax.training.workdir import read_config
 from . import errors, startup, sweep
+
+OPERANDS = 1  # the work directory of a sweep
 
 
 def define_flags() -> None:
@@ -22,8 +24,6 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Writes the report."""
-    if len(argv) != 2:
-        raise app.UsageError("Expected one argument, the work directory of a sweep.")
     startup.configure()
     with errors.reported():
         root = Path(argv[1])
@@ -37,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.start(define_flags, main)
+    errors.start(define_flags, main, operands=OPERANDS)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from edgesafe_jax.reporting import results
 from edgesafe_jax.reporting.overview import overview_picture
@@ -67,8 +67,6 @@ def _add(workdir: str, name: str | None, folder: Path) -> Path:
 
 def main(argv: list[str]) -> None:
     """Writes, checks, adds or draws."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
         given = flags.FLAGS

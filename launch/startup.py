@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
@@ -85,19 +85,16 @@ def define_config_flags() -> None:
     flags.mark_flags_as_required(["config", "workdir"])
 
 
-def run_task(argv: list[str], tasks: Mapping[str, Task], *, multihost: tuple[str, ...] = ()) -> Path:
+def run_task(tasks: Mapping[str, Task], *, multihost: tuple[str, ...] = ()) -> Path:
     """Runs the task that the config of the command line names.
 
     Args:
-      argv: what is left of the command line.
       tasks: what `config.task` may name.
       multihost: tasks that may run in several processes.
 
     Returns:
       What the task returns.
     """
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     configure()
     with reported():
         config = flags.FLAGS.config.to_dict()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from edgesafe_jax import sweeps
 from edgesafe_jax.errors import POSITIVE_COUNT, check_ranges
@@ -78,8 +78,6 @@ def work(cells: Sequence[sweeps.Cell], root: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the sweep."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
     startup.configure()
     with errors.reported():
         given = flags.FLAGS

@@ -31,7 +31,7 @@ define_flags = startup.define_config_flags
 
 def main(argv: list[str]) -> None:
     """Runs the task of the config."""
-    startup.run_task(argv, TASKS, multihost=MULTIHOST)
+    startup.run_task(TASKS, multihost=MULTIHOST)
 
 
 if __name__ == "__main__":

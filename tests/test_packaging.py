@@ -10,6 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+from launch import get_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -98,3 +101,18 @@ def test_the_command_lists_launchers_and_refuses_others(monkeypatch, capsys):
         cli.run()
     assert caught.value.code == 2
     assert "Did you mean 'train'" in capsys.readouterr().err
+
+
+def test_scripts_of_clusters_are_whole():
+    for name in ("slurm.sbatch", "tpu_pod.sh"):
+        subprocess.run(["bash", "-n", ROOT / "launch" / name], check=True)
+    jobs = yaml.safe_load((ROOT / "launch" / "gke_jobset.yaml").read_text())
+    [job] = jobs["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    [container] = spec["template"]["spec"]["containers"]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    assert set(env) == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"}
+    assert int(env["JAX_NUM_PROCESSES"]) == spec["parallelism"] == spec["completions"]
+    assert env["JAX_COORDINATOR_ADDRESS"].startswith(f"{jobs['metadata']['name']}-{job['name']}-0-0.")
+    name, _, variant = container["command"][2].removeprefix("--config=").partition(":")
+    assert get_config(name, variant).task == "alignment"
