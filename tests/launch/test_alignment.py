@@ -371,7 +371,7 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("objective", "magic", "config.objective='magic': expected one of dpo, kl, "),
+        ("objective", "magic", "config.objective='magic': expected one of dpo, "),
         ("objective_options", {"dpo": {"beta": -1.0}}, "config.objective_options.dpo.beta=-1.0: expected above 0"),
         ("matmul_dtype", "int4", "config.matmul_dtype='int4'"),
         ("gate_threshold", 1.0, "config.gate_threshold=1.0"),
