@@ -2,16 +2,20 @@
 
 Prompts are padded on the right to a length bucket, so that a handful of compilations serve every length. The part that
 all rows share (the adapter's virtual positions and the head of the chat template) is computed once at batch size one.
+Rows run in slots, see `decoding`: when some answers are finished, the next prompts take their places.
 A row's answer does not depend on its padding or on the rows beside it: positions that do not exist are never attended
 to, and every row draws from a random stream of its own.
 """
 
-import contextlib
 import dataclasses
 import functools
+import logging
+import queue
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +23,25 @@ import numpy as np
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, check_counts, check_texts
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
+from edgesafe_jax.models.decoding import Prompts, decode, empty_slots, fill, take
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.placements import answer_ids, head_of
 from edgesafe_jax.typing import Adapter, Array, Params, PRNGKey, ProgressFn
 
+_log = logging.getLogger(__name__)
+
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 """Lengths, in positions, to which rows are padded; longer ones to multiples of the last."""
 
 PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-"""The same for rows that are read once, before a generation or for their likelihood: fewer, since each is compiled."""
+"""The same for slots of a generation, and for rows that are read once for their likelihood: fewer."""
+
+DIVIDED = 16
+"""Least number of slots that are filled in parts."""
+
+LONG = 5.0
+"""Seconds after which a generation says how fast it was."""
 
 
 class ContextError(EdgesafeError, ValueError):
@@ -106,141 +119,6 @@ class Generation:
     ends: list[int | None] | None = None
 
 
-_BLOCK = 256  # of the vocabulary, in `_argmax` and `_sample`
-
-
-def _argmax(logits: Array) -> tuple[Array, Array]:
-    """The first token of the largest logit in each row, `[B]`, and whether that logit is finite.
-
-    In two steps: on CPU, maxima are faster than indices.
-    """
-    batch, num_tokens = logits.shape
-    padding = ((0, 0), (0, -num_tokens % _BLOCK))
-    blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(batch, -1, _BLOCK)
-    maxima = jnp.max(blocks, axis=-1)
-    block = jnp.argmax(maxima, axis=-1)
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    chosen = (block * _BLOCK + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
-    return chosen, jnp.isfinite(jnp.max(maxima, axis=-1))
-
-
-def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> tuple[Array, Array]:
-    """Draws one token per row by inverting the distribution function, `[B]`; and whether the sum of it is finite.
-
-    One uniform number per row, where Gumbel noise would take one per token of the vocabulary. The function is inverted
-    in two steps, first over blocks of tokens and then within one, so that no sum runs over the whole vocabulary.
-    """
-    batch, num_tokens = logits.shape
-    probs = jax.nn.softmax(logits / temperature, axis=-1)
-    blocks = jnp.pad(probs, ((0, 0), (0, -num_tokens % _BLOCK))).reshape(batch, -1, _BLOCK)
-    upper = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    target = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys) * upper[:, -1]
-
-    def first_above(sums: Array, value: Array, mass: Array) -> Array:
-        """The first index whose running sum exceeds the value; the heaviest one where rounding leaves none."""
-        above = sums > value[:, None]
-        return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), jnp.argmax(mass, axis=-1))
-
-    block = first_above(upper, target, jnp.sum(blocks, axis=-1))
-    below = jnp.where(block > 0, jnp.take_along_axis(upper, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    index = first_above(jnp.cumsum(inside, axis=-1), target - below, inside)
-    return (block * _BLOCK + index).astype(jnp.int32), jnp.isfinite(upper[:, -1])
-
-
-@functools.partial(jax.jit, static_argnames=("decoder", "num_steps", "eos_ids", "pad_id", "sampled", "keep_hidden"))
-def _generate(
-    decoder: Decoder,
-    params: Params,
-    attached: Mapping[str, Any],
-    shared: KeyValues,
-    tokens: Array,
-    where: Array,
-    forced: Array,
-    forced_where: Array,
-    keys: PRNGKey,
-    temperature: Array,
-    *,
-    num_steps: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    sampled: bool,
-    keep_hidden: bool,
-) -> tuple[Array, Array, Array, Array]:
-    """Generates `num_steps` tokens per row; see `generate`.
-
-    Returns:
-      Answers `[B, num_steps]`, the pad id after their end; whether each one ended; the hidden states behind the tokens,
-      `[B, num_steps, D]`, or `[B, 0, D]` where they are not kept; whether what each row was chosen from was finite.
-    """
-    batch, length = tokens.shape
-    variables = {"params": params}
-    prefill: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        variables, tokens, where=where, past=(shared,), **attached
-    )
-    counts = jnp.sum(where, axis=1, dtype=jnp.int32)
-    last = jnp.take_along_axis(prefill.hidden, (counts - 1)[:, None, None], axis=1)[:, 0]
-
-    def choose(hidden: Array, step: Array) -> tuple[Array, Array]:
-        logits = decoder.apply(variables, hidden, method=Decoder.logits)
-        if sampled:
-            chosen, finite = _sample(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), temperature)  # type: ignore[arg-type]
-        else:
-            chosen, finite = _argmax(logits)  # type: ignore[arg-type]
-        if forced.shape[1] == 0:
-            return chosen, finite
-        column = jnp.minimum(step, forced.shape[1] - 1)
-        use = jnp.take(forced_where, column, axis=1) & (step < forced.shape[1])
-        return jnp.where(use, jnp.take(forced, column, axis=1), chosen), finite
-
-    # The cache holds the prompt's keys and values, then one slot per generated token.
-    room = ((0, 0), (0, 0), (0, 0), (0, num_steps), (0, 0))
-    cache = KeyValues(
-        keys=jnp.pad(prefill.key_values.keys, room),
-        values=jnp.pad(prefill.key_values.values, room),
-        where=jnp.pad(where, ((0, 0), (0, num_steps))),
-    )
-    shared_length = shared.keys.shape[3]
-    put = jax.lax.dynamic_update_slice_in_dim
-    is_eos = functools.partial(jnp.isin, test_elements=jnp.array(eos_ids, jnp.int32))
-
-    states = jnp.zeros((batch, num_steps if keep_hidden else 0, last.shape[-1]), last.dtype)
-
-    def unfinished(carry):
-        step, done = carry[0], carry[3]
-        return (step < num_steps) & ~jnp.all(done)
-
-    def advance(carry):
-        step, token, hidden, done, cache, answers, states, finite = carry
-        if keep_hidden:
-            states = put(states, hidden[:, None], step, axis=1)
-        answers = put(answers, jnp.where(done, pad_id, token)[:, None], step, axis=1)
-        done = done | is_eos(token)
-        output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-            variables,
-            token[:, None],
-            positions=(shared_length + counts + step)[:, None],
-            past=(shared, cache),
-            **attached,
-        )
-        slot = length + step
-        cache = KeyValues(
-            keys=put(cache.keys, output.key_values.keys, slot, axis=3),
-            values=put(cache.values, output.key_values.values, slot, axis=3),
-            where=cache.where | (jnp.arange(length + num_steps, dtype=jnp.int32) == slot)[None],
-        )
-        hidden = output.hidden[:, 0]
-        token, still_finite = choose(hidden, step + 1)
-        return step + 1, token, hidden, done, cache, answers, states, finite & (still_finite | done)
-
-    zero = jnp.zeros((), jnp.int32)
-    answers = jnp.full((batch, num_steps), pad_id, jnp.int32)
-    token, finite = choose(last, zero)
-    start = (zero, token, last, jnp.zeros((batch,), bool), cache, answers, states, finite)
-    _, _, _, done, _, answers, states, finite = jax.lax.while_loop(unfinished, advance, start)
-    return answers, done, states, finite
-
-
 encode_shared_once = jax.jit(encode_shared, static_argnames=("decoder",))
 """`encode_shared`, compiled: one program for all who compute a shared block ahead of their batches."""
 
@@ -269,9 +147,9 @@ def generate(
       temperature: 0 for greedy answers; above, of the sampling distribution.
       key: random key, needed when the temperature is above 0. Row i draws from `fold_in(key, i)` whatever its batch.
       prefills: text with which each answer is made to begin (a prefill attack), counted as part of it; or None.
-      batch_size: rows that run at once.
-      keep_hidden: whether to return the hidden states behind the tokens.
-      on_batch: called with (answers done, answers in total) after each batch.
+      batch_size: rows that run at once; on CPU two such batches do.
+      keep_hidden: whether to return the hidden states behind the tokens, zero behind the end of an answer.
+      on_batch: called with (answers done, answers in total) when answers are finished.
 
     Returns:
       Answers in the order of the prompts.
@@ -293,98 +171,162 @@ def generate(
     rows = encode_prompts(model, prompts, max_tokens=max_tokens, adapter=adapter)
     forced = _encode_prefills(model, prefills, len(rows), max_tokens)
     model = model.for_decoding
-    run = _Run(model, adapter, rows, forced, max_tokens, temperature, key, keep_hidden)
-
-    # Rows of like length share a batch; the last batch is filled up with repeats, so that one compilation serves it.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-    def answer(chosen: list[int]) -> tuple[list[int], tuple[np.ndarray, ...]]:
-        full = min(batch_size, 1 << (len(chosen) - 1).bit_length())
-        outputs = run.batch(chosen + [chosen[-1]] * (full - len(chosen)))
-        return chosen, tuple(np.asarray(output)[: len(chosen)] for output in outputs)
+    shared = encode_shared_once(model.decoder, model.params, adapter, head_of(model, adapter))
+    start = jax.random.key(0) if key is None else key
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(len(rows), dtype=jnp.uint32))
+    run = _Run(model, behind(adapter), shared, rows, forced, keys, max_tokens, temperature, keep_hidden, batch_size)
 
     tokens: list[list[int]] = [[] for _ in rows]
     ends: list[int | None] = [None] * len(rows)
     finite = np.ones(len(rows), bool)
     hidden = np.zeros((len(rows), max_tokens, model.config.embed_dim), np.float32) if keep_hidden else None
-    done = 0
-    # A decoding step is bound by memory and leaves the cores of a CPU idle: there two batches run beside each other.
-    with _two_threads() if jax.default_backend() == "cpu" and len(batches) > 1 else contextlib.nullcontext() as pool:
-        for chosen, (answers, _, states, good) in map(answer, batches) if pool is None else pool.map(answer, batches):
-            finite[chosen] = good
+    done, started = 0, time.monotonic()
+    for finished in _side_by_side([run.answers(stream) for stream in run.streams()]):
+        for index, answer, states, good in finished:
+            finite[index] = good
             if hidden is not None:
-                hidden[chosen] = states
-            for row, index in enumerate(chosen):
-                tokens[index], ends[index] = _until_eos(answers[row].tolist(), model.tokenizer.eos_ids)
-            done += len(chosen)
-            if on_batch is not None:
-                on_batch(done, len(rows))
+                hidden[index] = states
+            tokens[index], ends[index] = _until_eos(answer.tolist(), model.tokenizer.eos_ids)
+        done += len(finished)
+        if on_batch is not None:
+            on_batch(done, len(rows))
+    if (seconds := time.monotonic() - started) > LONG:
+        num = sum(map(len, tokens))
+        _log.info(f"{len(rows)} answers, {num} tokens in {seconds:.0f} s: {num / seconds:.0f} tokens per second")
     check_finite(finite, "The logits of prompt", sources=(("parameter", model.params), ("adapter", adapter)))
     texts = [model.tokenizer.decode(row).strip() for row in tokens]
     return Generation(tokens, texts, [end is not None for end in ends], hidden, ends)
 
 
+_Answer: TypeAlias = tuple[int, np.ndarray, np.ndarray, bool]
+"""A row's index, its tokens with the pad id behind them, their hidden states, and whether all was finite."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What the batches of one call of `generate` share."""
+    """What the streams of one call of `generate` share."""
 
     model: LanguageModel
-    adapter: Adapter | None
+    attached: Mapping[str, Any]
+    shared: KeyValues
     rows: list[list[int]]
     forced: list[list[int]]
+    keys: PRNGKey
     max_tokens: int
     temperature: float
-    key: PRNGKey | None
     keep_hidden: bool
-
-    @functools.cached_property
-    def shared(self) -> KeyValues:
-        head = head_of(self.model, self.adapter)
-        return encode_shared_once(self.model.decoder, self.model.params, self.adapter, head)
-
-    @functools.cached_property
-    def keys(self) -> PRNGKey:
-        key = jax.random.key(0) if self.key is None else self.key
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(self.rows), dtype=jnp.uint32))
+    batch_size: int
 
     @functools.cached_property
     def num_forced(self) -> int:
         return min(bucket_length(max(map(len, self.forced))), self.max_tokens) if any(self.forced) else 0
 
-    def batch(self, chosen: list[int]) -> tuple[Array, Array, Array, Array]:
-        """Generates the answers of some rows; see `_generate`."""
-        model, pad_id = self.model, self.model.tokenizer.pad_id
-        length = bucket_length(max(len(self.rows[i]) for i in chosen), PROMPT_BUCKETS)
-        tokens, where = pad_tokens([self.rows[i] for i in chosen], pad_id=pad_id, length=length)
-        begin, begin_where = pad_tokens([self.forced[i] for i in chosen], pad_id=pad_id, length=self.num_forced)
-        return _generate(
+    def size(self, row: int) -> int:
+        """Positions that a slot needs for a row."""
+        return bucket_length(len(self.rows[row]) + self.max_tokens, PROMPT_BUCKETS)
+
+    def streams(self) -> list[list[int]]:
+        """Splits the rows, from short to long, into streams whose slots are of one size.
+
+        A size is used if at least a batch of rows needs it. On CPU, where a decoding step leaves cores idle, more than
+        a batch is cut in two. Lengths alone decide, so that all is repeatable.
+        """
+        streams, group = [], []
+        order = sorted(range(len(self.rows)), key=lambda row: len(self.rows[row]))
+        for number, row in enumerate(order, start=1):
+            group.append(row)
+            if number < len(order) and (len(group) < self.batch_size or self.size(row) == self.size(order[number])):
+                continue
+            halve = len(group) > self.batch_size and jax.default_backend() == "cpu"
+            streams += [group[::2], group[1::2]] if halve else [group]
+            group = []
+        return streams
+
+    def answers(self, pending: list[int]) -> Iterator[list[_Answer]]:
+        """Answers the rows of a stream and yields them as they are finished.
+
+        Finished slots are filled again a quarter of them at a time. When no rows are left to begin and three quarters
+        of the slots are finished, the others go on alone.
+        """
+        model, eos_ids = self.model, self.model.tokenizer.eos_ids
+        common = (model.decoder, model.params, self.attached, self.shared)
+        temperature = jnp.float32(self.temperature) if self.temperature > 0 else None
+        num = min(self.batch_size, 1 << (len(pending) - 1).bit_length())
+        slots = empty_slots(
             model.decoder,
-            model.params,
-            behind(self.adapter),
-            self.shared,
-            tokens,
-            where,
-            begin,
-            begin_where,
-            self.keys[np.array(chosen)],
-            jnp.float32(self.temperature),
-            num_steps=self.max_tokens,
-            eos_ids=model.tokenizer.eos_ids,
-            pad_id=pad_id,
-            sampled=self.temperature > 0,
+            num,
+            self.size(pending[-1]),
+            max_tokens=self.max_tokens,
+            num_forced=self.num_forced,
             keep_hidden=self.keep_hidden,
+            pad_id=model.tokenizer.pad_id,
         )
+        rows = np.full(num, -1)  # the row in each slot
+        while pending or np.any(rows >= 0):
+            part = len(rows) // 4 if len(rows) >= DIVIDED else len(rows)
+            while pending and np.sum(rows < 0) >= min(part, len(pending)):
+                group, pending = pending[:part], pending[part:]
+                places = np.flatnonzero(rows < 0)[: len(group)]
+                rows[places] = group
+                # A group that is not full is filled up with repeats, so that one compilation serves it.
+                places = np.pad(places, (0, part - len(group)), mode="edge").astype(np.int32)
+                prompts = self._prompts([rows[place] for place in places])
+                slots = fill(
+                    *common, slots, prompts, places, temperature, eos_ids=eos_ids, pad_id=model.tokenizer.pad_id
+                )
+            enough = np.sum(rows < 0) + min(part, len(pending)) if pending else len(rows) - part * (part < len(rows))
+            slots = decode(*common, slots, np.int32(enough), temperature, eos_ids=eos_ids)
+            finished = np.flatnonzero(np.asarray(slots.done) & (rows >= 0))
+            # Copies: the memory of slots is used again.
+            found = (
+                np.array(slots.answers)[finished],
+                np.array(slots.states)[finished],
+                np.array(slots.finite)[finished],
+            )
+            yield [(int(rows[place]), *values) for place, *values in zip(finished, *found, strict=True)]
+            rows[finished] = -1
+            if not pending and part < len(rows) and np.sum(rows >= 0) <= part:
+                chosen = np.argsort(rows < 0, stable=True)[:part]
+                slots, rows = take(slots, chosen.astype(np.int32)), rows[chosen]
+
+    def _prompts(self, rows: list[int]) -> Prompts:
+        pad_id = self.model.tokenizer.pad_id
+        tokens, where = pad_tokens([self.rows[row] for row in rows], pad_id=pad_id)
+        forced, begin = pad_tokens([self.forced[row] for row in rows], pad_id=pad_id, length=self.num_forced)
+        return Prompts(tokens, where, forced, begin.sum(axis=1, dtype=np.int32), self.keys[np.array(rows)])
 
 
-@contextlib.contextmanager
-def _two_threads() -> Iterator[futures.ThreadPoolExecutor]:
-    """Two threads; what has not begun when the block is left is not run."""
-    pool = futures.ThreadPoolExecutor(2)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _side_by_side(streams: Sequence[Iterator[list[_Answer]]]) -> Iterator[list[_Answer]]:
+    """What the streams yield; on CPU two of them run at a time. None goes on when the caller stops."""
+    if len(streams) == 1 or jax.default_backend() != "cpu":
+        for stream in streams:
+            yield from stream
+        return
+    results: queue.SimpleQueue[list[_Answer] | BaseException | None] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def run(stream: Iterator[list[_Answer]]) -> None:
+        try:
+            while not stopped.is_set() and (found := next(stream, None)) is not None:
+                results.put(found)
+            results.put(None)
+        except BaseException as error:
+            results.put(error)
+
+    with futures.ThreadPoolExecutor(2) as pool:
+        try:
+            running = [pool.submit(run, stream) for stream in streams]
+            while running:
+                found = results.get()
+                if isinstance(found, BaseException):
+                    raise found
+                if found is None:
+                    running.pop()
+                else:
+                    yield found
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _encode_prefills(

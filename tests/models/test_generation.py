@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgesafe_jax.adapters import SoftPrompt
-from edgesafe_jax.models import generation
+from edgesafe_jax.models import decoding, generation
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import (
     BUCKETS,
@@ -171,14 +171,36 @@ def test_empty_prefills_change_nothing(tiny_model, greedy):
 
 
 def test_one_compilation_serves_a_bucket(tiny_model):
-    """Texts of like lengths and last batches that are not full share a program."""
+    """Texts of like lengths and last batches that are not full share programs."""
+    sizes = lambda: [program._cache_size() for program in (decoding.fill, decoding.decode)]  # noqa: E731
     generate(tiny_model, ["hello"] * 4, max_tokens=3, batch_size=4)
-    before = generation._generate._cache_size()
+    before = sizes()
     generate(tiny_model, ["hello", "us", "in"], max_tokens=3, batch_size=4)
     generate(tiny_model, ["", "er", "in", "user", "he", "w", "sy"], max_tokens=3, batch_size=4)
-    assert generation._generate._cache_size() == before
+    assert sizes() == before
     generate(tiny_model, ["a longer prompt for the next bucket"] * 4, max_tokens=3, batch_size=4)
-    assert generation._generate._cache_size() == before + 1
+    assert sizes() == [before[0] + 1, before[1] + 1]
+
+
+def test_finished_slots_are_filled_again_and_the_last_rows_go_on_alone(tiny_model, greedy):
+    """More rows than slots, of which some end at once: every row's answer is that of its own."""
+    model = with_eos(tiny_model, greedy.tokens[6][0], greedy.tokens[0][1])
+    prompts, seen = [*PROMPTS] * 6, []
+    with_few = generate(model, prompts, max_tokens=MAX_TOKENS, batch_size=16, on_batch=lambda *done: seen.append(done))
+    alone = generate(model, PROMPTS, max_tokens=MAX_TOKENS, batch_size=BATCH)
+    assert with_few.tokens == alone.tokens * 6
+    assert {len(tokens) for tokens in alone.tokens} >= {0, 1, MAX_TOKENS}
+    # Answers are counted as they are finished, in more steps than there are batches.
+    assert [total for _, total in seen] == [48] * len(seen)
+    assert sorted(done for done, _ in seen) == [done for done, _ in seen]
+    assert len(seen) > 4
+    assert seen[-1] == (48, 48)
+
+
+def test_a_failure_in_a_stream_ends_the_generation(tiny_model, monkeypatch):
+    monkeypatch.setattr(generation, "fill", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no memory")))
+    with pytest.raises(RuntimeError, match="no memory"):
+        generate(tiny_model, PROMPTS, max_tokens=3, batch_size=4)
 
 
 def test_progress_is_reported(tiny_model):
@@ -202,7 +224,7 @@ def test_bad_arguments(tiny_model):
 
 
 def test_prompts_beyond_the_context_are_named_before_anything_runs(tiny_model, monkeypatch):
-    monkeypatch.setattr(generation, "_generate", lambda *_, **__: pytest.fail("generation was started"))
+    monkeypatch.setattr(generation, "fill", lambda *_, **__: pytest.fail("generation was started"))
     head, tail = tiny_model.tokenizer.chat_parts.head, tiny_model.tokenizer.chat_parts.tail
     room = tiny_model.config.max_context - len(head) - len(tail)
     fits = "." * (room - 10)
