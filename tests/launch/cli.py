@@ -17,7 +17,7 @@ def run(monkeypatch: pytest.MonkeyPatch, launcher: ModuleType, *arguments: str) 
     before = set(flags.FLAGS)
     try:
         launcher.define_flags()
-        launcher.main(errors.parse_flags(argv))
+        launcher.main(errors.parse_flags(argv, operands=getattr(launcher, "OPERANDS", 0)))
     finally:
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)

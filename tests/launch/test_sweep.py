@@ -5,7 +5,7 @@ import json
 import pytest
 
 from edgesafe_jax.safety import teacher
-from launch import alignment, sweep
+from launch import alignment, report, sweep
 from tests.launch import cli
 from tests.launch.test_alignment import tiny_system  # noqa: F401
 
@@ -87,3 +87,27 @@ def test_a_sweep_that_means_nothing_is_refused_before_work_starts(tmp_path, monk
 def test_a_config_of_another_task_is_no_sweep(tmp_path, monkeypatch, capsys):
     given = "--config=configs/align_soft_prompt.py:runlocal"
     assert "expected 'sweep'" in cli.refused(monkeypatch, capsys, sweep, given, f"--workdir={tmp_path}/run")
+
+
+PLANNERS = """
+import ml_collections
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.task, config.base, config.variant = "sweep", "plan_icem", "runlocal"
+    config.changes = ml_collections.ConfigDict({"num_steps": 2, "horizon": 3})
+    config.axes = ml_collections.ConfigDict({"planner": ("icem", "random_shooting"), "seed": (0,)})
+    config.levels, config.factors = ml_collections.ConfigDict(), ml_collections.ConfigDict()
+    config.selection = ml_collections.ConfigDict({"repeat": "seed", "measure": {"planning/return": 1.0}})
+    config.report = ml_collections.ConfigDict()
+    config.report.tables = {"Returns": {"return": "planning/return"}}
+    return config
+"""
+
+
+def test_planners_are_swept_and_reported_by_the_same_commands(tmp_path, monkeypatch, capsys):
+    (tmp_path / "planners.py").write_text(PLANNERS)
+    cli.run(monkeypatch, sweep, f"--config={tmp_path}/planners.py", f"--workdir={tmp_path}/run")
+    cli.run(monkeypatch, report, f"{tmp_path}/run")
+    assert "random_shooting" in capsys.readouterr().out
+    assert (tmp_path / "run" / "tables" / "returns.tex").exists()
