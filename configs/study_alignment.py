@@ -124,8 +124,7 @@ def _runlocal(config: ml_collections.ConfigDict) -> None:
     config.variant = "runlocal"
     config.changes = ml_collections.ConfigDict({"decision_weight": 0.0, "num_steps": 2, "mining": {"start": 1.0}})
     config.changes.adapter = {"num_parameters": 64}
-    config.changes.data = {"num_harmful": 8, "num_sensitive": 8, "num_plain": 8}
-    config.changes.evaluation = {"strongreject": 4, "sensitive": 4, "plain": 4, "num_choices": 2, "num_kl": 2}
+    config.changes.evaluation = {"strongreject": 4, "sensitive": 4, "plain": 4, "multiple_choice": (), "num_kl": 0}
     config.axes.objective = ("token_kl", "tv")
     config.axes.seed = (0, 1)
     config.factors.learning_rate = (1.0,)

@@ -1,6 +1,7 @@
 """What is run of a matrix, and in which order: the search at one seed first, then more seeds of the best."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -57,6 +58,17 @@ class Selection:
         if any(value is None for value in found):
             return math.nan
         return sum(weight * float(value) for weight, value in zip(self.measure.values(), found, strict=True) if value)
+
+    def check_results(self, results: Mapping[str, Numbers]) -> None:
+        """Raises ConfigError where finished cells lack a number of the measure, so that none can be chosen."""
+        for name in self.measure:
+            if results and all(numbers.get(name) is None for numbers in results.values()):
+                known = dict.fromkeys(each for numbers in results.values() for each in numbers)
+                close = difflib.get_close_matches(name, known, n=3) or list(known)[:3]
+                raise ConfigError(
+                    f"selection.measure: no finished cell has the number {name!r}; the nearest that there are: "
+                    f"{', '.join(close) or 'none'}."
+                )
 
     def first(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells of the search, and of all repeats where no number of best methods is given.

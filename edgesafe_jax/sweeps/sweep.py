@@ -73,12 +73,15 @@ def run_sweep(
 
     Raises:
       WorkdirError: a cell that is there was run with another config.
+      ConfigError: the finished cells lack a number of the selection's measure.
     """
     check_cells(sweep.cells, root)
     forget_failures(sweep.cells, root)
     chosen = sweep.selection.first(sweep.cells)
     _launch(sweep, chosen, root, work, launcher, num_processes, sweep.num_repeats, stream)
-    repeats = sweep.selection.repeats(sweep.cells, read_results(sweep.cells, root))
+    results = read_results(sweep.cells, root)
+    sweep.selection.check_results(results)
+    repeats = sweep.selection.repeats(sweep.cells, results)
     _launch(sweep, repeats, root, work, launcher, num_processes, 0, stream)
     states = {cell.name: read_state(cell, root) for cell in (*chosen, *repeats)}
     return [f"{name}: {state.message}" for name, state in states.items() if state.kind == "failed"]

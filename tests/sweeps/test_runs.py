@@ -69,6 +69,13 @@ def test_a_cell_that_fails_ends_no_other_and_is_tried_again(tmp_path):
     assert calls(tmp_path)[-2:] == ["a 0 1", "a 0 3"]
 
 
+def test_a_measure_that_no_cell_has_is_named(tmp_path):
+    rule = sweeps.Selection(search=("rate",), measure={"run/goood": 1.0})
+    sweep = sweeps.make_sweep(BASE, make_sweep().axes, selection=rule)
+    with pytest.raises(ConfigError, match=r"no finished cell has the number 'run/goood'.* run/good"):
+        run(sweep, tmp_path, stream=io.StringIO())
+
+
 def test_an_error_of_the_code_is_kept_with_its_traceback(tmp_path):
     def broken(config, workdir, shared):
         raise ZeroDivisionError("no such number")
