@@ -1,4 +1,4 @@
-r"""Benchmarks: `python -m launch.bench --suite=align|guards|offline_rl|planner|large|kills [--workdir=DIR]`.
+r"""Benchmarks: `python -m launch.bench --suite=align|device|guards|offline_rl|planner|large|kills [--workdir=DIR]`.
 
 `planner_learned` and `planner_brax` are batches of problems; `large` is a 1B model, for accelerators.
 
@@ -15,12 +15,14 @@ from absl import flags
 
 from edgesafe_jax.benchmarks import align, batches, guards, kills, large, offline_rl, planner
 from edgesafe_jax.benchmarks.harness import machine
+from edgesafe_jax.exporting import device
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import write_json, write_summary
 from . import errors, peers
 
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "align": functools.partial(align.run, peers.align_peers),
+    "device": device.run,
     "guards": functools.partial(guards.run, peers.guard_peer),
     "kills": functools.partial(kills.run, (f"{__package__}.train", "--config=align_soft_prompt:runlocal")),
     "large": large.run,

@@ -3,24 +3,31 @@ r"""Writes a trained adapter in the format of another program, with a model card
     python -m launch.export --checkpoint=WORKDIR --format=peft --out=DIR
 
 The checkpoint is the work directory of a finished alignment run, an adapter file, or `packaged` for the soft prompt
-that ships with the package.
+that ships with the package. `--push=OWNER/NAME` uploads the directory, too.
+
+    python -m launch.export --checkpoint=packaged --format=vocabulary_graft --out=safe
+    llama-cli -m safe/model.gguf -cnv --jinja
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from edgesafe_jax import exporting
-from edgesafe_jax.exporting.sources import read_checkpoint
+import configs
+from edgesafe_jax.exporting import EXPORTERS, export_checkpoint
 from . import errors, startup
+
+PACKAGED_RESULTS = Path(configs.__path__[0]) / "results" / "align_soft_prompt.json"
+"""What was measured of the packaged soft prompt."""
 
 
 def define_flags() -> None:
     """Defines the command line; not on import, so that several launchers can be imported together."""
     flags.DEFINE_string("checkpoint", None, "Work directory, adapter file, or 'packaged'.")
-    flags.DEFINE_string("format", None, f"One of {', '.join(exporting.EXPORTERS)}.")
+    flags.DEFINE_string("format", None, f"One of {', '.join(EXPORTERS)}.")
     flags.DEFINE_string("out", None, "The directory to make.")
     flags.DEFINE_string("base", None, "Base model; default the one that the checkpoint names.")
+    flags.DEFINE_string("push", None, "OWNER/NAME of a repository of the hub to upload the directory to.")
     flags.mark_flags_as_required(["checkpoint", "format", "out"])
 
 
@@ -29,11 +36,9 @@ def main(argv: list[str]) -> None:
     startup.configure()
     with errors.reported():
         given = flags.FLAGS
-        export = exporting.make_exporter(given.format)
-        exporting.check_target(given.out)
-        adapter, model, provenance = read_checkpoint(given.checkpoint, base=given.base)
-        path = export(adapter, model, given.out, provenance=provenance)
-        print(f"wrote {path}: " + ", ".join(sorted(file.name for file in Path(path).iterdir())))
+        target = {"base": given.base, "repo": given.push, "packaged_results": PACKAGED_RESULTS}
+        path, upload = export_checkpoint(given.checkpoint, given.format, given.out, **target)
+        print(f"wrote {path}" + (f", uploaded to {upload}" if upload else ""))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from absl import flags
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.exporting import runtime_evaluation
 from edgesafe_jax.exporting.runtime import RuntimeSettings
-from edgesafe_jax.training import write_summary
 from . import alignment, get_config
 
 
@@ -32,26 +31,17 @@ def evaluate(name: str, model: str | None, checkpoint: str | None, only: Sequenc
         raise ConfigError(f"--runtime={name} needs --model=FILE, the file that it runs.")
     lookup(runtime_evaluation.RUNTIMES, name, "--runtime")
     config = get_config("align_soft_prompt").to_dict() if checkpoint is None else alignment.read_run(checkpoint)
-    wanted, sets = config["evaluation"], alignment.evaluation_sets(config)
-    num = None if num_prompts < 1 else num_prompts
+    wanted, sets, report = config["evaluation"], alignment.evaluation_sets(config), Path(f"{model}.evaluation")
+    num = num_prompts if num_prompts > 0 else None
     chosen = {each: lookup(sets, each, "--sets")[:num] for each in only or sets}
-    report = Path(f"{model}.evaluation")
+    counts = {each: wanted[each] if wanted[each] >= 0 else None for each in ("num_prefill", "num_choices")}
+    more = {each: num if count is None else min(count, num or count) for each, count in counts.items()}
+    choices = () if only else wanted["multiple_choice"]
     # The runtime is started first: a file that it cannot load ends here.
     with runtime_evaluation.start_runtime(name, model, RuntimeSettings(num_parallel=2)) as runtime:
         _, guard, _ = alignment.load_system({**config, "matmul_dtype": "float32"}, report)
-        counts = {each: None if wanted[each] < 0 else wanted[each] for each in ("num_prefill", "num_choices")}
+        judges, longest = alignment.load_judges(config, guard), wanted["max_tokens"]
         found = runtime_evaluation.evaluate_runtime(
-            runtime,
-            chosen,
-            alignment.load_judges(config, guard),
-            max_tokens=wanted["max_tokens"],
-            choices=() if only else wanted["multiple_choice"],
-            **{
-                each: count if num is None else num if count is None else min(num, count)
-                for each, count in counts.items()
-            },
+            runtime, chosen, judges, max_tokens=longest, choices=choices, **more
         )
-    print(runtime_evaluation.runtime_table(found).to_text())
-    report.mkdir(exist_ok=True)
-    write_summary(report, "runtime", runtime_evaluation.runtime_numbers(found))
-    print(f"numbers: {report / 'summary.json'}")
+    print(f"{runtime_evaluation.write_results(report, found).to_text()}\nnumbers: {report / 'summary.json'}")

@@ -9,6 +9,7 @@ from edgesafe_jax.exporting.exporter import ExportError, Format, check_target
 from edgesafe_jax.exporting.registry import EXPORTERS, Exporter, make_exporter
 from edgesafe_jax.exporting.runtime import Runtime, RuntimeFailure, RuntimeSettings
 from edgesafe_jax.exporting.runtime_evaluation import RUNTIMES, evaluate_runtime, start_runtime
+from edgesafe_jax.exporting.sources import export_checkpoint, read_checkpoint
 
 __all__ = [
     "EXPORTERS",
@@ -23,6 +24,8 @@ __all__ = [
     "RuntimeSettings",
     "check_target",
     "evaluate_runtime",
+    "export_checkpoint",
     "make_exporter",
+    "read_checkpoint",
     "start_runtime",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgesafe_jax.adapters import StoredAdapter
 from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.reporting.results import Result
 
 CARD_FILE = "README.md"
 
@@ -76,6 +77,16 @@ def from_summary(summary: Mapping[str, Any], *, system: str = "student") -> list
             ends = (summary.get(f"{name}_{end}") for end in ("low", "high"))
             found.append(Measured(f"refused, {parts[1]}", value, *ends, num=None if num is None else int(num)))
     return found
+
+
+def from_result(result: Result, *, system: str = "student") -> list[Measured]:
+    """Reads the refusal rates of a results file, numbers `refused/SET/SYSTEM`."""
+    named = [(number.name.split("/"), number) for number in result.numbers]
+    return [
+        Measured(f"refused, {parts[1]}", number.value, number.low, number.high, number.n)
+        for parts, number in named
+        if len(parts) == 3 and (parts[0], parts[2]) == ("refused", system)
+    ]
 
 
 def make_card(

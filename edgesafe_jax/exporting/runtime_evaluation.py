@@ -16,6 +16,7 @@ from edgesafe_jax.reporting import Table, make_table
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety.evaluation import PREFILL, Judged, Judges, judge_responses
 from edgesafe_jax.safety.report import safe_rate, title_of
+from edgesafe_jax.training import write_summary
 
 RUNTIMES: dict[str, Callable[[str | Path, RuntimeSettings], Runtime]] = {"llama_cpp": LlamaCpp}
 """Runtimes by name: from a model's file and settings to the running program. One entry adds one."""
@@ -132,3 +133,10 @@ def runtime_table(found: RuntimeEvaluation) -> Table:
         for name, correct in found.choices.items()
     ]
     return make_table(rows)
+
+
+def write_results(folder: Path, found: RuntimeEvaluation) -> Table:
+    """Writes the numbers into the `summary.json` of a folder, section "runtime"; returns the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_summary(folder, "runtime", runtime_numbers(found))
+    return runtime_table(found)

@@ -42,6 +42,7 @@ from edgesafe_jax.reporting.tables import make_table
 ROOMS: dict[str, str] = {
     "quickstart": "Quickstart",
     "safety": "Safe language models",
+    "exporting": "On the device",
     "guards": "Guards",
     "offline_rl": "Offline RL",
     "dynamics": "Tests of symmetries",

@@ -1,14 +1,17 @@
 """What every format does: whole directories, model cards, and what it refuses."""
 
+import dataclasses
 import json
 
 import pytest
 
 from edgesafe_jax.adapters import save_adapter, stored_form
 from edgesafe_jax.errors import EdgesafeError
-from edgesafe_jax.exporting import EXPORTERS, ExportError, Measured, Provenance, make_exporter
-from edgesafe_jax.exporting.card import from_summary
-from edgesafe_jax.exporting.sources import read_checkpoint
+from edgesafe_jax.exporting import EXPORTERS, ExportError, Measured, Provenance, hub, make_exporter
+from edgesafe_jax.exporting.card import from_result, from_summary
+from edgesafe_jax.exporting.sources import export_checkpoint, read_checkpoint
+from edgesafe_jax.reporting.results import read_result
+from launch.export import PACKAGED_RESULTS
 
 
 def test_an_unknown_format_names_the_known_ones():
@@ -49,8 +52,6 @@ def test_a_full_disk_leaves_nothing_behind(hf_model, soft_prompt, tmp_path, monk
 
 
 def test_another_base_file_is_refused(gguf_model, lora, disk, tmp_path):
-    import dataclasses
-
     other = dataclasses.replace(gguf_model, name=str(disk / "plain.gguf"))
     with pytest.raises(ExportError, match="another base model"):
         EXPORTERS["merged"](lora, other, tmp_path / "out")
@@ -87,6 +88,49 @@ def test_numbers_of_a_run_are_read():
         "alignment/seconds": 3.0,
     }
     assert from_summary(summary) == [Measured("refused, plain", 0.2, 0.1, 0.4, 5)]
+
+
+def test_numbers_of_the_packaged_results_are_read():
+    found = {each.name: each for each in from_result(read_result(PACKAGED_RESULTS))}
+    assert found["refused, StrongREJECT"].num == 313
+    assert found["refused, StrongREJECT"].low < found["refused, StrongREJECT"].value
+
+
+def test_uploads(hf_model, soft_prompt, tmp_path, monkeypatch):
+    asked = []
+
+    class Api:
+        def create_repo(self, repo, exist_ok):
+            asked.append((repo, exist_ok))
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            if repo_id == "me/closed":
+                raise ConnectionError("no network")
+            asked.append(sorted(file.name for file in folder_path.iterdir()))
+            return f"hub/{repo_id}"
+
+    monkeypatch.setattr(hub.huggingface_hub, "HfApi", Api)
+    path = EXPORTERS["peft"](soft_prompt, hf_model, tmp_path / "out")
+    assert hub.push(path, "me/safe") == "hub/me/safe"
+    assert asked == [("me/safe", True), ["README.md", "adapter_config.json", "adapter_model.safetensors"]]
+    with pytest.raises(ExportError, match=r"is written, but .*no network"):
+        hub.push(path, "me/closed")
+    for wrong in ("me/safe/more", "safe", "a b/c"):
+        with pytest.raises(ExportError, match="OWNER/NAME"):
+            hub.check_repo(wrong)
+    hub.check_repo("me/safe")
+
+
+def test_a_command_refuses_before_it_loads_anything(tmp_path):
+    for arguments, message in (
+        (("gone", "pefd", tmp_path / "out"), "Did you mean 'peft'"),
+        (("gone", "peft", tmp_path), "would be overwritten"),
+        (("gone", "peft", tmp_path / "out"), "There is no adapter"),
+    ):
+        with pytest.raises(EdgesafeError, match=message):
+            export_checkpoint(*arguments)
+    with pytest.raises(ExportError, match="OWNER/NAME"):
+        export_checkpoint("gone", "peft", tmp_path / "out", repo="no owner")
 
 
 def test_checkpoints_are_found(hf_model, soft_prompt, tmp_path):

@@ -1,5 +1,7 @@
 """Exported files inside llama.cpp: the same tokens as JAX, and what the runtime refuses."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -12,8 +14,8 @@ from edgesafe_jax.exporting.runtime import RuntimeFailure, RuntimeSettings
 from edgesafe_jax.exporting.runtime_evaluation import (
     evaluate_runtime,
     runtime_numbers,
-    runtime_table,
     start_runtime,
+    write_results,
 )
 from edgesafe_jax.models import answer_log_probs, generate, load_model
 from edgesafe_jax.safety.evaluation import Judge, by_words
@@ -70,7 +72,7 @@ def test_a_prefilled_answer_goes_on(grafted, plain_model, soft_prompt):
     assert found == expected
 
 
-def test_an_evaluation_inside_the_runtime(grafted):
+def test_an_evaluation_inside_the_runtime(grafted, tmp_path):
     sets = {
         "strongreject": [Prompt("hello", source="test", category="", label="harmful")],
         "plain": [Prompt("in the", source="test", category="", label="benign")],
@@ -84,7 +86,8 @@ def test_an_evaluation_inside_the_runtime(grafted):
     assert list(found.judged) == ["strongreject", "plain", "prefill"]
     assert numbers["plain/runtime/sgs_teacher"] == 1.0
     assert numbers["speed/tokens_per_second"] > 0
-    assert "StrongREJECT" in runtime_table(found).to_text()
+    assert "StrongREJECT" in write_results(tmp_path / "report", found).to_text()
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["runtime/plain/runtime/sgs_teacher"] == 1.0
 
 
 def test_a_lora_file_runs_on_the_base_file(plain_model, lora, tmp_path):

@@ -1,0 +1,34 @@
+"""The agreement of answers with JAX's choices: its own answers agree, a changed token has a margin."""
+
+import numpy as np
+import pytest
+
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.exporting.agreement import Agreement, agreement
+from edgesafe_jax.models import generate
+
+PROMPTS = ["hello user", "in the 12th hell", "a"]
+
+
+def test_own_answers_agree_and_a_changed_token_does_not(hf_model):
+    answers = generate(hf_model, PROMPTS, max_tokens=6).tokens
+    answers = [row or [hf_model.tokenizer.eos_ids[0]] for row in answers]
+    found = agreement(hf_model, PROMPTS, answers, batch_size=2)
+    assert found.equal.all()
+    changed = [list(row) for row in answers]
+    changed[1][-1] = (changed[1][-1] + 1) % 200
+    other = agreement(hf_model, PROMPTS, changed, batch_size=2)
+    assert other.equal.tolist() == [True, False, True]
+    assert other.margins[1][-1] > 0
+    np.testing.assert_array_equal(other.margins[1][:-1], 0)
+
+
+def test_numbers():
+    found = Agreement([np.zeros(3), np.array([0.0, 0.5])]).numbers()
+    assert (found["equal_answers"], found["equal_tokens"], found["margin_max"]) == (0.5, 0.8, 0.5)
+
+
+def test_missing_answers_are_refused(hf_model):
+    for answers in ([[1]], [[1], [], [2]]):
+        with pytest.raises(ConfigError, match="expected as many, and none empty"):
+            agreement(hf_model, PROMPTS, answers)
