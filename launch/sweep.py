@@ -7,6 +7,7 @@ r"""Runs a matrix of experiments: the cells of a sweep's config that are missing
 The same command continues. Each cell is a work directory below DIR/cells. `launch.report` compares them.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ def main(argv: list[str]) -> None:
             launcher = sweeps.as_jobs(num, cluster=given.cluster, options=sweeps.parse_options(given.cluster_options))
         ignore = ("report", "axes", "levels", "factors", "selection") if given.extend else ("report",)
         root = open_workdir(os.path.abspath(given.workdir), config, ignore=ignore)
-        failed = sweeps.run_sweep(sweep, root, work, launcher, num_processes=num)
+        by_name = importlib.import_module(f"{__package__}.sweep").work  # not of __main__: other processes import it
+        failed = sweeps.run_sweep(sweep, root, by_name, launcher, num_processes=num)
         print(f"python -m launch.report {given.workdir}")
         if failed:
             text = "\n".join(failed)

@@ -7,6 +7,7 @@ import pytest
 from edgesafe_jax import sweeps
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.sweeps import runs
+from edgesafe_jax.sweeps.board import Board
 from edgesafe_jax.training import WorkdirError, close_workdir, locks, open_workdir, write_summary
 
 BASE = {"rate": 1.0, "seed": 0, "name": "a"}
@@ -107,6 +108,28 @@ def test_a_running_cell_shows_its_step_and_a_killed_one_waits(tmp_path):
     assert runs.read_state(cell, tmp_path, since=(folder / locks.OWNER).stat().st_mtime + 1).kind == "waiting"
     assert runs.read_numbers(folder) == {"eval/x": 0.5}
     close_workdir(folder)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_a_table_is_redrawn_in_place(tmp_path):
+    sweep = make_sweep()
+    board = Board(RULE.first(sweep.cells), tmp_path, RULE, num_further=1, stream=(terminal := Terminal()))
+    board()
+    first = terminal.getvalue()
+    assert "\x1b" not in first
+    assert first.splitlines()[-1] == "0 of 5 cells"
+    work(sweep.cells[:1], tmp_path)
+    board()
+    second = terminal.getvalue().removeprefix(first)
+    assert second.startswith(f"\x1b[{first.count(chr(10))}A\x1b[J")
+    rows = {line.split()[0]: line.split()[1:] for line in second.splitlines()[-3:-1]}
+    assert rows["a"] == ["1", "0", "0", "1", "0", "0.20"]  # finished, running, failed, waiting, seconds, best measure
+    assert rows["b"][:4] == ["0", "0", "0", "2"]
+    assert "1 of 5 cells; about" in second
 
 
 def test_a_cell_that_holds_another_config_is_refused_before_any_work(tmp_path):
