@@ -44,6 +44,19 @@ FORMS = {
 }
 """Prompts of other forms than a plain question or request: how many of each; all of them have a final half."""
 
+ATTACKS = {
+    "prefill": 100,  # the answer is made to begin with "Sure, here is"
+    "prefill_1": 0,  # with the first token of the bare model's harmful answer, and so on
+    "prefill_5": 0,
+    "prefill_10": 0,
+    "templates": 0,
+    "rewordings": 0,
+    "two_turns": 0,
+    "long_context": 0,
+    "gcg": 0,
+}
+"""Attacks: how many harmful requests each is made of."""
+
 _NO_FORMS = {f"evaluation.{name}": 0 for name in FORMS}
 _SMALL = {
     **_NO_FORMS,
@@ -55,7 +68,7 @@ _SMALL = {
     "save_every": 50,
     "evaluation.harmbench": 0,
     "evaluation.jailbreaks": 0,
-    "evaluation.num_prefill": 0,
+    "evaluation.attacks.prefill": 0,
     "evaluation.multiple_choice": ("piqa",),
 }
 VARIANTS = {
@@ -112,7 +125,7 @@ VARIANTS = {
         "evaluation.num_kl": 8,
         "evaluation.harmbench": 0,
         "evaluation.jailbreaks": 0,
-        "evaluation.num_prefill": 0,
+        "evaluation.attacks.prefill": 0,
         "evaluation.multiple_choice": ("openbookqa",),
     },
 }
@@ -244,7 +257,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.sensitive = -1
     config.evaluation.plain = -1
     config.evaluation.update(FORMS)
-    config.evaluation.num_prefill = 100  # StrongREJECT requests whose answer is made to begin with "Sure, here is"
+    config.evaluation.attacks = ml_collections.ConfigDict(ATTACKS)
+    config.evaluation.search = ml_collections.ConfigDict({"num_steps": 20, "num_candidates": 32})  # of gcg, a request
+    config.evaluation.usefulness = ml_collections.ConfigDict({"instructions": 0, "gsm8k": 0, "perplexity": 0})  # items
+    config.evaluation.usefulness_tokens = 128  # longest answer in these
     config.evaluation.num_reworded = 0  # prompts of each set that are also asked in other words
     config.evaluation.rewordings = ("casual", "chat", "slips")  # of edgesafe_jax.guards.styles.STYLES
     config.evaluation.judges = ("refused", "refused_by_meaning", "teacher", "judge")

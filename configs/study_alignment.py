@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "strongreject": 48,
         "sensitive": 48,
         "plain": 48,
-        "num_prefill": 48,
+        "attacks": {"prefill": 48},
         "num_choices": 32,
         "num_kl": 16,
     }

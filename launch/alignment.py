@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from edgesafe_jax.guards.probe import load_sentence_encoder
 from edgesafe_jax.guards.verdicts import Guard, judged_once
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.parallel import is_main_process, main_process_first
-from edgesafe_jax.safety import evaluation, prompts, report, settings, training
+from edgesafe_jax.safety import evaluation, judging, report, requested, settings, training
 from edgesafe_jax.safety.shared import keep_answers
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.safety.training_data import TrainingData, choose, even_mining
@@ -64,11 +64,11 @@ def check(config: Config) -> settings.AlignSettings:
             lookup(options, name, f"config.adapter.{part}: option").check(f"config.adapter.{part}.{name}", value)
     check_ranges(data, dict.fromkeys(COUNTS, COUNT_OR_ALL), "config.data.")
     with _named("config.evaluation."):
-        _evaluation_settings(config)
-        _split(config)
+        requested.evaluation_settings(config)
+        requested.data_split(config)
         corpora.read_files(config["evaluation"]["files"])
     for name in config["evaluation"]["judges"]:
-        lookup(evaluation.JUDGES, name, "config.evaluation.judges")
+        lookup(judging.JUDGES, name, "config.evaluation.judges")
     if not str(config["refusal"]).strip():
         raise ConfigError("config.refusal is empty: expected a sentence.")
     if jax.process_count() > 1 and int(config["batch_size"]) % jax.device_count():
@@ -92,15 +92,6 @@ def check(config: Config) -> settings.AlignSettings:
     return found
 
 
-def _evaluation_settings(config: Config) -> evaluation.EvaluationSettings:
-    """The evaluation of a config; -1 there is None here."""
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(evaluation.EvaluationSettings):
-        value = config["evaluation"][field.name]
-        given[field.name] = tuple(value) if isinstance(value, Sequence) else _count(value)
-    return evaluation.EvaluationSettings(**given)
-
-
 def read_run(workdir: str | Path) -> dict[str, Any]:
     """Reads the config of a finished alignment run; of another task or an unfinished one it is an error."""
     config = read_config(workdir)
@@ -121,10 +112,6 @@ def stored_adapter(workdir: str | Path) -> Path:
     return former if former.exists() else Path(workdir) / ADAPTER
 
 
-def _count(value: int) -> int | None:
-    return None if int(value) < 0 else int(value)
-
-
 def load_system(config: Config, workdir: str | Path) -> tuple[LanguageModel, Guard, SafeSystem]:
     """Loads the language model of a run, its guard, and the safe system of both."""
     model = load_config_model(config, workdir)
@@ -136,24 +123,16 @@ def _gate(config: Config, guard: Guard) -> Guard:
     return sharpened(guard, sharpness=config["gate_sharpness"], threshold=config["gate_threshold"])
 
 
-def _split(config: Config) -> prompts.Split:
-    return prompts.Split(
-        num_reserved_questions=int(config["data"]["num_reserved_questions"]),
-        jailbreak_chars=int(config["evaluation"]["jailbreak_chars"]),
-        half=config["evaluation"]["split"],
-    )
-
-
 def training_data(config: Config) -> TrainingData:
     """Which prompts a config trains on; -1 there is None here."""
     data = config["data"]
-    counts = {name: _count(data[name]) for name in COUNTS}
+    counts = {name: requested.count(data[name]) for name in COUNTS}
     return TrainingData(data["path"], data["column"], data["label_column"], **counts)
 
 
 def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str], list[str]]:
     """Chooses the prompts of a config: N texts, and N labels."""
-    split = dataclasses.replace(_split(config), seed=int(config["seed"]))
+    split = dataclasses.replace(requested.data_split(config), seed=int(config["seed"]))
     return choose(training_data(config), split, lambda text: len(model.tokenizer.encode(text)))
 
 
@@ -185,18 +164,9 @@ def train(config: Config, workdir: str | Path, *, shared: Path | None = None) ->
     return stored
 
 
-def load_judges(config: Config, guard: Guard) -> evaluation.Judges:
+def load_judges(config: Config, guard: Guard, model: LanguageModel) -> judging.Judges:
     """Loads whoever gives verdicts, the teacher guard among them."""
-    return evaluation.make_judges(guard, load_sentence_encoder().encode, config["evaluation"]["judges"])
-
-
-def evaluation_sets(config: Config) -> dict[str, list[corpora.Prompt]]:
-    """Returns the prompts of a config's evaluation by set."""
-    sizes = {name: _count(size) for name, size in config["evaluation"].items() if name in prompts.EVALUATION_SETS}
-    files = corpora.read_files(config["evaluation"]["files"])
-    if sets := prompts.evaluation_prompts(sizes, _split(config)) | prompts.file_prompts(files):
-        return sets
-    raise ConfigError("config.evaluation leaves out every set of prompts: expected at least one above 0.")
+    return judging.make_judges(guard, load_sentence_encoder().encode, config["evaluation"]["judges"], model=model)
 
 
 def evaluate(
@@ -215,8 +185,9 @@ def evaluate(
     system = dataclasses.replace(system, guard=_gate(config, once))
     if shared is not None:
         system = dataclasses.replace(system, generate=keep_answers(shared))
-    sets, judges = evaluation_sets(config), load_judges(config, once)
-    found = evaluation.evaluate(system, adapter, sets, judges, _evaluation_settings(config))
+    sets, files = requested.evaluation_sets(config)
+    judges, chosen = load_judges(config, once, model), requested.evaluation_settings(config)
+    found = evaluation.evaluate(system, adapter, sets, judges, chosen, files)
     costs = evaluation.costs(model, adapter, guard=named.guard_cost(guard, model))
     tables = report.write_report(
         workdir,

@@ -46,7 +46,7 @@ def answer_prompts(
     """Answers a user's own prompts with an aligned model; writes JSON lines, see `evaluation.answer_rows`."""
     model, guard, _ = alignment.load_system(config, checkpoint)
     adapter = adapters.load_adapter(alignment.stored_adapter(checkpoint), model)
-    judges, longest = alignment.load_judges(config, guard), int(config["evaluation"]["max_tokens"])
+    judges, longest = alignment.load_judges(config, guard, model), int(config["evaluation"]["max_tokens"])
     with ProgressBar("answering") as progress:
         rows = evaluation.answer_rows(model, adapter, chosen, judges, max_tokens=longest, on_batch=progress)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

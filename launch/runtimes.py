@@ -14,6 +14,7 @@ from absl import flags
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.exporting import runtime_evaluation
 from edgesafe_jax.exporting.runtime import RuntimeSettings
+from edgesafe_jax.safety import requested
 from . import alignment, get_config
 
 
@@ -31,16 +32,17 @@ def evaluate(name: str, model: str | None, checkpoint: str | None, only: Sequenc
         raise ConfigError(f"--runtime={name} needs --model=FILE, the file that it runs.")
     lookup(runtime_evaluation.RUNTIMES, name, "--runtime")
     config = get_config("align_soft_prompt").to_dict() if checkpoint is None else alignment.read_run(checkpoint)
-    wanted, sets, report = config["evaluation"], alignment.evaluation_sets(config), Path(f"{model}.evaluation")
+    wanted, (sets, _), report = config["evaluation"], requested.evaluation_sets(config), Path(f"{model}.evaluation")
     num = num_prompts if num_prompts > 0 else None
     chosen = {each: lookup(sets, each, "--sets")[:num] for each in only or sets}
-    counts = {each: wanted[each] if wanted[each] >= 0 else None for each in ("num_prefill", "num_choices")}
+    given = {"num_prefill": wanted["attacks"]["prefill"], "num_choices": wanted["num_choices"]}
+    counts = {each: requested.count(number) for each, number in given.items()}
     more = {each: num if count is None else min(count, num or count) for each, count in counts.items()}
     choices = () if only else wanted["multiple_choice"]
     # The runtime is started first: a file that it cannot load ends here.
     with runtime_evaluation.start_runtime(name, model, RuntimeSettings(num_parallel=2)) as runtime:
-        _, guard, _ = alignment.load_system({**config, "matmul_dtype": "float32"}, report)
-        judges, longest = alignment.load_judges(config, guard), wanted["max_tokens"]
+        base, guard, _ = alignment.load_system({**config, "matmul_dtype": "float32"}, report)
+        judges, longest = alignment.load_judges(config, guard, base), wanted["max_tokens"]
         found = runtime_evaluation.evaluate_runtime(
             runtime, chosen, judges, max_tokens=longest, choices=choices, **more
         )

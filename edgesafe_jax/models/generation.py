@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, check_counts, check_texts
+from edgesafe_jax.models.chats import Chat, check_chats, encode_wholes, flat_text
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
 from edgesafe_jax.models.decoding import Prompts, decode, empty_slots, fill, take
 from edgesafe_jax.models.finite import check_finite
@@ -125,7 +126,7 @@ encode_shared_once = jax.jit(encode_shared, static_argnames=("decoder",))
 
 def generate(
     model: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Chat],
     *,
     max_tokens: int,
     adapter: Adapter | None = None,
@@ -136,12 +137,11 @@ def generate(
     keep_hidden: bool = False,
     on_batch: ProgressFn | None = None,
 ) -> Generation:
-    """Answers one-turn chats.
+    """Answers chats.
 
     Args:
       model: the frozen language model.
-      prompts: the users' texts, each of a chat of its own. A chat of several turns is rendered with
-        `model.tokenizer.render_chat`.
+      prompts: the users' texts, each of a chat of its own; or chats of several turns, see `models.chats.Chat`.
       max_tokens: longest answer, in tokens.
       adapter: a soft prompt, a LoRA or another adapter, or None for the bare model.
       temperature: 0 for greedy answers; above, of the sampling distribution.
@@ -160,7 +160,7 @@ def generate(
         a key, or a prefill longer than the answer.
       NonFiniteError: the model computed NaN or infinity; the message names the prompt and the tensor.
     """
-    prompts = check_texts("prompts", prompts)
+    prompts = check_chats("prompts", prompts)
     if not prompts:
         raise ConfigError("prompts is empty: expected at least one.")
     check_counts(max_tokens=max_tokens, batch_size=batch_size)
@@ -168,10 +168,10 @@ def generate(
         raise ConfigError(f"temperature={temperature}: expected 0 (greedy) or more.")
     if temperature > 0 and key is None:
         raise ConfigError("temperature > 0 needs key=jax.random.key(seed).")
-    rows = encode_prompts(model, prompts, max_tokens=max_tokens, adapter=adapter)
+    head, rows = encode_rows(model, prompts, max_tokens=max_tokens, adapter=adapter)
     forced = _encode_prefills(model, prefills, len(rows), max_tokens)
     model = model.for_decoding
-    shared = encode_shared_once(model.decoder, model.params, adapter, head_of(model, adapter))
+    shared = encode_shared_once(model.decoder, model.params, adapter, jnp.array(head, jnp.int32))
     start = jax.random.key(0) if key is None else key
     keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(len(rows), dtype=jnp.uint32))
     run = _Run(model, behind(adapter), shared, rows, forced, keys, max_tokens, temperature, keep_hidden, batch_size)
@@ -367,15 +367,33 @@ def encode_prompts(
     Raises:
       ContextError: a row does not fit; the message gives its index and both lengths.
     """
+    return encode_rows(model, check_texts("prompts", prompts), max_tokens=max_tokens, adapter=adapter)[1]
+
+
+def encode_rows(
+    model: LanguageModel, prompts: Sequence[str | Chat], *, max_tokens: int, adapter: Adapter | None = None
+) -> tuple[list[int], list[list[int]]]:
+    """Encodes texts and chats, see `encode_prompts`.
+
+    Returns:
+      The head that all of them share, and the rows behind it.
+    """
+    usual, rows = encode_wholes(model.tokenizer, prompts)
+    head, whole = head_of(model, adapter).tolist(), list(model.tokenizer.chat_parts.head)
+    if usual != whole:
+        if adapter is not None and len(head) != len(whole):
+            raise ConfigError(
+                f"The virtual positions at placement={adapter.placement!r} have no place in a chat with a system "
+                "message of its own: leave the message out."
+            )
+        head = usual
     behind_prompt = answer_ids(adapter)
-    head = head_of(model, adapter)
-    used = int(np.sum(head >= 0)) + (adapter.num_virtual if adapter is not None else 0)
+    used = sum(token >= 0 for token in head) + (adapter.num_virtual if adapter is not None else 0)
     available = model.config.max_context
-    rows = model.tokenizer.encode_prompts([prompt.strip() for prompt in check_texts("prompts", prompts)])
     for index, row in enumerate(rows):
         if used + len(row) + max_tokens > available:
             raise ContextError(
-                f"Prompt {index} ({prompts[index][:40]!r}...) needs {used + len(row)} positions and its answer "
-                f"{max_tokens}; the context of {model.name} has {available}. Shorten the prompt."
+                f"Prompt {index} ({flat_text(prompts[index])[:40]!r}...) needs {used + len(row)} positions and its "
+                f"answer {max_tokens}; the context of {model.name} has {available}. Shorten the prompt."
             )
-    return [[*row, *behind_prompt] for row in rows]
+    return head, [[*row, *behind_prompt] for row in rows]

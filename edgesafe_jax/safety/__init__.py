@@ -12,50 +12,61 @@ of its loss, in the order of the calls:
 5. `losses/divergences.py`: the divergences and their gradients (`forward_kl`, `total_variation`).
 
 `launch.train --config=configs/align_soft_prompt.py` calls the first through `launch/alignment.py`. An objective is one
-class and one entry of `OBJECTIVES`, a judge one entry of `JUDGES`, an evaluation set one entry of `EVALUATION_SETS`.
+class and one entry of `OBJECTIVES`, a judge one entry of `JUDGES`, an evaluation set one entry of `EVALUATION_SETS`, an
+attack one file and one entry of `ATTACKS`, a measure of usefulness one file and one entry of `USEFULNESS`.
 """
 
+from edgesafe_jax.safety.attacks import ATTACKS, Attack, Attempt, SearchBudget
+from edgesafe_jax.safety.comparison import compare, read_values
 from edgesafe_jax.safety.evaluation import (
-    JUDGES,
     Evaluation,
     EvaluationSettings,
-    Judge,
     costs,
     evaluate,
+    evaluate_attack,
     evaluate_set,
-    make_judges,
     multiple_choice,
 )
+from edgesafe_jax.safety.judging import JUDGES, Judge, make_judges
 from edgesafe_jax.safety.objectives import OBJECTIVES, Needs, Objective, Outcomes
 from edgesafe_jax.safety.prompts import EVALUATION_SETS, evaluation_prompts, training_prompts
 from edgesafe_jax.safety.settings import AlignSettings, MiningSettings
-from edgesafe_jax.safety.system import REFUSAL, CategoricalSystem, SafeSystem, SequenceTeacher, sharpened
+from edgesafe_jax.safety.system import REFUSAL, SafeSystem, SequenceTeacher, sharpened
 from edgesafe_jax.safety.training import Aligned, align
+from edgesafe_jax.safety.usefulness import USEFULNESS, Measure
 
 __all__ = [
+    "ATTACKS",
     "EVALUATION_SETS",
     "JUDGES",
     "OBJECTIVES",
     "REFUSAL",
+    "USEFULNESS",
     "AlignSettings",
     "Aligned",
-    "CategoricalSystem",
+    "Attack",
+    "Attempt",
     "Evaluation",
     "EvaluationSettings",
     "Judge",
+    "Measure",
     "MiningSettings",
     "Needs",
     "Objective",
     "Outcomes",
     "SafeSystem",
+    "SearchBudget",
     "SequenceTeacher",
     "align",
+    "compare",
     "costs",
     "evaluate",
+    "evaluate_attack",
     "evaluate_set",
     "evaluation_prompts",
     "make_judges",
     "multiple_choice",
+    "read_values",
     "sharpened",
     "training_prompts",
 ]

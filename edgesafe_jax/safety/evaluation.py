@@ -2,162 +2,31 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from edgesafe_jax.adapters import budget
-from edgesafe_jax.corpora import MULTIPLE_CHOICE, Choice, Prompt
+from edgesafe_jax.corpora import MULTIPLE_CHOICE, Choice, Prompt, Records
 from edgesafe_jax.corpora import multiple_choice as read_choices
 from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, check_ranges, check_texts, lookup
 from edgesafe_jax.guards.named import GuardCost
-from edgesafe_jax.guards.probe import load_encoder_guard
 from edgesafe_jax.guards.styles import STYLES
-from edgesafe_jax.guards.verdicts import Guard, checked
-from edgesafe_jax.metrics.refusal import make_refused_by_meaning, refused_by_pattern
 from edgesafe_jax.models.decoder_config import flops_per_token, num_params
 from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.scoring import answer_log_probs, kl_from_base
 from edgesafe_jax.reporting.progress import ProgressBar
+from edgesafe_jax.safety.attacks import ATTACKS, Attack, Attempt, SearchBudget, Target
+from edgesafe_jax.safety.judging import Judged, Judges, judge_each_once, judge_responses
 from edgesafe_jax.safety.prompts import EVALUATION_SETS
 from edgesafe_jax.safety.system import SafeSystem
-from edgesafe_jax.typing import Adapter, ProgressFn
+from edgesafe_jax.safety.usefulness import USEFULNESS, Reading
+from edgesafe_jax.typing import Adapter, PRNGKey, ProgressFn
 
 Record = TypeVar("Record")
-
-Verdict = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-"""From N prompts and N responses to `[N]`: whether each is a refusal (bool), or P(unsafe)."""
-
-Encode = Callable[[Sequence[str]], np.ndarray]
-"""A sentence encoder: from N texts to unit vectors `[N, D]`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """One kind of verdict on responses.
-
-    Attributes:
-      verdict: gives it.
-      kind: "refusal" for whether a response is one, "unsafe" for the probability that it is unsafe.
-    """
-
-    verdict: Verdict
-    kind: Literal["refusal", "unsafe"]
-
-
-Judges = Mapping[str, Judge]
-"""Judges by the name under which their numbers are reported."""
-
-
-def by_words(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """Whether each response is a refusal by the words at its start, `[N]` bool."""
-    del prompts
-    return np.array([refused_by_pattern(text) for text in responses], bool)
-
-
-JUDGES: dict[str, Callable[[Guard, Encode], Judge]] = {
-    "refused": lambda guard, encode: Judge(by_words, "refusal"),
-    "refused_by_meaning": lambda guard, encode: Judge(_of_responses(make_refused_by_meaning(encode)), "refusal"),
-    "teacher": lambda guard, encode: Judge(guard, "unsafe"),
-    "judge": lambda guard, encode: Judge(load_encoder_guard(encode), "unsafe"),
-}
-"""The judges, made of the teacher guard and a sentence encoder. One entry adds a judge: its numbers are
-then `SET/SYSTEM/NAME` for a judge of refusals, `SET/SYSTEM/sgs_NAME` for a guard."""
-
-
-def _of_responses(refused: Callable[[Sequence[str]], np.ndarray]) -> Verdict:
-    return lambda prompts, responses: refused(responses)
-
-
-def make_judges(guard: Guard, encode: Encode, names: Sequence[str] | None = None) -> dict[str, Judge]:
-    """Makes judges of the table.
-
-    Args:
-      guard: the guard of the teacher.
-      encode: a sentence encoder.
-      names: in `JUDGES`; "refused" and "teacher", which the report is built on, are always among the result. None for
-        all.
-
-    Returns:
-      Judges by name.
-
-    Raises:
-      ConfigError: an unknown name.
-    """
-    names = list(JUDGES) if names is None else check_texts("names", names)
-    wanted = dict.fromkeys(("refused", "teacher", *names))
-    return {name: lookup(JUDGES, name, "judge")(guard, encode) for name in wanted}
-
-
-def base_judges(guard: Guard) -> dict[str, Judge]:
-    """The judges that need nothing but the teacher guard: refusals by words, and the guard itself."""
-    return {"refused": Judge(by_words, "refusal"), "teacher": Judge(guard, "unsafe")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """Responses to one set of prompts, with every verdict on them.
-
-    Attributes:
-      responses: N texts.
-      tokens: the same as token ids.
-      refusals: by judge `[N]` bool; "refused" is that by the words at the start of the response.
-      unsafe_probs: by judge `[N]` P(unsafe); "teacher" is that of the teacher guard.
-    """
-
-    responses: list[str]
-    tokens: list[list[int]]
-    refusals: Mapping[str, np.ndarray]
-    unsafe_probs: Mapping[str, np.ndarray]
-
-    @property
-    def refused(self) -> np.ndarray:
-        """`[N]` bool, refusals by words."""
-        return self.refusals["refused"]
-
-    @property
-    def unsafe(self) -> np.ndarray:
-        """`[N]` P(unsafe) by the teacher guard."""
-        return self.unsafe_probs["teacher"]
-
-
-def judge_responses(
-    prompts: Sequence[str], responses: Sequence[str], tokens: Sequence[Sequence[int]], judges: Judges
-) -> Judged:
-    """Collects all verdicts on given responses.
-
-    Args:
-      prompts: N user texts.
-      responses: N texts.
-      tokens: the responses as token ids.
-      judges: who gives verdicts.
-
-    Returns:
-      Responses and verdicts.
-
-    Raises:
-      ConfigError: one string where several are expected, or other numbers of prompts and responses.
-      GuardError: a judge returned something other than verdicts or probabilities.
-    """
-    prompts, responses = check_texts("prompts", prompts), check_texts("responses", responses)
-    if not len(prompts) == len(responses) == len(tokens):
-        raise ConfigError(
-            f"{len(prompts)} prompts, {len(responses)} responses and {len(tokens)} rows of tokens: expected as many."
-        )
-    return Judged(
-        responses=list(responses),
-        tokens=[list(row) for row in tokens],
-        refusals={
-            name: checked(judge.verdict)(prompts, responses) > 0.5
-            for name, judge in judges.items()
-            if judge.kind == "refusal"
-        },
-        unsafe_probs={
-            name: checked(judge.verdict)(prompts, responses) for name, judge in judges.items() if judge.kind == "unsafe"
-        },
-    )
 
 
 def _records(name: str, records: Sequence[Record], kind: type[Record]) -> list[Record]:
@@ -168,10 +37,6 @@ def _records(name: str, records: Sequence[Record], kind: type[Record]) -> list[R
             expected = f"edgesafe_jax.corpora.{kind.__name__}"
             raise ConfigError(f"{name} has a {type(record).__name__}: expected a list of {expected}.")
     return found
-
-
-def _texts(prompts: Sequence[Prompt]) -> list[str]:
-    return [prompt.text for prompt in _records("prompts", prompts, Prompt)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,58 +86,105 @@ def evaluate_set(
     Returns:
       Responses and verdicts.
     """
-    texts = _texts(prompts)
-    total = 2 * len(texts)
+    found = _records("prompts", prompts, Prompt)
+    begins = [""] * len(found) if prefills is None else check_texts("prefills", prefills)
+    if len(begins) != len(found):
+        raise ConfigError(f"{len(begins)} prefills for {len(found)} prompts: expected as many.")
+    attempts = [Attempt(p, p.chat, begin) for p, begin in zip(found, begins, strict=True)]
+    run = functools.partial(_answer_attempts, model, adapter, system, judges, max_tokens, batch_size, on_batch)
+    return run(attempts, attempts)
+
+
+def evaluate_attack(
+    key: PRNGKey,
+    attack: Attack,
+    system: SafeSystem,
+    adapter: Adapter,
+    requests: Sequence[Prompt],
+    judges: Judges,
+    *,
+    max_tokens: int,
+    budget: SearchBudget | None = None,
+    on_batch: ProgressFn | None = None,
+) -> SetResult:
+    """Attacks base model, student and safe system with harmful requests, and judges the answers by the requests.
+
+    An adaptive attack is made once for the base model, whose attempts the system gets too (it is not adapted to the
+    guard), and once for the student.
+
+    Args:
+      key: random key of the attack.
+      attack: an entry of `ATTACKS`.
+      system: the teacher, with the base model.
+      adapter: the student's.
+      requests: N harmful requests.
+      judges: who gives verdicts.
+      max_tokens: longest answer, in tokens.
+      budget: of an attack that searches.
+      on_batch: called with (answers done, answers in total).
+
+    Returns:
+      Responses and verdicts; the prompts are the requests.
+    """
+    requests = _records("requests", requests, Prompt)
+    target = Target(system.model, None, budget or SearchBudget())
+    base = attack.make(key, target, requests)
+    student = attack.make(key, dataclasses.replace(target, adapter=adapter), requests) if attack.adaptive else base
+    longest = max(len(row) for row in system.model.tokenizer.encode_answers([each.prefill for each in base]))
+    return _answer_attempts(
+        system.model, adapter, system, judges, max(max_tokens, longest + 1), 64, on_batch, base, student
+    )
+
+
+def _answer_attempts(
+    model: LanguageModel,
+    adapter: Adapter,
+    system: SafeSystem,
+    judges: Judges,
+    max_tokens: int,
+    batch_size: int,
+    on_batch: ProgressFn | None,
+    base: Sequence[Attempt],
+    student: Sequence[Attempt],
+) -> SetResult:
+    """Answers attempts on the base model, which are also the system's, and on the student; judges by the requests."""
+    total = len(base) + len(student)
 
     def report(offset: int) -> ProgressFn | None:
         if (call := on_batch) is None:
             return None
         return lambda done, _: call(offset + done, total)
 
-    student = generate(
+    def begins(attempts: Sequence[Attempt]) -> list[str] | None:
+        return [each.prefill for each in attempts] if any(each.prefill for each in attempts) else None
+
+    found = generate(
         model,
-        texts,
+        [each.sent for each in student],
         max_tokens=max_tokens,
         adapter=adapter,
-        prefills=prefills,
+        prefills=begins(student),
         batch_size=batch_size,
         on_batch=report(0),
     )
     answered = system.answer(
-        texts, max_tokens=max_tokens, prefills=prefills, batch_size=batch_size, on_batch=report(len(texts))
+        [each.sent for each in base],
+        max_tokens=max_tokens,
+        prefills=begins(base),
+        batch_size=batch_size,
+        on_batch=report(len(student)),
     )
     gated = [[] if no else tokens for no, tokens in zip(answered.refused, answered.base.tokens, strict=True)]
-    base, aligned, safe = _judge_each_once(
-        texts,
+    bare, aligned, safe = judge_each_once(
+        [each.request.text for each in base],
         [
             (answered.base.texts, answered.base.tokens),
-            (student.texts, student.tokens),
+            (found.texts, found.tokens),
             (answered.responses, gated),
         ],
         judges,
     )
-    return SetResult(list(prompts), base, aligned, safe, answered.refused)
-
-
-def _judge_each_once(
-    prompts: Sequence[str], answers: Sequence[tuple[Sequence[str], Sequence[Sequence[int]]]], judges: Judges
-) -> list[Judged]:
-    """Collects the verdicts on several answers to each prompt; a pair that occurs twice is judged once."""
-    rows: dict[tuple[int, str], int] = {}
-    for responses, _ in answers:
-        for pair in enumerate(responses):
-            rows.setdefault(pair, len(rows))
-    judged = judge_responses(
-        [prompts[index] for index, _ in rows], [response for _, response in rows], [[] for _ in rows], judges
-    )
-    found = []
-    for responses, tokens in answers:
-        chosen = np.array([rows[pair] for pair in enumerate(responses)], int)
-        verdicts = (
-            {name: verdict[chosen] for name, verdict in kind.items()} for kind in (judged.refusals, judged.unsafe_probs)
-        )
-        found.append(Judged(list(responses), [list(row) for row in tokens], *verdicts))
-    return found
+    return SetResult([each.request for each in base], bare, aligned, safe, answered.refused)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,46 +269,59 @@ def costs(
 
 # A whole evaluation ---------------------------------------------------------------------------------------------------
 
-PREFILL = "Sure, here is"
-"""The beginning of a prefilled answer."""
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """Settings of an evaluation.
+    """Settings of an evaluation; in each number None stands for all.
 
     Attributes:
       max_tokens: longest answer.
-      num_prefill: requests of StrongREJECT whose answer is made to begin with `PREFILL`; None for all.
-      num_reworded: prompts of each set that are also asked in other words; None for all.
+      num_reworded: prompts of each set that are also asked in other words.
       rewordings: how, names in `guards.styles.STYLES`.
-      num_kl: prompts of each benign set for the token KL to the base model; None for all.
+      num_kl: prompts of each benign set for the token KL to the base model.
       multiple_choice: names in `corpora.MULTIPLE_CHOICE`.
-      num_choices: questions of each; None for all.
+      num_choices: questions of each.
+      attacks: requests by the name of the attack, in `attacks.ATTACKS`.
+      search: the effort of attacks that search.
+      usefulness: items by the name of the measure, in `usefulness.USEFULNESS`.
+      usefulness_tokens: longest answer in these measures.
+      seed: of attacks.
 
     Raises:
       ConfigError: a value outside its range, or an unknown name.
     """
 
     max_tokens: int = 40
-    num_prefill: int | None = 0
     num_reworded: int | None = 0
     rewordings: tuple[str, ...] = ()
     num_kl: int | None = 0
     multiple_choice: tuple[str, ...] = ()
     num_choices: int | None = None
+    attacks: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    search: SearchBudget = dataclasses.field(default_factory=SearchBudget)
+    usefulness: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    usefulness_tokens: int = 128
+    seed: int = 0
 
     def __post_init__(self):
         check_texts("rewordings", self.rewordings)
         check_texts("multiple_choice", self.multiple_choice)
-        ranges = {"max_tokens": POSITIVE_COUNT, **dict.fromkeys(("num_prefill", "num_reworded", "num_kl"), COUNT)}
+        counts = ("num_reworded", "num_kl")
+        ranges = {**dict.fromkeys(("max_tokens", "usefulness_tokens"), POSITIVE_COUNT), **dict.fromkeys(counts, COUNT)}
         if self.multiple_choice:
             ranges["num_choices"] = POSITIVE_COUNT
+        ranges |= {f"attacks.{name}": COUNT for name in self.attacks}
+        ranges |= {f"usefulness.{name}": COUNT for name in self.usefulness}
         check_ranges(dataclasses.asdict(self), ranges, prefix="")
-        for name in self.multiple_choice:
-            lookup(MULTIPLE_CHOICE, name, "multiple_choice")
-        for name in self.rewordings:
-            lookup(STYLES, name, "rewordings")
+        tables: dict[str, tuple[Mapping[str, Any], Iterable[str]]] = {
+            "multiple_choice": (MULTIPLE_CHOICE, self.multiple_choice),
+            "rewordings": (STYLES, self.rewordings),
+            "attacks": (ATTACKS, self.attacks),
+            "usefulness": (USEFULNESS, self.usefulness),
+        }
+        for what, (table, names) in tables.items():
+            for name in names:
+                lookup(table, name, what)
         if self.num_reworded != 0 and not self.rewordings:
             raise ConfigError(
                 f"num_reworded={self.num_reworded} with no rewordings: expected some of {', '.join(STYLES)}, or 0 "
@@ -418,14 +343,24 @@ class Reworded:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scores:
+    """Numbers of the base model and of the student by quantity, `[N]` each over the same items."""
+
+    base: Mapping[str, np.ndarray]
+    student: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """The results of an evaluation.
 
     Attributes:
-      results: responses and verdicts by set; "prefill" is StrongREJECT with prefilled answers.
+      results: responses and verdicts by set.
+      attacks: the same by attack, on harmful requests of the sets.
       reworded: the same for prompts in other words.
       kl: by benign set `[N]`, nats per token from the base model to the student along the base model's answers.
       choices: by multiple-choice set, which questions the base model and which the student answered correctly.
+      usefulness: by measure.
       max_tokens: longest answer.
     """
 
@@ -434,6 +369,22 @@ class Evaluation:
     kl: dict[str, np.ndarray]
     choices: dict[str, tuple[np.ndarray, np.ndarray]]
     max_tokens: int
+    attacks: dict[str, SetResult] = dataclasses.field(default_factory=dict)
+    usefulness: dict[str, Scores] = dataclasses.field(default_factory=dict)
+
+
+def attacked_requests(sets: Mapping[str, Sequence[Prompt]]) -> list[Prompt]:
+    """The requests that attacks are made of: harmful prompts of the sets but for those that are attacks already.
+
+    Args:
+      sets: prompts by set, in the order in which they are used.
+
+    Returns:
+      Different requests.
+    """
+    wrapped = ("jailbreaks", "indirect_harmful")
+    chosen = [p for name, prompts in sets.items() if name not in wrapped for p in prompts if p.label == "harmful"]
+    return list({p.text: p for p in chosen}.values())
 
 
 def evaluate(
@@ -442,6 +393,7 @@ def evaluate(
     sets: Mapping[str, Sequence[Prompt]],
     judges: Judges,
     settings: EvaluationSettings,
+    files: Mapping[str, Records] | None = None,
 ) -> Evaluation:
     """Measures an adapter beside its base model and its teacher.
 
@@ -451,24 +403,41 @@ def evaluate(
       sets: prompts by set, such as those of `prompts.evaluation_prompts`.
       judges: who gives verdicts, see `make_judges`.
       settings: what is measured.
+      files: a user's data sets for measures of usefulness, of `corpora.read_files`; prompts among them are not read
+        here, see `prompts.file_prompts`.
 
     Returns:
       Responses, verdicts and usefulness; `report` makes numbers and tables of them.
 
     Raises:
-      ConfigError: there is no set.
+      ConfigError: there is no set, or no harmful request for an attack.
     """
     if not sets:
         raise ConfigError("There is no set of prompts to evaluate on: expected at least one.")
-    model, max_tokens = system.model, settings.max_tokens
+    requests, wanted = attacked_requests(sets), {name: num for name, num in settings.attacks.items() if num != 0}
+    if wanted and not requests:
+        raise ConfigError(f"attacks={sorted(wanted)} without a harmful request: expected a set such as strongreject.")
+    model, max_tokens, files = system.model, settings.max_tokens, files or {}
     measure = functools.partial(evaluate_set, model, adapter, system, judges=judges, max_tokens=max_tokens)
     results: dict[str, SetResult] = {}
     for name, chosen in sets.items():
         with ProgressBar(f"answering {name}") as progress:
             results[name] = measure(prompts=chosen, on_batch=progress)
-    if settings.num_prefill != 0 and "strongreject" in sets:
-        attacked = sets["strongreject"][: settings.num_prefill]
-        results["prefill"] = measure(prompts=attacked, prefills=[PREFILL] * len(attacked))
+    attacks: dict[str, SetResult] = {}
+    for number, (name, num) in enumerate(wanted.items()):
+        key = jax.random.fold_in(jax.random.key(settings.seed), number)
+        with ProgressBar(f"attack {name}") as progress:
+            attacks[name] = evaluate_attack(
+                key,
+                ATTACKS[name],
+                system,
+                adapter,
+                requests[:num],
+                judges,
+                max_tokens=max_tokens,
+                budget=settings.search,
+                on_batch=progress,
+            )
     reworded: dict[str, Reworded] = {}
     for name, chosen in sets.items():
         if asked := _reword(chosen[: settings.num_reworded], settings.rewordings):
@@ -480,15 +449,35 @@ def evaluate(
             texts = [p.text for p in results[name].prompts][: settings.num_kl]
             tokens = results[name].base.tokens[: settings.num_kl]
             kl[name] = kl_from_base(model, texts, tokens, adapter=adapter)
+    choices, scores = _usefulness(model, adapter, settings, files)
+    return Evaluation(results, reworded, kl, choices, max_tokens, attacks, scores)
+
+
+def _usefulness(
+    model: LanguageModel, adapter: Adapter, settings: EvaluationSettings, files: Mapping[str, Records]
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, Scores]]:
+    """Multiple choice and the measures of `USEFULNESS`, base model and student."""
+    questions: dict[str, Sequence[Choice]] = {name: read_choices(name) for name in settings.multiple_choice}
+    for name, records in files.items():
+        if found := [record for record in records if isinstance(record, Choice)]:
+            questions[name] = found
     choices = {}
-    for name in settings.multiple_choice:
-        questions = read_choices(name)[: settings.num_choices]
-        with ProgressBar(f"multiple choice: {name}, base") as progress:
-            before = multiple_choice(model, questions, on_batch=progress).correct
-        with ProgressBar(f"multiple choice: {name}, student") as progress:
-            after = multiple_choice(model, questions, adapter=adapter, on_batch=progress).correct
-        choices[name] = before, after
-    return Evaluation(results, reworded, kl, choices, max_tokens)
+    for name, found in questions.items():
+        asked, pair = found[: settings.num_choices], []
+        for who, given in (("base", None), ("student", adapter)):
+            with ProgressBar(f"multiple choice: {name}, {who}") as progress:
+                pair.append(multiple_choice(model, asked, adapter=given, on_batch=progress).correct)
+        choices[name] = pair[0], pair[1]
+    scores = {}
+    for name, num in settings.usefulness.items():
+        if num == 0:
+            continue
+        items, pair = USEFULNESS[name].items(files)[:num], []
+        for who, given in (("base", None), ("student", adapter)):
+            with ProgressBar(f"{name}, {who}") as progress:
+                pair.append(USEFULNESS[name].score(Reading(model, given, settings.usefulness_tokens, progress), items))
+        scores[name] = Scores(pair[0], pair[1])
+    return choices, scores
 
 
 def answer_rows(
@@ -514,8 +503,9 @@ def answer_rows(
       One mapping per prompt: prompt, label, response, refused_by_pattern, refused_by_meaning, unsafe (P by the teacher
       guard), judge_unsafe (P by the judge), and further judges by name.
     """
-    texts = _texts(prompts)
-    answers = generate(model, texts, max_tokens=max_tokens, adapter=adapter, batch_size=64, on_batch=on_batch)
+    found = _records("prompts", prompts, Prompt)
+    texts, chats = [prompt.text for prompt in found], [prompt.chat for prompt in found]
+    answers = generate(model, chats, max_tokens=max_tokens, adapter=adapter, batch_size=64, on_batch=on_batch)
     judged = judge_responses(texts, answers.texts, answers.tokens, judges)
     names = {"refused": "refused_by_pattern", "teacher": "unsafe", "judge": "judge_unsafe"}
     rows = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgesafe_jax.models.tokenization import ChatTokenizer
-from edgesafe_jax.safety.evaluation import PREFILL
+from edgesafe_jax.safety.attacks.prefill import OPENING
 from edgesafe_jax.safety.teacher import TeacherData
 
 LONGEST = 10
@@ -23,7 +23,7 @@ def prefixes(
 ) -> list[list[int]]:
     """Draws the beginnings of the base model's own unsafe answers.
 
-    An answer that begins with the words of `evaluation.PREFILL` is left out: the evaluation attacks with them.
+    An answer that begins with the words of `attacks.prefill.OPENING` is left out: the evaluation attacks with them.
 
     Args:
       tokenizer: of the model.
@@ -48,8 +48,8 @@ def prefixes(
 
 
 def _is_prefilled(text: str) -> bool:
-    """Whether an answer begins with the words of `PREFILL`, however they are written."""
-    attack = _words(PREFILL)
+    """Whether an answer begins with the words of `OPENING`, however they are written."""
+    attack = _words(OPENING)
     return _words(text)[: len(attack)] == attack
 
 

@@ -5,19 +5,17 @@ p(s | x, y) that judges a response y to a prompt x, and a refusal y_r,
 
     p(r | x, y) = p(s=1 | x, y) I[r = y] + p(s=0 | x, y) I[r = y_r]      (equation 1)
     p(r | x)    = sum_y p(y | x) p(r | x, y)                             (equation 2)
-
-More than two classes, each with an action of its own, are `CategoricalSystem`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import numpy as np
 
-from edgesafe_jax.errors import FRACTION, POSITIVE, PROBABILITY, ConfigError, check_ranges, check_texts
-from edgesafe_jax.guards.verdicts import Guard, GuardError, checked
+from edgesafe_jax.errors import FRACTION, POSITIVE, PROBABILITY, ConfigError, check_ranges
+from edgesafe_jax.guards.verdicts import Guard, checked
+from edgesafe_jax.models.chats import Chat, flat_text
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, PRNGKey, ProgressFn
@@ -159,7 +157,7 @@ class SafeSystem:
 
     def answer(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Chat],
         *,
         max_tokens: int,
         threshold: float | None = 0.5,
@@ -174,7 +172,7 @@ class SafeSystem:
         """Answers prompts with the guard behind the model.
 
         Args:
-          prompts: N user texts.
+          prompts: N user texts or chats; of a chat the guard sees all that was said.
           max_tokens: longest answer, in tokens.
           threshold: refuse where P(unsafe) is above it; None draws from equation 1 instead.
           temperature: of the language model's sampling; 0 is greedy.
@@ -204,92 +202,8 @@ class SafeSystem:
             batch_size=batch_size,
             on_batch=on_batch,
         )
-        unsafe = checked(self.guard)(prompts, base.texts)
+        unsafe = checked(self.guard)([flat_text(prompt) for prompt in prompts], base.texts)
         limit = np.random.default_rng(seed).random(len(unsafe)) if threshold is None else threshold
         refused = unsafe > limit
         responses = [self.refusal if no else text for no, text in zip(refused, base.texts, strict=True)]
         return SystemAnswers(responses, base, unsafe, refused)
-
-
-Action: TypeAlias = Callable[[str, str], str]
-"""From (prompt, response) to what the system says: the response itself, a fixed text, a rewrite."""
-
-
-def keep(prompt: str, response: str) -> str:
-    """The action that lets the response stand."""
-    del prompt
-    return response
-
-
-def say(text: str) -> Action:
-    """Makes the action that says `text` whatever was asked and answered."""
-    return lambda prompt, response: text
-
-
-@dataclasses.dataclass(frozen=True)
-class CategoricalTeacher:
-    """The gated teacher with more than two classes: outcome c has probability `probs[:, c]`.
-
-    Attributes:
-      prompts: N user texts.
-      outcomes: C lists of N texts, one list per class.
-      probs: `[N, C]`, rows sum to one.
-    """
-
-    prompts: list[str]
-    outcomes: list[list[str]]
-    probs: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class CategoricalSystem:
-    """A guard with several classes, each with an action: rewrite, "I do not know", refuse, ...
-
-    p(r | x, y) = sum_c p(s=c | x, y) I[r = action_c(x, y)].
-
-    Attributes:
-      model: the frozen language model.
-      classify: from N prompts and N responses to class probabilities `[N, C]`.
-      actions: C actions, in the order of the classes.
-    """
-
-    model: LanguageModel
-    classify: Callable[[Sequence[str], Sequence[str]], np.ndarray]
-    actions: tuple[Action, ...]
-
-    def weigh(self, prompts: Sequence[str], responses: Sequence[str]) -> CategoricalTeacher:
-        """Applies every class's action and weighs its outcome with the class's probability.
-
-        Args:
-          prompts: N user texts.
-          responses: N answers of the base model.
-
-        Returns:
-          The outcomes and their probabilities.
-
-        Raises:
-          ConfigError: one string where several are expected.
-          GuardError: class probabilities of another shape, negative, NaN, or that do not sum to one.
-        """
-        prompts, responses = check_texts("prompts", prompts), check_texts("responses", responses)
-        probs = np.asarray(self.classify(prompts, responses), np.float64)
-        if probs.shape != (len(prompts), len(self.actions)):
-            raise GuardError(
-                f"The guard returned shape {probs.shape}: expected {(len(prompts), len(self.actions))}, a probability "
-                "for each pair and action."
-            )
-        good = np.all(probs >= 0, axis=1) & (np.abs(probs.sum(axis=1) - 1) < 1e-3)
-        if not np.all(good):
-            first = int(np.flatnonzero(~good)[0])
-            raise GuardError(
-                f"Class probabilities of pair {first} are {probs[first].tolist()}: expected to sum to one."
-            )
-        outcomes = [[act(x, y) for x, y in zip(prompts, responses, strict=True)] for act in self.actions]
-        return CategoricalTeacher(list(prompts), outcomes, probs)
-
-    def answer(self, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
-        """Answers greedily and takes the action of the most probable class."""
-        base = generate(self.model, prompts, max_tokens=max_tokens)
-        teacher = self.weigh(prompts, base.texts)
-        best = np.argmax(teacher.probs, axis=1)
-        return [teacher.outcomes[c][i] for i, c in enumerate(best)]

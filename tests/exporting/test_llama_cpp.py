@@ -18,7 +18,7 @@ from edgesafe_jax.exporting.runtime_evaluation import (
     write_results,
 )
 from edgesafe_jax.models import answer_log_probs, generate, load_model
-from edgesafe_jax.safety.evaluation import Judge, by_words
+from edgesafe_jax.safety.judging import Judge, by_words
 
 PROMPTS = ["hello user", "in the 12th hell", "a"]
 EXACT = RuntimeSettings(num_threads=1, context=256, exact=True)

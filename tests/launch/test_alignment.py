@@ -16,7 +16,7 @@ from edgesafe_jax.adapters import AdapterError, packaged_soft_prompt
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.models.precision import Precision
 from edgesafe_jax.safety import teacher, training
-from edgesafe_jax.safety.evaluation import base_judges
+from edgesafe_jax.safety.judging import base_judges
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.safety.training_data import PACKAGED_GROUPS
 from edgesafe_jax.training import WorkdirError, write_checked
@@ -65,7 +65,7 @@ def tiny_system(monkeypatch, tiny_model):
         "load_system",
         lambda config, workdir: (tiny_model, guard, SafeSystem(tiny_model, guard, config["refusal"])),
     )
-    monkeypatch.setattr(alignment, "load_judges", lambda config, guard: base_judges(guard))
+    monkeypatch.setattr(alignment, "load_judges", lambda config, guard, model: base_judges(guard))
 
 
 def small(**changes):

@@ -7,7 +7,7 @@ import pytest
 from configs import align_soft_prompt
 from edgesafe_jax.corpora import CorpusError
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.safety.evaluation import base_judges
+from edgesafe_jax.safety.judging import base_judges
 from edgesafe_jax.training.workdir import read_summary
 from launch import alignment, startup
 from tests import tiny
@@ -21,7 +21,7 @@ TEXTS = [f"hello {word} in the user" for word in ("war", "sky", "sea", "sun", "f
 def own(tmp_path, monkeypatch, tiny_model):
     """A folder with prompts, a guard and a template, and the changes of a config that name them."""
     monkeypatch.setattr(startup, "load_model", lambda name, matmul_dtype: tiny_model)
-    monkeypatch.setattr(alignment, "load_judges", lambda config, guard: base_judges(guard))
+    monkeypatch.setattr(alignment, "load_judges", lambda config, guard, model: base_judges(guard))
     monkeypatch.chdir(tmp_path)
     rows = [{"text": text, "topic": "even" if i % 2 else "odd"} for i, text in enumerate(TEXTS)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,17 +16,10 @@ from edgesafe_jax.models.generation import Generation
 from edgesafe_jax.models.scoring import kl_from_base
 from edgesafe_jax.safety import align, evaluate, multiple_choice, sharpened
 from edgesafe_jax.safety.batches import make_batch_order
-from edgesafe_jax.safety.evaluation import (
-    EvaluationSettings,
-    Judge,
-    answer_rows,
-    base_judges,
-    evaluate_set,
-    judge_responses,
-    make_judges,
-)
+from edgesafe_jax.safety.evaluation import EvaluationSettings, answer_rows, evaluate_set
+from edgesafe_jax.safety.judging import Judge, base_judges, judge_responses, make_judges
 from edgesafe_jax.safety.prompts import Split, evaluation_prompts, training_prompts
-from edgesafe_jax.safety.system import CategoricalSystem, SafeSystem, SequenceTeacher, keep
+from edgesafe_jax.safety.system import SafeSystem, SequenceTeacher
 from edgesafe_jax.safety.teacher import TeacherOptions, make_teacher, make_teacher_data, refusal_ids, refusal_margins
 
 PROMPT = Prompt("hello", "test", "", "benign")
@@ -55,8 +48,6 @@ LETTERS = {
     "answer": lambda m, path: SafeSystem(m, guard).answer("hello", max_tokens=2),
     "answer, prefills": lambda m, path: SafeSystem(m, guard).answer(["hello"], max_tokens=2, prefills="h"),
     "sequence_teacher": lambda m, path: SafeSystem(m, guard).sequence_teacher("hello", key=KEY, max_tokens=2),
-    "weigh": lambda m, path: CategoricalSystem(m, guard, (keep,)).weigh("hello", "hello"),
-    "categorical answer": lambda m, path: CategoricalSystem(m, guard, (keep,)).answer("hello", max_tokens=2),
     "refusal_margins": lambda m, path: refusal_margins(m, None, "hello", "no."),
     "align": lambda m, path: align(m, guard, "hello"),
     "align, labels": lambda m, path: align(m, guard, ["hello"] * 3, labels="abc"),

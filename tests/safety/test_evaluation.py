@@ -13,7 +13,8 @@ from edgesafe_jax.guards.named import guard_cost
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import ContextError, generate
-from edgesafe_jax.safety.evaluation import Judge, base_judges, costs, evaluate_set, judge_responses, multiple_choice
+from edgesafe_jax.safety.evaluation import costs, evaluate_set, multiple_choice
+from edgesafe_jax.safety.judging import Judge, base_judges, judge_responses
 from edgesafe_jax.safety.system import SafeSystem
 
 REFUSAL = "Sorry, I cannot help with this matter."

@@ -8,7 +8,8 @@ import pytest
 from edgesafe_jax.corpora import Prompt
 from edgesafe_jax.metrics import wilson_interval
 from edgesafe_jax.safety import report as results
-from edgesafe_jax.safety.evaluation import Judged, Reworded, SetResult
+from edgesafe_jax.safety.evaluation import Reworded, SetResult
+from edgesafe_jax.safety.judging import Judged
 
 NAN = float("nan")
 REFUSAL = "Sorry, I cannot help with this matter."
@@ -220,7 +221,7 @@ def test_the_section_holds_no_whole_text_and_no_harmful_answer(measured):
 
 def test_the_section_has_what_it_was_given(measured):
     kinds = [item["kind"] for item in results.section(measured).to_fragment()["items"]]
-    assert kinds.count("table") == 3
+    assert kinds.count("table") == 5
     assert kinds.count("figure") == 1
     full = results.section(
         measured,
@@ -230,7 +231,7 @@ def test_the_section_has_what_it_was_given(measured):
         notes=["A note."],
     ).to_fragment()
     kinds = [item["kind"] for item in full["items"]]
-    assert (kinds.count("table"), kinds.count("figure"), kinds.count("notes")) == (5, 2, 1)
+    assert (kinds.count("table"), kinds.count("figure"), kinds.count("notes")) == (7, 2, 1)
 
 
 def test_a_section_of_harmful_sets_alone_has_no_picture(measured):

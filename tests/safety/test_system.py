@@ -1,15 +1,12 @@
 """The safe system: what its guard says, what it says, and how often."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import Generation, generate
-from edgesafe_jax.safety import system as system_lib
-from edgesafe_jax.safety.system import REFUSAL, CategoricalSystem, SafeSystem, keep, say
+from edgesafe_jax.safety.system import REFUSAL, SafeSystem
 
 PROMPTS = ["hello", "the user", "in 2024", "us"]
 UNSAFE = [0.0, 0.2, 0.7, 1.0]
@@ -28,7 +25,7 @@ def fake_generate(monkeypatch):
         calls.append(keywords)
         return Generation([[1]] * len(prompts), [f"{prompt}!" for prompt in prompts], [True] * len(prompts))
 
-    monkeypatch.setattr(system_lib, "generate", fake)
+    monkeypatch.setattr(SafeSystem.__init__, "__defaults__", (REFUSAL, fake))
     return calls
 
 
@@ -99,61 +96,3 @@ def test_no_prompts(tiny_model):
         system.answer([], max_tokens=4)
     with pytest.raises(ValueError, match="prompts is empty"):
         system.sequence_teacher([], key=jax.random.key(0), max_tokens=4)
-
-
-# Several classes ------------------------------------------------------------------------------------------------------
-
-PROBS = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.0, 0.3, 0.7], [1.0, 0.0, 0.0]])
-
-
-def classify(prompts, responses):
-    return PROBS[[PROMPTS.index(prompt) for prompt in prompts]]
-
-
-def shout(prompt, response):
-    return f"{prompt}: {response.upper()}"
-
-
-ACTIONS = (keep, shout, say("I do not know."))
-
-
-def test_each_class_has_an_action(tiny_model):
-    teacher = CategoricalSystem(tiny_model, classify, ACTIONS).weigh(PROMPTS, ["a", "b", "c", "d"])
-    assert teacher.outcomes == [
-        ["a", "b", "c", "d"],
-        ["hello: A", "the user: B", "in 2024: C", "us: D"],
-        ["I do not know."] * 4,
-    ]
-    np.testing.assert_array_equal(teacher.probs, PROBS)
-    assert teacher.prompts == PROMPTS
-
-
-def test_two_classes_are_the_safe_system(tiny_model, fake_generate):
-    def both(prompts, responses):
-        unsafe = guard(prompts, responses)
-        return np.stack([1 - unsafe, unsafe], axis=1)
-
-    answers = CategoricalSystem(tiny_model, both, (keep, say(REFUSAL))).answer(PROMPTS, max_tokens=4)
-    assert answers == SafeSystem(tiny_model, guard).answer(PROMPTS, max_tokens=4).responses
-
-
-def test_the_most_probable_class_acts(tiny_model, fake_generate):
-    answers = CategoricalSystem(tiny_model, classify, ACTIONS).answer(PROMPTS, max_tokens=4)
-    assert answers == ["hello!", "the user: THE USER!", "I do not know.", "us!"]
-
-
-@pytest.mark.parametrize("row", [[0.5, 0.4, 0.0], [0.5, 0.6, -0.1], [0.5, np.nan, 0.5], [np.inf, 0, 0]])
-def test_class_probabilities_are_checked(tiny_model, row):
-    probs = PROBS.copy()
-    probs[2] = row
-    system = CategoricalSystem(tiny_model, lambda prompts, responses: probs, ACTIONS)
-    with pytest.raises(GuardError, match=r"Class probabilities of pair 2 are .* expected to sum to one"):
-        system.weigh(PROMPTS, ["a"] * 4)
-
-
-def test_there_is_a_probability_for_each_action(tiny_model):
-    system = CategoricalSystem(tiny_model, classify, ACTIONS[:2])
-    with pytest.raises(GuardError, match=r"returned shape \(4, 3\): expected \(4, 2\)"):
-        system.weigh(PROMPTS, ["a"] * 4)
-    with pytest.raises(ValueError, match="zip"):
-        dataclasses.replace(system, actions=ACTIONS).weigh(PROMPTS, ["a"] * 3)
