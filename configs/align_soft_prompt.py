@@ -187,6 +187,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task = "alignment"
     config.seed = 0
     config.model = "smollm2-135m-instruct"
+    config.quantization = ""  # "keep" for the matrices of a GGUF file as they are, "int8" for 8 bits, or floats
     config.template_variables = ""  # of the chat template, as JSON, such as {"enable_thinking": false}
     config.chat_template = ""  # a file with a Jinja template; empty for the model's own
     config.guard = (

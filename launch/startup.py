@@ -59,7 +59,7 @@ def template_variables(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_config_model(config: Mapping[str, Any], workdir: str | Path) -> LanguageModel:
-    """Loads the language model of a config: its `model`, `matmul_dtype` and `template_variables`.
+    """Loads the language model of a config: its `model`, `quantization`, `matmul_dtype` and `template_variables`.
 
     Args:
       config: of the run.
@@ -69,7 +69,8 @@ def load_config_model(config: Mapping[str, Any], workdir: str | Path) -> Languag
       The model.
     """
     name = config["matmul_dtype"]
-    model = load_model(config["model"], matmul_dtype=lookup(MATMUL_DTYPES, name, "config.matmul_dtype"))
+    dtype = lookup(MATMUL_DTYPES, name, "config.matmul_dtype")
+    model = load_model(config["model"], matmul_dtype=dtype, quantization=config.get("quantization") or None)
     if name == "auto":
         model = with_kept_precision(model, workdir)
     tokenizer = model.tokenizer

@@ -20,6 +20,7 @@ from edgesafe_jax.errors import COUNT, POSITIVE, POSITIVE_COUNT, ConfigError, Ra
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.matmul import pack_bfloat16, unpack_bfloat16
+from edgesafe_jax.models.quantised import QuantizedMatrix
 from edgesafe_jax.typing import Adapter, Array, LowRank, Params, PRNGKey
 
 TARGETS = (
@@ -147,6 +148,11 @@ def merge_params(params: Params, lora: LoRA) -> dict[str, Any]:
     for module, leaves in lora.low_rank().items():
         for leaf, (down, up) in leaves.items():
             weight = layers[module][leaf]
+            if isinstance(weight, QuantizedMatrix):
+                raise ConfigError(
+                    f"{module}/{leaf} is quantised: a LoRA can be merged into floats only. Load the model without "
+                    "quantization."
+                )
             matrix = unpack_bfloat16(weight)
             merged = (matrix.astype(jnp.float32) + down @ up).astype(matrix.dtype)
             layers[module][leaf] = pack_bfloat16(merged) if weight.dtype == jnp.uint16 else merged

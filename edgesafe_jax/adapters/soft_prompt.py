@@ -19,6 +19,7 @@ from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, check_counts, looku
 from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.placements import BEFORE_ANSWER, PLACEMENTS, check_placement
+from edgesafe_jax.models.quantised import QuantizedMatrix, dequantize, look_up
 from edgesafe_jax.typing import IN_FRONT, Adapter, Array, PRNGKey
 
 
@@ -83,11 +84,12 @@ def init_soft_prompt(
     if init == "random":
         check_counts(num_virtual=num_virtual)
         assert num_virtual is not None
-        table = model.params["embedding"].astype(jnp.float32)
+        table = model.params["embedding"]
+        table = dequantize(table) if isinstance(table, QuantizedMatrix) else table.astype(jnp.float32)
         noise = jax.random.normal(key, (num_virtual, table.shape[1]), jnp.float32)
         return SoftPrompt(jnp.mean(table, axis=0)[None] + noise * jnp.std(table, axis=0)[None], placement)
     ids = initial_ids(key, model, init=init, text=text, num_virtual=num_virtual)
-    return SoftPrompt(jnp.take(model.params["embedding"], ids, axis=0).astype(jnp.float32), placement)
+    return SoftPrompt(look_up(model.params["embedding"], ids).astype(jnp.float32), placement)
 
 
 INITS: dict[str, None] = dict.fromkeys(("text", "vocabulary", "random"))

@@ -19,7 +19,7 @@ from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.evaluation import human_auroc
 from edgesafe_jax.guards.examples import OwnAnswers
 from edgesafe_jax.guards.heads import GatedHead, calibrate_head, fit_head, head_logits
-from edgesafe_jax.guards.hidden_states import QUESTION, pair_features
+from edgesafe_jax.guards.hidden_states import QUESTION, layers_at, pair_features
 from edgesafe_jax.guards.kept import Features, kept_answers, kept_features
 from edgesafe_jax.guards.probe import encoder_features, head_probability, probe_features, save_head
 from edgesafe_jax.guards.verdicts import Encode
@@ -258,19 +258,23 @@ def _human_values(pairs: Sequence[ScoredPair], probs: np.ndarray, name: str) -> 
 
 
 def hidden_state_features(
-    model: LanguageModel, *, layers: Sequence[int], max_response: int, batch_size: int = 32
+    model: LanguageModel, *, layers: Sequence[float], max_response: int, batch_size: int = 32
 ) -> Features:
     """Makes the features of the teacher: hidden states of the guarded model, with progress.
 
     Args:
       model: the guarded model.
-      layers: which layers are read, counted from 1.
+      layers: which layers are read, numbers or fractions of the depth, see `layers_at`.
       max_response: tokens of a response that are read.
       batch_size: pairs that run at once.
 
     Returns:
       The features.
+
+    Raises:
+      ConfigError: a layer that the model does not have.
     """
+    read = layers_at(layers, model.config.num_layers)
 
     def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
         with ProgressBar(f"reading hidden states: {name}") as progress:
@@ -278,7 +282,7 @@ def hidden_state_features(
                 model,
                 prompts,
                 responses,
-                layers=layers,
+                layers=read,
                 max_response=max_response,
                 batch_size=batch_size,
                 on_batch=progress,
@@ -298,11 +302,11 @@ def sentence_features(encode: Encode) -> Features:
     return features
 
 
-def hidden_state_about(model: LanguageModel, *, layers: Sequence[int], max_response: int) -> dict[str, Any]:
+def hidden_state_about(model: LanguageModel, *, layers: Sequence[float], max_response: int) -> dict[str, Any]:
     """What is stored beside the teacher's head, for `load_hidden_state_guard`."""
     return {
         "kind": "hidden_states",
-        "layers": list(layers),
+        "layers": list(layers_at(layers, model.config.num_layers)),
         "question": QUESTION,
         "max_response": max_response,
         "model_hash": model.hash,

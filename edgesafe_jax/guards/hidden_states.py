@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.adapters import LoRA
-from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, check_counts, check_ranges
+from edgesafe_jax.errors import COUNT, POSITIVE_COUNT, ConfigError, Range, check_counts, check_ranges
 from edgesafe_jax.guards.verdicts import check_finite_pairs, check_pairs, judged_text
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, low_rank_of, truncate
 from edgesafe_jax.models.generation import ContextError, encode_shared_once, pad_tokens
@@ -143,6 +143,31 @@ def encode_conversations(
                     f"{model.config.max_context}. Lower max_prompt or max_response."
                 )
     return Conversations(list(head), rows, spans, np.array(owners, np.int64))
+
+
+def layers_at(depths: Sequence[float], num_layers: int) -> tuple[int, ...]:
+    """Returns the layers at some depths of a model, so that one setting serves models of any depth.
+
+    Args:
+      depths: fractions of the layers, above 0.0 to 1.0 for the last one; a whole number is a layer, counted from 1.
+      num_layers: L.
+
+    Returns:
+      Layers, counted from 1 and rising, each once.
+
+    Raises:
+      ConfigError: no depths, or one that the model does not have.
+    """
+    allowed = Range(1, num_layers, integer=True), Range(0.0, 1.0, above=True)
+    for depth in depths:
+        if depth not in allowed[isinstance(depth, float)]:
+            raise ConfigError(
+                f"layers={tuple(depths)}: {depth} is neither a layer of 1 to {num_layers} nor a fraction of the depth "
+                "above 0.0 to 1.0."
+            )
+    if not depths:
+        raise ConfigError("layers is empty: expected at least one.")
+    return tuple(sorted({max(1, round(d * num_layers)) if isinstance(d, float) else int(d) for d in depths}))
 
 
 def read_features(

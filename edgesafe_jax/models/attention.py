@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from edgesafe_jax.models.decoder_config import DecoderConfig
-from edgesafe_jax.models.layers import Factors, RMSNorm, add_bias, product, softcap
+from edgesafe_jax.models.layers import Factors, RMSNorm, add_bias, product, softcap, weight
 from edgesafe_jax.models.rope import View, rotate
 from edgesafe_jax.typing import Array
 
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         init = nn.initializers.lecun_normal()
 
         def project(name: str, num_heads: int) -> Array:
-            kernel = self.param(name, init, (c.embed_dim, num_heads * c.head_dim))
+            kernel = weight(self, name, init, (c.embed_dim, num_heads * c.head_dim))
             y = product(x, kernel, low_rank.get(name), dtype=self.matmul_dtype)
             if c.qkv_bias:
                 y = add_bias(y, self.param(f"{name}_bias", nn.initializers.zeros, (num_heads * c.head_dim,)))
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         parts = jnp.split(weights, splits, axis=-1)
         mixed = sum(_mix(part, block_value) for part, (_, block_value) in zip(parts, blocks, strict=True))
 
-        out = self.param("out", init, (c.num_heads * c.head_dim, c.embed_dim))
+        out = weight(self, "out", init, (c.num_heads * c.head_dim, c.embed_dim))
         mixed = jnp.asarray(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, c.num_heads * c.head_dim)
         mixed = product(mixed, out, low_rank.get("out"), dtype=self.matmul_dtype)
         if c.linear_bias:

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.models.attention import Attention, causal_mask
 from edgesafe_jax.models.decoder_config import DecoderConfig
-from edgesafe_jax.models.layers import FeedForward, add_bias, make_norm, softcap
+from edgesafe_jax.models.layers import FeedForward, add_bias, make_norm, softcap, weight
 from edgesafe_jax.models.matmul import matmul
+from edgesafe_jax.models.quantised import look_up
 from edgesafe_jax.models.rope import View, make_views
 from edgesafe_jax.typing import IN_FRONT, Adapter, Array, LowRank, Params
 
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
     def setup(self):
         """Declares embedding tables, layers, final norm and head."""
         c = self.config
-        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim))
+        self.embedding = weight(self, "embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim))
         if c.learned_positions:
             self.positions = self.param("positions", nn.initializers.normal(0.02), (c.max_context, c.embed_dim))
         scanned = nn.scan(
@@ -141,7 +142,7 @@ class Decoder(nn.Module):
         self.layers = scanned(c, self.factors_dtype)
         self.final_norm = make_norm(c)
         if not c.tie_embeddings:
-            self.head = self.param("head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
+            self.head = weight(self, "head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
 
     @property
     def factors_dtype(self) -> jnp.dtype:
@@ -153,7 +154,7 @@ class Decoder(nn.Module):
 
         With virtual embeddings `[P, D]`, the id -1 - p stands for the p-th of them.
         """
-        found = jnp.take(self.embedding, tokens if virtual is None else jnp.maximum(tokens, 0), axis=0)
+        found = look_up(self.embedding, tokens if virtual is None else jnp.maximum(tokens, 0))
         if virtual is not None:
             drawn = jnp.take(virtual, jnp.maximum(-1 - tokens, 0), axis=0).astype(found.dtype)
             found = jnp.where((tokens < 0)[..., None], drawn, found)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.models.quantised import QuantizedMatrix
 from edgesafe_jax.typing import Params
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
@@ -162,7 +163,8 @@ class DecoderConfig:
 
 def num_params(params: Params) -> int:
     """Counts the numbers in a parameter tree."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QuantizedMatrix))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def flops_per_token(config: DecoderConfig, *, context: int, with_head: bool = True) -> float:

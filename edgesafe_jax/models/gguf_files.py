@@ -10,6 +10,8 @@ import numpy as np
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families import FAMILIES, Family, LoadingError
 from edgesafe_jax.models.families.family import GgufHeader, GgufLayout
+from edgesafe_jax.models.gguf_blocks import FLOATS, read_matrix
+from edgesafe_jax.models.quantised import QuantizedMatrix
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tensors import TensorReader, read_params
 from edgesafe_jax.models.tokenization import ChatTokenizer
@@ -18,11 +20,12 @@ from edgesafe_jax.models.tokenizer_files import tokenizer_from_gguf
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # read with the metadata
 
 
-def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:
-    """Reads and dequantises a GGUF file.
+def read_gguf(path: Path, *, keep: bool = False) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:
+    """Reads a GGUF file.
 
     Args:
       path: the `.gguf` file.
+      keep: whether quantised matrices stay as they are, see `gguf_blocks.read_matrix`; else they become floats.
 
     Returns:
       Config, float32 parameters and tokenizer.
@@ -56,10 +59,23 @@ def read_gguf(path: Path) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]
         raise LoadingError(f"{path}: {error}") from None
     names = {_hf_name(name, family, layout): name for name in tensors if name not in _ROPE_TENSORS}
 
-    def read(name: str) -> np.ndarray:
-        return layout.transform(config, name, dequantised(names[name]))
+    def read(name: str) -> np.ndarray | QuantizedMatrix:
+        tensor = tensors[names[name]]
+        if not keep or tensor.tensor_type in FLOATS:
+            return layout.transform(config, name, dequantised(tensor.name))
+        matrix = read_matrix(tensor)
+        order = layout.transform(config, name, np.arange(matrix.shape[0])[:, None])  # of the rows
+        if order.shape != (matrix.shape[0], 1):
+            raise LoadingError(f"the quantised matrices of {layout.architecture} models cannot be kept.")
+        return matrix.rows(order[:, 0])
 
-    params = read_params(family, config, TensorReader(frozenset(names), read, str(path)))
+    if keep and all(tensor.tensor_type in FLOATS for tensor in tensors.values()):
+        raise LoadingError(f"{path} has no quantised matrices to keep: use another quantization.")
+
+    try:
+        params = read_params(family, config, TensorReader(frozenset(names), read, str(path)))
+    except LoadingError as error:
+        raise error if str(path) in str(error) else LoadingError(f"{path}: {error}") from None
     try:
         return config, params, tokenizer_from_gguf(metadata)
     except TokenizerError as error:

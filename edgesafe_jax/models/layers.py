@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from edgesafe_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
 from edgesafe_jax.models.matmul import matmul
+from edgesafe_jax.models.quantised import QuantizedMatrix
 from edgesafe_jax.typing import Array
 
 Factors: TypeAlias = Mapping[str, tuple[Array, Array]]
@@ -56,12 +57,25 @@ def expand(vector: Array, ndim: int) -> Array:
     return jnp.reshape(vector, (1,) * (ndim - vector.ndim) + vector.shape)
 
 
-def product(x: Array, kernel: Array, factors: tuple[Array, Array] | None, *, dtype: jnp.dtype) -> Array:
+def weight(
+    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, int]
+) -> Array | QuantizedMatrix:
+    """Declares a matrix that can also be a quantised one."""
+    if module.has_variable("params", name) and isinstance(
+        found := module.get_variable("params", name), QuantizedMatrix
+    ):
+        return found
+    return module.param(name, init, shape)
+
+
+def product(
+    x: Array, kernel: Array | QuantizedMatrix, factors: tuple[Array, Array] | None, *, dtype: jnp.dtype
+) -> Array:
     """Multiplies `[..., inputs]` by a matrix and, where there are factors, by their product too.
 
     Args:
       x: `[..., inputs]`.
-      kernel: `[inputs, outputs]`.
+      kernel: `[inputs, outputs]`, or quantised.
       factors: `[inputs, R]` and `[R, outputs]`, or None.
       dtype: of the factors of the product with the matrix, see `matmul`.
     """
@@ -96,7 +110,7 @@ class FeedForward(nn.Module):
         activation = ACTIVATIONS[c.activation]
 
         def project(name: str, x: Array, outputs: int) -> Array:
-            kernel = self.param(name, init, (x.shape[-1], outputs))
+            kernel = weight(self, name, init, (x.shape[-1], outputs))
             y = product(x, kernel, low_rank.get(name), dtype=self.matmul_dtype)
             if c.linear_bias:
                 y = add_bias(y, self.param(f"{name}_bias", nn.initializers.zeros, (outputs,)))

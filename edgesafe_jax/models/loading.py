@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from edgesafe_jax import assets
-from edgesafe_jax.errors import ConfigError, Range
-from edgesafe_jax.models.converted import load_gguf
+from edgesafe_jax.errors import ConfigError, Range, lookup
+from edgesafe_jax.models.converted import hash_gguf, load_gguf
 from edgesafe_jax.models.decoder import FLOAT32, Decoder
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.directories import read_directory
 from edgesafe_jax.models.families import LoadingError
+from edgesafe_jax.models.gguf_files import read_gguf
 from edgesafe_jax.models.matmul import pack_bfloat16, unpack_bfloat16
+from edgesafe_jax.models.quantised import QuantizedMatrix, to_int8
 from edgesafe_jax.models.tokenization import ChatTokenizer
 from edgesafe_jax.typing import Array, Params
 
@@ -70,6 +73,7 @@ def load_model(
     matmul_dtype: jnp.dtype | None = None,
     template_variables: Mapping[str, Any] | None = None,
     max_context: int | None = None,
+    quantization: str | None = None,
 ) -> LanguageModel:
     """Loads a frozen language model with its tokenizer.
 
@@ -85,6 +89,9 @@ def load_model(
       max_context: longest sequence, in positions; None for the model's own. Frequencies of LongRoPE and dynamic RoPE
         depend on it: a directory with one of these is read for the context of its first training stage, and
         `max_context` beyond that asks for the long frequencies, for sequences of all lengths.
+      quantization: None for floats; "keep" for the quantised matrices of a GGUF file as they are, the same numbers in
+        the file's bits; "int8" for 8 bits and one scale per output. The products make floats of one layer's matrix, or
+        of a block of rows, at a time. An adapter that is trained so is trained on what a device with that file runs.
 
     Returns:
       The model.
@@ -94,9 +101,15 @@ def load_model(
       LoadingError: a damaged or unsupported file; the message names the tensor.
       edgesafe_jax.assets.AssetError: nothing is found under `spec`, or it cannot be fetched.
     """
+    lookup(QUANTIZATIONS, str(quantization), "quantization")
     source = assets.resolve_model(spec)
     path = Path(source.path)
-    if source.kind == "gguf":
+    if quantization == "keep" and source.kind != "gguf":
+        raise ConfigError(f"quantization='keep': {spec} is a directory of floats; expected a GGUF file, or 'int8'.")
+    if quantization == "keep":
+        config, params, tokenizer = read_gguf(path, keep=True)
+        digest = hash_gguf(path)
+    elif source.kind == "gguf":
         config, params, tokenizer, digest = load_gguf(path)
     else:
         config, params, tokenizer, digest = read_directory(path, max_context=max_context)
@@ -109,7 +122,18 @@ def load_model(
         )
     tokenizer = tokenizer.with_variables(template_variables)
     model = LanguageModel(spec, config, params, tokenizer, digest)
+    if quantization == "int8":
+        digest = hashlib.sha256(f"{digest} int8".encode()).hexdigest()
+        model = dataclasses.replace(model, params=to_int8(params), hash=digest)
     return with_precision(model, dtype=dtype, matmul_dtype=matmul_dtype)
+
+
+QUANTIZATIONS: Mapping[str, str] = {
+    "None": "floats",
+    "keep": "the quantised matrices of a GGUF file as they are",
+    "int8": "8 bits, one scale per output",
+}
+"""How `load_model` can hold matrices, and what that means."""
 
 
 def _with_context(config: DecoderConfig, params: Params, max_context: int) -> tuple[DecoderConfig, Params]:
@@ -126,20 +150,24 @@ def with_precision(
 ) -> LanguageModel:
     """Returns the model with parameters and computation in another precision; see `load_model`.
 
-    bfloat16 matrices of the layers beside activations of another dtype are stored as bits, see
-    `decoder.pack_bfloat16`.
+    Quantised matrices stay as they are. bfloat16 matrices of the layers beside activations of another dtype are stored
+    as bits, see `matmul.pack_bfloat16`.
     """
     matrices = dtype if matmul_dtype is None else matmul_dtype
     packed = matrices == jnp.bfloat16 and matrices != dtype
 
-    def convert(path: tuple[Any, ...], leaf: Array) -> Array:
+    def convert(path: tuple[Any, ...], leaf: Array | QuantizedMatrix) -> Array | QuantizedMatrix:
+        if isinstance(leaf, QuantizedMatrix):
+            return jax.tree.map(jnp.asarray, leaf)
         in_layers = path[0].key == "layers"
         if leaf.ndim == (2 if in_layers else 1):  # a vector: a norm's scale, or a bias
             return jnp.asarray(leaf, dtype=dtype)
         matrix = unpack_bfloat16(jnp.asarray(leaf)).astype(matrices)
         return pack_bfloat16(matrix) if packed and in_layers else matrix
 
-    params = jax.tree_util.tree_map_with_path(convert, model.params)
+    params = jax.tree_util.tree_map_with_path(
+        convert, model.params, is_leaf=lambda leaf: isinstance(leaf, QuantizedMatrix)
+    )
     return dataclasses.replace(
         model, params=params, dtype=jnp.dtype(dtype), matmul_dtype=matmul_dtype, decoding_dtype=None
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.models.quantised import QuantizedMatrix, quantized_matmul
 from edgesafe_jax.typing import Array
 
 
@@ -29,7 +30,7 @@ def unpack_bfloat16(matrix: Array) -> Array:
     return jax.lax.bitcast_convert_type(matrix, jnp.bfloat16) if matrix.dtype == jnp.uint16 else matrix
 
 
-def matmul(x: Array, kernel: Array, *, dtype: jnp.dtype, transposed: bool = False) -> Array:
+def matmul(x: Array, kernel: Array | QuantizedMatrix, *, dtype: jnp.dtype, transposed: bool = False) -> Array:
     """Multiplies with factors in one precision and sums in float32, in the backward pass too.
 
     Factors of bfloat16 with sums of float32 are twice as fast as float32 on processors that have them (AVX-512 BF16,
@@ -37,13 +38,16 @@ def matmul(x: Array, kernel: Array, *, dtype: jnp.dtype, transposed: bool = Fals
 
     Args:
       x: `[..., A]`.
-      kernel: `[A, B]`, or `[B, A]` if `transposed`; or the bits of `pack_bfloat16`, which have no gradient.
+      kernel: `[A, B]`, or `[B, A]` if `transposed`; or the bits of `pack_bfloat16`, or a quantised
+        matrix, which have no gradient.
       dtype: of the factors.
       transposed: whether the kernel is stored outputs first, as an embedding table that serves as output head.
 
     Returns:
       `[..., B]` in the dtype of `x`.
     """
+    if isinstance(kernel, QuantizedMatrix):
+        return quantized_matmul(jnp.dtype(dtype), x, kernel)
     if dtype == x.dtype:
         kernel = unpack_bfloat16(kernel).astype(dtype)
         return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (int(transposed),)), ((), ())))

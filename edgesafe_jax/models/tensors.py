@@ -10,6 +10,7 @@ import numpy as np
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families import Family, LoadingError
 from edgesafe_jax.models.families.family import Place
+from edgesafe_jax.models.quantised import QuantizedMatrix, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +19,12 @@ class TensorReader:
 
     Attributes:
       names: all tensors that are there, Hugging Face names.
-      read: returns one of them as a NumPy array.
+      read: returns one of them as a NumPy array, or a matrix as it is stored.
       where: the file or folder, for messages.
     """
 
     names: frozenset[str]
-    read: Callable[[str], np.ndarray]
+    read: Callable[[str], np.ndarray | QuantizedMatrix]
     where: str
 
 
@@ -50,18 +51,28 @@ def read_params(family: Family, config: DecoderConfig, reader: TensorReader) -> 
         raise LoadingError(f"{reader.where}: {len(missing)} tensors are missing, the first is {missing[0]!r}.")
     if unexpected := sorted(present - expected):
         raise LoadingError(f"{reader.where}: {len(unexpected)} unexpected tensors, the first is {unexpected[0]!r}.")
-    flat: dict[str, np.ndarray] = {}
+    flat: dict[str, Any] = {}
     for name, place in outer.items():
         for path, matrix in _parts(reader, name, place):
-            flat[path] = np.ascontiguousarray(matrix)
+            flat[path] = matrix if isinstance(matrix, QuantizedMatrix) else np.ascontiguousarray(matrix)
     for name, place in inner.items():
         layers = [_parts(reader, prefix + name, place) for prefix in prefixes]
         for each in zip(*layers, strict=True):
-            flat[f"layers/{each[0][0]}"] = np.stack([matrix for _, matrix in each])
+            flat[f"layers/{each[0][0]}"] = _stacked(reader, each[0][0], [matrix for _, matrix in each])
     return unflatten(flat)
 
 
-def _parts(reader: TensorReader, name: str, place: Place | tuple[Place, ...]) -> list[tuple[str, np.ndarray]]:
+def _stacked(reader: TensorReader, path: str, matrices: Sequence[Any]) -> Any:
+    kept = [isinstance(matrix, QuantizedMatrix) for matrix in matrices]
+    if any(kept) and not all(kept):
+        raise LoadingError(
+            f"{reader.where}: {path} is quantised in {sum(kept)} of {len(kept)} layers, and cannot be kept. "
+            "Load the file without quantization='keep'."
+        )
+    return stack(list(matrices)) if all(kept) else np.stack(matrices)
+
+
+def _parts(reader: TensorReader, name: str, place: Place | tuple[Place, ...]) -> list[tuple[str, Any]]:
     """Reads a tensor and splits it into its parts, matrices with their inputs first; returns these with their paths."""
     places: Sequence[Place] = place if isinstance(place, tuple) else (place,)
     axis = 1 if len(places[0].shape) == 2 and places[0].as_stored else 0  # of the outputs
@@ -70,6 +81,14 @@ def _parts(reader: TensorReader, name: str, place: Place | tuple[Place, ...]) ->
     tensor = reader.read(name)
     if tensor.shape != shape:
         raise LoadingError(f"{reader.where}: tensor {name!r} has shape {tensor.shape}; expected {shape}.")
+    if isinstance(tensor, QuantizedMatrix):  # outputs first wherever it belongs
+        if len(places) == 1:
+            return [("/".join(places[0].path), tensor)]
+        ends = np.cumsum(sizes)
+        return [
+            ("/".join(part.path), tensor.rows(slice(end - size, end)))
+            for part, size, end in zip(places, sizes, ends, strict=True)
+        ]
     found = np.split(tensor, np.cumsum(sizes)[:-1], axis=axis)
     return [
         ("/".join(part.path), array.T if array.ndim == 2 and not part.as_stored else array)
@@ -86,7 +105,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np
             yield f"{prefix}{name}", value
 
 
-def unflatten(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Undoes `flatten`."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():

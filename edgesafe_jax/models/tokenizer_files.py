@@ -1,5 +1,6 @@
 """Reading a tokenizer with its chat template: the project's own reading of GGUF, and transformers' of directories."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from edgesafe_jax.models.files import read_json
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tokenization import ChatTokenizer
 
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF token types
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # GGUF token types
 _ADDED_TYPES = (_CONTROL, _USER_DEFINED)
 _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # the ends of a sequence, a turn and a message
 
@@ -35,6 +36,8 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> ChatTokenizer:
             raise TokenizerError(f"The GGUF metadata has no tokenizer.{name}; is the file complete?")
         return metadata[f"tokenizer.{name}"]
 
+    if metadata.get("tokenizer.ggml.model") == "llama":
+        return _sentence_piece_from_gguf(metadata, field)
     if "tokenizer.ggml.pre" not in metadata and "tokenizer.ggml.model" in metadata:
         raise TokenizerError(
             "The GGUF metadata has no tokenizer.ggml.pre, without which text cannot be split as the model was trained: "
@@ -65,7 +68,14 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> ChatTokenizer:
             tokenizers.AddedToken(t, special=special, normalized=False) for t, control in added if control == special
         ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(chosen)
-    eos = int(field("ggml.eos_token_id"))
+    return _chat_tokenizer(tokenizer, metadata, field)
+
+
+def _chat_tokenizer(
+    tokenizer: tokenizers.Tokenizer, metadata: dict[str, Any], field: Callable[[str], Any]
+) -> ChatTokenizer:
+    """The tokenizer with the control tokens and the chat template that the metadata name."""
+    tokens, eos = field("ggml.tokens"), int(field("ggml.eos_token_id"))
     bos = metadata.get("tokenizer.ggml.bos_token_id")
     ends = [int(metadata[name]) for name in (f"tokenizer.ggml.{end}" for end in _END_FIELDS) if name in metadata]
     return ChatTokenizer(
@@ -76,6 +86,37 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> ChatTokenizer:
         bos_token=tokens[int(bos)] if bos is not None else "",
         eos_token=tokens[eos],
     )
+
+
+def _sentence_piece_from_gguf(metadata: dict[str, Any], field: Callable[[str], Any]) -> ChatTokenizer:
+    """Builds a SentencePiece tokenizer of BPE: the pair whose joined piece has the highest score is merged first."""
+    tokens, scores, types = field("ggml.tokens"), field("ggml.scores"), field("ggml.token_type")
+    vocab = {token: index for index, token in enumerate(tokens)}
+    merges = []
+    for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if kind in (_NORMAL, _USER_DEFINED):
+            pairs = ((token[:i], token[i:]) for i in range(1, len(token)))
+            merges += [(-scores[index], index, pair) for pair in pairs if pair[0] in vocab and pair[1] in vocab]
+    merges.sort(key=lambda merge: merge[:2])
+    unknown = tokens[int(field("ggml.unknown_token_id"))]
+    pairs = [pair for _, _, pair in merges]
+    model = tokenizers.models.BPE(vocab=vocab, merges=pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    replaced = tokenizers.normalizers.Replace(" ", "\u2581")
+    decoders = [
+        tokenizers.decoders.Replace("\u2581", " "),
+        tokenizers.decoders.ByteFallback(),
+        tokenizers.decoders.Fuse(),
+    ]
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        replaced = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("\u2581"), replaced])
+        decoders.append(tokenizers.decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer = replaced
+    tokenizer.decoder = tokenizers.decoders.Sequence(decoders)
+    for kind, add in ((_CONTROL, tokenizer.add_special_tokens), (_USER_DEFINED, tokenizer.add_tokens)):
+        chosen = [token for token, found in zip(tokens, types, strict=True) if found == kind]
+        add([tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False) for token in chosen])
+    return _chat_tokenizer(tokenizer, metadata, field)
 
 
 def tokenizer_from_directory(path: Path) -> ChatTokenizer:

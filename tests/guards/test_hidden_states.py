@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards import hidden_states
-from edgesafe_jax.guards.hidden_states import QUESTION, pair_features
+from edgesafe_jax.guards.hidden_states import QUESTION, layers_at, pair_features
 from edgesafe_jax.models.generation import ContextError
 
 PAIRS = [
@@ -122,3 +123,19 @@ def test_bad_arguments(tiny_model, monkeypatch):
             pair_features(tiny_model, ["a"], ["b"], layers=layers)
     with pytest.raises(ContextError, match=r"Pair 1 needs \d+ positions; the context of tiny has 512"):
         pair_features(tiny_model, ["a", "1" * 500], ["b", "2" * 500], layers=[1])
+
+
+def test_layers_at_fractions_of_the_depth():
+    assert layers_at((0.53, 0.6, 0.67), 30) == (16, 18, 20)
+    assert layers_at([0.53, 0.6, 0.67], 18) == (10, 11, 12)
+    assert layers_at((1.0, 1, 0.01), 4) == (1, 4)
+    for depths, message in (
+        ((), "layers is empty"),
+        ((5,), "5 is neither a layer of 1 to 4"),
+        ((0,), "0 is neither"),
+        ((0.0,), "0.0 is neither"),
+        ((1.5,), "1.5 is neither"),
+        (("all",), "all is neither"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            layers_at(depths, 4)

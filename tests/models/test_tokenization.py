@@ -292,3 +292,48 @@ def test_smollm2_tokenizer(smollm2):
     assert rendered.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     parts = tokenizer.chat_parts
     assert [*parts.head, 19556, 905, *parts.tail] == tokenizer.encode(rendered, control=True)
+
+
+@pytest.mark.parametrize("with_space", [True, False])
+def test_sentence_piece_of_gguf(with_space):
+    """Pieces are merged by their score; what no piece holds becomes bytes; user-defined pieces are not split."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "a",
+        "b",
+        "c",
+        "ab",
+        "bc",
+        "▁ab",
+    ]
+    pieces += ["\n\n"]
+    kinds = [3, 3, 3, *[6] * 256, *[1] * 7, 4]
+    scores = [0.0] * 259 + [-10.0, -10.0, -10.0, -10.0, -2.0, -1.0, -3.0, 0.0]
+    metadata = {
+        "ggml.model": "llama",
+        "ggml.pre": "default",
+        "ggml.tokens": pieces,
+        "ggml.scores": scores,
+        "ggml.token_type": kinds,
+        "ggml.bos_token_id": 1,
+        "ggml.eos_token_id": 2,
+        "ggml.unknown_token_id": 0,
+        "ggml.add_space_prefix": with_space,
+    }
+    tokenizer = tokenizer_from_gguf({f"tokenizer.{name}": value for name, value in metadata.items()})
+    front = ["▁"] if with_space else []
+    for text, expected in (
+        ("abc", [*front, "a", "bc"]),  # the better score goes first
+        ("ab", ["▁ab"] if with_space else ["ab"]),
+        ("c ab", [*front, "c", "▁ab"]),
+        ("é", [*front, "<0xC3>", "<0xA9>"]),
+    ):
+        ids = tokenizer.encode(text)
+        assert [pieces[index] for index in ids] == expected
+        assert tokenizer.decode(ids) == text
+    assert "\n\n" in [pieces[index] for index in tokenizer.encode("a\n\nb")]
+    assert tokenizer.eos_ids == (2,)

@@ -1,0 +1,175 @@
+"""Matrices of few bits, multiplied as they are stored: one block of rows is made floats of at a time."""
+
+import functools
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesafe_jax.typing import Array, Params
+
+LARGEST = 1 << 22
+"""Numbers of a matrix that are made floats of at once; of larger ones a block of rows after the other is."""
+
+
+@flax.struct.dataclass
+class QuantizedMatrix:
+    """A matrix, or one per layer, stored outputs first, in blocks along its inputs: `scale * (code - zero) + low`.
+
+    Attributes:
+      codes: `[..., outputs, inputs]` int8; or `[..., outputs, inputs / 2]` uint8, of which byte j of a block of b holds
+        number j in its lower half and number j + b / 2 in its upper half.
+      scales: `[..., outputs, blocks]`.
+      lows: `[..., outputs, blocks]`, or None for zeros.
+      bits: 8 or 4.
+      zero: the code of zero.
+    """
+
+    codes: Array
+    scales: Array
+    lows: Array | None = None
+    bits: int = flax.struct.field(pytree_node=False, default=8)
+    zero: int = flax.struct.field(pytree_node=False, default=0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(..., outputs, inputs)`."""
+        return (*self.codes.shape[:-1], self.codes.shape[-1] * 8 // self.bits)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def rows(self, index: Array | np.ndarray | slice) -> "QuantizedMatrix":
+        """Returns some rows of a single matrix; those of `index` `[...]` make a matrix of shape `(..., inputs)`."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+
+def integers(matrix: QuantizedMatrix) -> Array:
+    """Returns codes less that of zero, `[..., outputs, blocks, b]` int8."""
+    codes = jnp.asarray(matrix.codes)
+    codes = codes.reshape(*codes.shape[:-1], matrix.scales.shape[-1], -1)
+    if matrix.bits == 4:
+        codes = jnp.concatenate([codes & jnp.uint8(15), codes >> jnp.uint8(4)], axis=-1)
+    return codes.astype(jnp.int8) - jnp.int8(matrix.zero)
+
+
+def dequantize(matrix: QuantizedMatrix) -> Array:
+    """Returns the numbers, `[..., outputs, inputs]` float32."""
+    values = integers(matrix).astype(jnp.float32) * jnp.asarray(matrix.scales).astype(jnp.float32)[..., None]
+    if matrix.lows is not None:
+        values = values + jnp.asarray(matrix.lows).astype(jnp.float32)[..., None]
+    return values.reshape(matrix.shape)
+
+
+def look_up(table: Array | QuantizedMatrix, ids: Array) -> Array:
+    """Returns rows of an embedding table, `[..., D]` for ids `[...]`."""
+    if isinstance(table, QuantizedMatrix):
+        return dequantize(jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0), table))
+    return jnp.take(table, ids, axis=0)
+
+
+def quantize_int8(matrix: Array, *, outputs_first: bool = False) -> QuantizedMatrix:
+    """Rounds a matrix to 8 bits, with one scale per output: the largest absolute number over 127.
+
+    Args:
+      matrix: `[..., inputs, outputs]` floats.
+      outputs_first: whether it is stored `[..., outputs, inputs]`.
+
+    Returns:
+      The matrix, outputs first.
+    """
+    rows = jnp.asarray(matrix, jnp.float32)
+    rows = rows if outputs_first else jnp.swapaxes(rows, -1, -2)
+    scales = jnp.max(jnp.abs(rows), axis=-1, keepdims=True) / 127
+    codes = jnp.round(rows / jnp.where(scales == 0, 1.0, scales)).astype(jnp.int8)
+    return QuantizedMatrix(codes, scales)
+
+
+def stack(matrices: list[QuantizedMatrix]) -> QuantizedMatrix:
+    """Stacks the matrices of the layers; those of several types become 8-bit ones of the same numbers."""
+    kinds = {(m.bits, m.zero, m.scales.shape, m.scales.dtype, m.lows is None) for m in matrices}
+    if len(kinds) > 1:
+        num_blocks = math.lcm(*(m.scales.shape[-1] for m in matrices))
+        any_low = any(m.lows is not None for m in matrices)
+        matrices = [_as_8_bits(m, num_blocks, any_low) for m in matrices]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *matrices)
+
+
+def _as_8_bits(matrix: QuantizedMatrix, num_blocks: int, with_lows: bool) -> QuantizedMatrix:
+    def repeated(leaf: Array) -> np.ndarray:
+        return np.repeat(np.asarray(leaf, np.float32), num_blocks // leaf.shape[-1], axis=-1)
+
+    codes, scales = np.asarray(integers(matrix)).reshape(matrix.shape), repeated(matrix.scales)
+    lows = np.zeros_like(scales) if matrix.lows is None else repeated(matrix.lows)
+    return QuantizedMatrix(codes, scales, lows if with_lows else None)  # type: ignore[arg-type]
+
+
+def num_bytes(params: Params) -> int:
+    """Returns how much memory parameters take."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def to_int8(params: Params) -> dict[str, Any]:
+    """Rounds the matrices of a decoder's parameters to 8 bits, its embedding table and head included."""
+    layers = jax.tree.map(lambda leaf: quantize_int8(leaf) if leaf.ndim == 3 else leaf, params["layers"])
+    found = {**params, "layers": layers, "embedding": quantize_int8(params["embedding"], outputs_first=True)}
+    return found | ({"head": quantize_int8(params["head"])} if "head" in params else {})
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def quantized_matmul(dtype: jnp.dtype, x: Array, matrix: QuantizedMatrix) -> Array:
+    """Multiplies `[..., inputs]` by a matrix, with factors of `dtype` and sums in float32; x alone has a gradient."""
+    if (count := _num_parts(matrix)) == 1:
+        return _dot(x, dequantize(matrix), 1, dtype)
+    parts = jax.lax.map(lambda part: _dot(x, dequantize(part), 1, dtype), _parts(matrix, count))
+    return jnp.moveaxis(parts, 0, -2).reshape(*x.shape[:-1], matrix.shape[0])
+
+
+def _forward(dtype: jnp.dtype, x: Array, matrix: QuantizedMatrix) -> tuple[Array, QuantizedMatrix]:
+    return quantized_matmul(dtype, x, matrix), matrix
+
+
+def _backward(dtype: jnp.dtype, matrix: QuantizedMatrix, cotangent: Array) -> tuple[Array, QuantizedMatrix]:
+    count = _num_parts(matrix)
+    if count == 1:
+        by_x = _dot(cotangent, dequantize(matrix), 0, dtype)
+    else:
+        pieces = jnp.moveaxis(cotangent.reshape(*cotangent.shape[:-1], count, -1), -2, 0)
+        start = jnp.zeros((*cotangent.shape[:-1], matrix.shape[1]), cotangent.dtype)
+        add = lambda total, each: (total + _dot(each[0], dequantize(each[1]), 0, dtype), None)  # noqa: E731
+        by_x, _ = jax.lax.scan(add, start, (pieces, _parts(matrix, count)))
+    none = jax.tree.map(
+        lambda leaf: (
+            jnp.zeros_like(leaf)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else np.zeros(leaf.shape, jax.dtypes.float0)
+        ),
+        matrix,
+    )
+    return by_x, none
+
+
+quantized_matmul.defvjp(_forward, _backward)
+
+
+def _dot(x: Array, matrix: Array, axis: int, dtype: jnp.dtype) -> Array:
+    product = jax.lax.dot_general(
+        x.astype(dtype), matrix.astype(dtype), (((x.ndim - 1,), (axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return product.astype(x.dtype)
+
+
+def _num_parts(matrix: QuantizedMatrix) -> int:
+    """Into how many blocks of rows a matrix is split: the fewest whose size is at most `LARGEST`."""
+    rows, inputs = matrix.shape
+    needed = -(-rows * inputs // LARGEST)
+    return next((n for n in range(needed, 4 * needed) if rows % n == 0), 1)
+
+
+def _parts(matrix: QuantizedMatrix, count: int) -> QuantizedMatrix:
+    return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), matrix)
