@@ -402,7 +402,7 @@ def _finite(log_prob: Array) -> Array:
     return jnp.where(jnp.isneginf(log_prob), floor, log_prob)
 
 
-def scaled(logits: Array, temperature: float | Array) -> Array:
+def scaled(logits: Array, temperature: ArrayLike) -> Array:
     """Logits divided by a temperature."""
     if isinstance(temperature, jax.Array):
         return logits / jax.lax.stop_gradient(temperature).astype(logits.dtype)

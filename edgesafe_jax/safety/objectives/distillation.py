@@ -10,7 +10,7 @@ import numpy as np
 
 from edgesafe_jax import losses
 from edgesafe_jax.errors import PROBABILITY, Range, check_ranges
-from edgesafe_jax.losses.divergences import Divergence
+from edgesafe_jax.losses.divergences import Divergence, scaled
 from edgesafe_jax.safety.objectives.base import Needs, Objective, Outcomes
 from edgesafe_jax.typing import Array, ArrayLike
 
@@ -104,12 +104,21 @@ def token_reverse_kl(normalization: losses.Normalization = "mean", *, floor: flo
 
 
 def smoothed_reverse_kl(
-    *, student_logits: ArrayLike, teacher_logits: ArrayLike, floor: float = 0.001, where: ArrayLike | None = None
+    *,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: ArrayLike = 1.0,
+    floor: float = 0.001,
+    where: ArrayLike | None = None,
 ) -> Array:
-    """Reverse KL to a teacher that is mixed with a part `floor` of the uniform distribution; arguments as there."""
-    log_p = jax.nn.log_softmax(jnp.asarray(teacher_logits), axis=-1) + np.log1p(-floor)
+    """Reverse KL to a teacher that is mixed with a part `floor` of the uniform distribution.
+
+    A temperature softens the logits before they are mixed; the other arguments are those of `losses.reverse_kl`.
+    """
+    student, teacher = (scaled(jnp.asarray(logits), temperature) for logits in (student_logits, teacher_logits))
+    log_p = jax.nn.log_softmax(teacher, axis=-1) + np.log1p(-floor)
     smoothed = jnp.logaddexp(log_p, jnp.full_like(log_p, np.log(floor / log_p.shape[-1])))
-    return losses.reverse_kl(student_logits=student_logits, teacher_logits=smoothed, where=where)
+    return losses.reverse_kl(student_logits=student, teacher_logits=smoothed, where=where)
 
 
 def token_jensen_shannon(normalization: losses.Normalization = "mean", *, mixture: float = 0.5) -> TokenObjective:
