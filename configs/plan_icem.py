@@ -43,6 +43,7 @@ def get_config(variant: str = "halfcheetah") -> ml_collections.ConfigDict:
     config.planner = "icem"  # a key of edgesafe_jax.planning.PLANNERS: cem, pets_cem, mppi, dial, ...
     config.budget = 100  # trajectories at each step, about
     config.num_steps = 150  # of an episode; -1 for the task's
+    config.realtime = False  # whether the environment goes on at its own rate, without waiting for the planner
     config.horizon = -1  # actions of a plan; -1 for the task's
     config.noise_beta = -1.0  # exponent of the noise; -1 for the task's
 

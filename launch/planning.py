@@ -85,13 +85,11 @@ def run(config: Config, workdir: str | Path) -> Path:
                 seed=seed,
                 num_steps=_given(config["num_steps"]),
                 on_step=progress,
+                realtime=bool(config["realtime"]),
             )
         episodes.append(episode)
     values = runs.summarize(episodes, num_trajectories=planner.num_trajectories, control_step=task.control_step)
-    about = f"{planner.num_trajectories} trajectories a plan; mean return {values['return']:.1f}"
-    if "plan_ms_median" in values:
-        about += f"; a plan takes {values['plan_ms_median']:.1f} ms (median), the control step lasts "
-        about += f"{1000 * task.control_step:.0f} ms"
+    about = runs.describe(values, control_step=task.control_step)
     rows = [{"seed": seed, **runs.episode_row(each)} for seed, each in zip(seeds, episodes, strict=True)]
     write_summary(workdir, "planning", values)
     write_json(workdir / "returns.json", rows)

@@ -40,8 +40,9 @@ from edgesafe_jax.planning.mppi import MppiSettings, make_dial, make_mppi, path_
 from edgesafe_jax.planning.noise import colored_noise, colored_noise_std
 from edgesafe_jax.planning.paper_tasks import door
 from edgesafe_jax.planning.physics import Control, Cost, MujocoState, MujocoWorld, load_model
-from edgesafe_jax.planning.planner import Outcomes, Plan, Planner, PlanningError, Simulator, rank
+from edgesafe_jax.planning.planner import Outcomes, Plan, Planner, PlanningError, Simulator, Stages, rank
 from edgesafe_jax.planning.poses import figure_segments
+from edgesafe_jax.planning.realtime import RealtimePlanner, make_realtime, run_realtime
 from edgesafe_jax.planning.registry import PLANNERS, make_planner
 from edgesafe_jax.planning.risk import Risk, make_cvar, make_exponential, mean_cost, worst_cost
 from edgesafe_jax.planning.shooting import make_predictive_sampling, make_random_shooting
@@ -79,8 +80,10 @@ __all__ = [
     "Planner",
     "PlanningError",
     "Proposal",
+    "RealtimePlanner",
     "Risk",
     "Simulator",
+    "Stages",
     "Step",
     "StepResult",
     "brax_task",
@@ -106,6 +109,7 @@ __all__ = [
     "make_planner",
     "make_predictive_sampling",
     "make_random_shooting",
+    "make_realtime",
     "make_simulator",
     "make_task",
     "mean_cost",
@@ -114,6 +118,7 @@ __all__ = [
     "rank",
     "repeat_actions",
     "run_episode",
+    "run_realtime",
     "scan_episode",
     "step_result",
     "worst_cost",

@@ -33,6 +33,9 @@ class Episode:
       num_nonfinite: simulated trajectories that were not finite `[T]`.
       states: of the environment after each action, leading axis T.
       plan_seconds: wall time of each plan `[T]`; zeros where the whole episode is one compiled loop.
+      missed: whether the action is one of an earlier plan, because none was ready in time `[T]`; None where the
+        environment waits for the planner.
+      num_iterations: of the search for each plan `[T]`, fewer where the deadline came first; None likewise.
     """
 
     results: StepResult
@@ -41,6 +44,8 @@ class Episode:
     num_nonfinite: Array
     states: PyTree
     plan_seconds: Array
+    missed: Array | None = None
+    num_iterations: Array | None = None
 
 
 def scan_episode(

@@ -59,6 +59,22 @@ class Plan:
     num_infeasible: Array
 
 
+class Stages(NamedTuple):
+    """A plan in parts, between which a clock may be looked at.
+
+    Attributes:
+      begin: from a random key, the planner's state and the state of the environment to a search.
+      iterations: each from a search and the state of the environment to the search after one iteration.
+      finish: from a search after one iteration or more to what `Planner.plan` returns: the best so far.
+      skip: the planner's state one step of the environment later, where no plan was made for that step.
+    """
+
+    begin: Callable[[PRNGKey, Any, PyTree], Any]
+    iterations: tuple[Callable[[Any, PyTree], Any], ...]
+    finish: Callable[[Any], tuple[Array, Any, Plan]]
+    skip: Callable[[Any], Any]
+
+
 class Planner(NamedTuple):
     """A planner as pure functions.
 
@@ -67,11 +83,13 @@ class Planner(NamedTuple):
       plan: from a random key, that state and the state of the environment to the action `[A]`, the next state and
         a `Plan`.
       num_trajectories: trajectories that one plan simulates, without those of a proposal.
+      stages: the same plan in parts, for `make_realtime`; None where it has none.
     """
 
     init: Callable[[], Any]
     plan: Callable[[PRNGKey, Any, PyTree], tuple[Array, Any, Plan]]
     num_trajectories: int
+    stages: Stages | None = None
 
 
 def rank(outcomes: Outcomes) -> Array:
@@ -160,8 +178,13 @@ def checked_outcomes(outcomes: Outcomes, num: int) -> Outcomes:
     """Returns the outcomes of a simulator as float32.
 
     Raises:
-      PlanningError: if there is not one for each of `num` trajectories.
+      PlanningError: if they are of another kind, or there is not one for each of `num` trajectories.
     """
+    if not isinstance(outcomes, Outcomes):
+        raise PlanningError(
+            f"the simulator returned a {type(outcomes).__name__}: expected simulator(env_state, actions [N, T, A]) -> "
+            "Outcomes(cost [N], violation [N])"
+        )
     for name in ("cost", "violation"):
         shape = jnp.shape(getattr(outcomes, name))
         if shape != (num,):

@@ -6,6 +6,7 @@ file and name its builder in `edgesafe_jax.planning.registry.PLANNERS`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -21,6 +22,7 @@ from edgesafe_jax.planning.planner import (
     Planner,
     PlanningError,
     Simulator,
+    Stages,
     checked_bounds,
     checked_count,
     checked_outcomes,
@@ -261,17 +263,34 @@ def make_search(
         search = method.update(search, candidates, outcomes, iteration)
         return search, num_nonfinite + nonfinite, num_infeasible + infeasible
 
-    def plan(key: PRNGKey, state: Any, env_state: PyTree) -> tuple[Array, Any, Plan]:
+    def begin(key: PRNGKey, state: Any, env_state: PyTree) -> tuple[Array, tuple[Any, Array, Array]]:
         # One key per candidate, so that the first n candidates do not depend on how many are drawn.
         keys = jax.random.split(key, num_draws + method.num_keys)
         noise = jax.vmap(lambda each: sampler.draw(each, space.shape))(keys[:num_draws])
         noise = jnp.reshape(noise, (num_iterations, largest, *space.shape))
         none = jnp.zeros((), jnp.int32)
-        carry = (method.begin(keys[num_draws:], state, env_state), none, none)
+        return noise, (method.begin(keys[num_draws:], state, env_state), none, none)
+
+    def unrolled(index: int, search: tuple[Array, Any], env_state: PyTree) -> tuple[Array, Any]:
+        noise, carry = search
+        iteration = Iteration(index, sizes[index], index == num_iterations - 1)
+        return noise, iterate(carry, env_state, noise[index, : sizes[index]], iteration)
+
+    def finish(found: tuple[Array, tuple[Any, Array, Array]]) -> tuple[Array, Any, Plan]:
+        search, num_nonfinite, num_infeasible = found[1]
+        chosen = method.select(search)
+        actions = space.actions(chosen.sequence)
+        return actions[0], chosen.memory, Plan(actions, chosen.best_cost, chosen.spread, num_nonfinite, num_infeasible)
+
+    def skip(memory: Any) -> Any:
+        is_sequence = lambda leaf: leaf.shape[-2:] == space.shape  # noqa: E731
+        return jax.tree.map(lambda leaf: space.shifted(leaf) if is_sequence(leaf) else leaf, memory)
+
+    def plan(key: PRNGKey, state: Any, env_state: PyTree) -> tuple[Array, Any, Plan]:
+        noise, carry = begin(key, state, env_state)
         if population == "unrolled":
-            for index, size in enumerate(sizes):
-                iteration = Iteration(index, size, index == num_iterations - 1)
-                carry = iterate(carry, env_state, noise[index, :size], iteration)
+            for index in range(num_iterations):
+                noise, carry = unrolled(index, (noise, carry), env_state)
         else:
 
             def body(carry: Any, inputs: tuple[Array, Array, Array]) -> tuple[Any, None]:
@@ -280,13 +299,11 @@ def make_search(
                 return iterate(carry, env_state, drawn, iteration), None
 
             carry, _ = jax.lax.scan(body, carry, (noise, jnp.arange(num_iterations), jnp.asarray(sizes)))
-        search, num_nonfinite, num_infeasible = carry
-        found = method.select(search)
-        actions = space.actions(found.sequence)
-        return actions[0], found.memory, Plan(actions, found.best_cost, found.spread, num_nonfinite, num_infeasible)
+        return finish((noise, carry))
 
     if population == "unrolled":
         num_trajectories = sum(sizes) + method.num_extra
     else:
         num_trajectories = num_iterations * (largest + method.num_extra)
-    return Planner(method.init, plan, num_trajectories)
+    parts = tuple(functools.partial(unrolled, index) for index in range(num_iterations))
+    return Planner(method.init, plan, num_trajectories, Stages(begin, parts, finish, skip))

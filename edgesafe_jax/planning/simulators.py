@@ -86,9 +86,15 @@ def as_result(result: StepResult | ArrayLike, shape: tuple[int, ...]) -> StepRes
       The result; `done` stays the constant False where it is.
 
     Raises:
-      PlanningError: if a part has another shape.
+      PlanningError: if it is no result, or a part has another shape.
     """
-    result = result if isinstance(result, StepResult) else step_result(result)
+    try:
+        result = result if isinstance(result, StepResult) else step_result(result)
+    except (TypeError, ValueError) as error:
+        raise PlanningError(
+            f"the result of a step is a {type(result).__name__}: expected a StepResult, which step_result makes of a "
+            "cost, or the cost alone"
+        ) from error
 
     def part(name: str, dtype: Any) -> Array:
         value = jnp.asarray(getattr(result, name))
@@ -118,6 +124,14 @@ def until_done(result: StepResult, ended: Array | bool) -> StepResult:
     )
 
 
+_SIGNATURE = "step(state, action [A]) -> (next state, like the state, StepResult)"
+
+
+def _kinds(state: PyTree) -> str:
+    """The structure of a state with its shapes, for a comparison and a message."""
+    return str(jax.tree.map(lambda leaf: list(jnp.shape(leaf)), state))
+
+
 def make_ending_step(step: Step) -> Callable[[tuple[PyTree, Array], Array], tuple[tuple[PyTree, Array], StepResult]]:
     """Makes a step that respects `StepResult.done`.
 
@@ -131,7 +145,12 @@ def make_ending_step(step: Step) -> Callable[[tuple[PyTree, Array], Array], tupl
 
     def ending(carry: tuple[PyTree, Array], action: Array) -> tuple[tuple[PyTree, Array], StepResult]:
         state, ended = carry
-        after, result = step(state, action)
+        found = step(state, action)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise PlanningError(f"the step returned a {type(found).__name__}: expected {_SIGNATURE}")
+        after, result = found
+        if (given := _kinds(state)) != (made := _kinds(after)):
+            raise PlanningError(f"the step made a state of {made} from one of {given}: expected {_SIGNATURE}")
         result = as_result(result, ())
         if result.done is False:  # it never ends
             return (after, ended), dataclasses.replace(result, done=ended)

@@ -1,5 +1,6 @@
 """Planning as it is launched: episodes and studies in a work directory, resumed, reported, and refused."""
 
+import functools
 import json
 import re
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from edgesafe_jax import planning as library
-from edgesafe_jax.planning import mpc, study
+from edgesafe_jax.planning import mpc, runs, study
 from edgesafe_jax.reporting import episodes
 from launch import plan, planning
 from tests.launch import cli
@@ -58,6 +59,20 @@ def test_the_episode_is_that_of_the_library(finished):
     kept = np.load(finished / "episodes" / "seed_1.npz")
     np.testing.assert_allclose(kept["actions"], episode.actions, atol=1e-4)
     np.testing.assert_allclose(kept["reward"], episode.results.reward, atol=1e-4)
+
+
+def test_a_run_in_real_time_says_rate_and_misses(tmp_path, monkeypatch, capsys):
+    now = iter(np.arange(0.0, 1e6, 0.01))  # of the 0.1 s of an action ten looks at the clock
+    clock = functools.partial(next, now)
+    monkeypatch.setattr(
+        runs, "run_realtime", functools.partial(library.run_realtime, clock=clock, sleep=lambda _: None)
+    )
+    cli.run(monkeypatch, plan, f"--config={CONFIG}", f"--workdir={tmp_path}", "--config.realtime=True")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["planning/control_rate_hz"] == pytest.approx(1 / library.double_integrator().control_step)
+    assert 0 <= summary["planning/missed_fraction"] < 1
+    assert 1 <= summary["planning/iterations_per_plan"] <= 2
+    assert "% of the deadlines missed" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_reported_again_without_planning(finished, monkeypatch):

@@ -161,3 +161,24 @@ def test_counts_that_are_none_are_refused(make, value):
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(PlanningError, match=f"{name}="):
         planning.make_mppi(to_target, **KW, settings=planning.MppiSettings(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda state, action: state, r"the step returned a .*expected step\(state, action \[A\]\)"),
+        (lambda state, action: (state, {"cost": 0.0}), "the result of a step is a dict: expected a StepResult"),
+        (lambda state, action: (jnp.append(state, 0.0), 0.0), r"a state of \[3\] from one of \[2\]: expected step"),
+    ],
+)
+def test_a_step_of_another_kind_shows_the_signature(step, message):
+    with pytest.raises(planning.PlanningError, match=message):
+        planning.make_simulator(step)(jnp.zeros(2), jnp.zeros((3, 4, 1)))
+
+
+def test_a_simulator_of_another_kind_shows_the_signature():
+    planner = planning.make_icem(lambda state, actions: actions[:, 0, 0], low=[-1.0], high=[1.0], horizon=4)
+    with pytest.raises(
+        planning.PlanningError, match=r"expected simulator\(env_state, actions \[N, T, A\]\) -> Outcomes"
+    ):
+        planner.plan(jax.random.key(0), planner.init(), None)
