@@ -14,6 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from edgesafe_jax import assets
+from edgesafe_jax.benchmarks.compilation import keep_compiled, profiled
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.parallel import check_platform, initialize_multihost
@@ -38,7 +39,7 @@ def configure() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         package.addHandler(handler)
     package.setLevel(logging.INFO)
-    jax.config.update("jax_compilation_cache_dir", str(assets.cache_dir() / "compiled"))
+    keep_compiled(assets.cache_dir() / "compiled")
 
 
 MATMUL_DTYPES: dict[str, Any] = {"auto": None, "float32": None, "bfloat16": jnp.dtype(jnp.bfloat16)}
@@ -83,6 +84,7 @@ def define_config_flags() -> None:
     """Defines `--config` and `--workdir`; not on import, so that several launchers can be imported together."""
     config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Where everything about the run is written.")
+    flags.DEFINE_string("profile", None, "Where a trace of the run is written, for TensorBoard or ui.perfetto.dev.")
     flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -97,7 +99,7 @@ def run_task(tasks: Mapping[str, Task], *, multihost: tuple[str, ...] = ()) -> P
       What the task returns.
     """
     configure()
-    with reported():
+    with reported(), profiled(flags.FLAGS.profile):
         config = flags.FLAGS.config.to_dict()
         task = lookup(tasks, config.get("task"), "config.task")
         if jax.process_count() > 1 and config["task"] not in multihost:
