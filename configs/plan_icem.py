@@ -39,6 +39,7 @@ def get_config(variant: str = "halfcheetah") -> ml_collections.ConfigDict:
     config.seed = 0
     config.num_episodes = 1  # with seeds from `seed` on
     config.environment = "halfcheetah"
+    config.cost = ""  # of an environment that is an XML file: module:function, see edgesafe_jax.planning.xml_task
     config.simulator = "mujoco"  # mujoco (C, on threads) | brax | closed_form
     config.planner = "icem"  # a key of edgesafe_jax.planning.PLANNERS: cem, pets_cem, mppi, dial, ...
     config.budget = 100  # trajectories at each step, about

@@ -29,7 +29,8 @@ def check(config: Config) -> None:
       ConfigError: the message names the field, its value and what was expected.
     """
     found = errors.lookup(planning.ENVIRONMENTS, config["simulator"], "config.simulator")
-    errors.lookup(found, config["environment"], f"config.environment (of simulator {config['simulator']})")
+    if not (config["simulator"] == "mujoco" and config["environment"].endswith(".xml")):
+        errors.lookup(found, config["environment"], f"config.environment (of simulator {config['simulator']})")
     check_planner(config["planner"], config["budget"])
     check_ranges(config, RANGES)
 
@@ -61,7 +62,7 @@ def run(config: Config, workdir: str | Path) -> Path:
       WorkdirError: the directory holds another run.
     """
     check(config)
-    task = planning.make_task(config["simulator"], config["environment"])
+    task = planning.make_task(config["simulator"], config["environment"], cost=config["cost"])
     is_icem = config["planner"].startswith("icem")
     planner = planning.make_planner(
         config["planner"],

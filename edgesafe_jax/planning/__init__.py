@@ -38,6 +38,7 @@ from edgesafe_jax.planning.knots import Knots, make_knots
 from edgesafe_jax.planning.mpc import DivergedError, Episode, loop_episode, run_episode, scan_episode
 from edgesafe_jax.planning.mppi import MppiSettings, make_dial, make_mppi, path_integral_weights
 from edgesafe_jax.planning.noise import colored_noise, colored_noise_std
+from edgesafe_jax.planning.own_tasks import xml_task
 from edgesafe_jax.planning.paper_tasks import door
 from edgesafe_jax.planning.physics import Control, Cost, MujocoState, MujocoWorld, load_model
 from edgesafe_jax.planning.planner import Outcomes, Plan, Planner, PlanningError, Simulator, Stages, rank
@@ -122,4 +123,5 @@ __all__ = [
     "scan_episode",
     "step_result",
     "worst_cost",
+    "xml_task",
 ]

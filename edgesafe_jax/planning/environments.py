@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from edgesafe_jax.errors import lookup
 from edgesafe_jax.planning.jax_tasks import BRAX_TASKS, brax_task, double_integrator
+from edgesafe_jax.planning.own_tasks import xml_task
 from edgesafe_jax.planning.paper_tasks import door, fetch_pick_and_place, half_cheetah, humanoid_standup, relocate
 from edgesafe_jax.planning.tasks import JaxTask, MujocoTask
 
@@ -25,12 +26,13 @@ ENVIRONMENTS: dict[str, dict[str, Callable[..., JaxTask | MujocoTask]]] = {
 """From the name of a simulator to its tasks by name."""
 
 
-def make_task(simulator: str, name: str, *, num_threads: int | None = None) -> JaxTask | MujocoTask:
+def make_task(simulator: str, name: str, *, cost: str = "", num_threads: int | None = None) -> JaxTask | MujocoTask:
     """Makes a task.
 
     Args:
       simulator: a key of `ENVIRONMENTS`: ``"mujoco"``, ``"brax"`` or ``"closed_form"``.
-      name: one of its tasks.
+      name: one of its tasks; or, of C MuJoCo, the path of an XML.
+      cost: of an XML, as `"module:function"`, see `xml_task`.
       num_threads: of C MuJoCo; None takes one per processor.
 
     Returns:
@@ -38,6 +40,9 @@ def make_task(simulator: str, name: str, *, num_threads: int | None = None) -> J
 
     Raises:
       ConfigError: there is no such simulator, or it has no such task.
+      PlanningError: see `xml_task`.
     """
+    if simulator == "mujoco" and name.endswith(".xml"):
+        return xml_task(name, cost, num_threads)
     make = lookup(lookup(ENVIRONMENTS, simulator, "simulator"), name, f"task of the simulator {simulator}")
     return make() if simulator != "mujoco" or num_threads is None else make(num_threads=num_threads)
