@@ -28,7 +28,7 @@ class RealtimePlanner:
         needed to the action `[A]`, the next state, the `Plan` and the number of iterations. Without a deadline (None)
         it is the planner's whole plan.
       skip: from a state and a number of steps for which no plan was made to the state after them.
-      seconds: of the parts of a plan as they were measured: what stands around the iterations, then each iteration.
+      seconds: of the parts of a plan as they were measured: begin, finish, each iteration.
     """
 
     init: Callable[[], Any]
@@ -71,7 +71,7 @@ def make_realtime(
         )
     begin, finish, skip = (jax.jit(part) for part in (planner.stages.begin, planner.stages.finish, planner.stages.skip))
     iterations = [jax.jit(part) for part in planner.stages.iterations]
-    estimates = [math.inf] * (1 + len(iterations))  # beside the iterations, then each
+    estimates = [math.inf] * (2 + len(iterations))  # of begin, finish and each iteration
 
     def timed(part: Callable[..., Any], *given: Any) -> tuple[Any, float]:
         begun = clock()
@@ -81,23 +81,24 @@ def make_realtime(
         estimates[number] = max(seconds, 0.8 * estimates[number] + 0.2 * seconds)
 
     def plan(key: PRNGKey, state: Any, env_state: PyTree, until: float | None) -> tuple[Any, Any, Plan, int]:
-        search, around = timed(begin, key, state, env_state)
+        search, seconds = timed(begin, key, state, env_state)
+        follow(0, seconds)
         done = 0
-        for number, iterate in enumerate(iterations, start=1):
-            if until is not None and done and clock() + estimates[number] + estimates[0] > until:
+        for number, iterate in enumerate(iterations, start=2):
+            if until is not None and done and clock() + estimates[number] + estimates[1] > until:
                 break
             search, seconds = timed(iterate, search, env_state)
             follow(number, seconds)
             done += 1
         (action, state, made), seconds = timed(finish, search)
-        follow(0, around + seconds)
+        follow(1, seconds)
         return action, state, made, done
 
     for number in range(1 + num_measured):
         estimates[:] = [0.0 if number < 2 else each for each in estimates]  # the first run compiles
         plan(jax.random.key(number), planner.init(), env_state, None)
     skip(planner.init())
-    least = estimates[0] + min(estimates[1:])
+    least = estimates[0] + estimates[1] + min(estimates[2:])
     if least > control_step:
         raise PlanningError(
             f"one iteration takes {1000 * least:.1f} ms and an action lasts {1000 * control_step:.1f} ms: no plan "
