@@ -13,12 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-import configs
 from edgesafe_jax.exporting import EXPORTERS, export_checkpoint
-from . import errors, startup
-
-PACKAGED_RESULTS = Path(configs.__path__[0]) / "results" / "align_soft_prompt.json"
-"""What was measured of the packaged soft prompt."""
+from . import config_module, errors, startup
 
 
 def define_flags() -> None:
@@ -36,7 +32,8 @@ def main(argv: list[str]) -> None:
     startup.configure()
     with errors.reported():
         given = flags.FLAGS
-        target = {"base": given.base, "repo": given.push, "packaged_results": PACKAGED_RESULTS}
+        results = Path(str(config_module("align_soft_prompt").__file__)).parent / "results" / "align_soft_prompt.json"
+        target = {"base": given.base, "repo": given.push, "packaged_results": results}
         path, upload = export_checkpoint(given.checkpoint, given.format, given.out, **target)
         print(f"wrote {path}" + (f", uploaded to {upload}" if upload else ""))
 

@@ -2,6 +2,10 @@
 
 `EXPORTERS[name](adapter, model, path)` writes a directory in one format, with a model card. `RUNTIMES[name]` runs an
 exported file, and `evaluate_runtime` measures safety and usefulness there.
+
+There is no format for LiteRT or ONNX. The maintained converter of LiteRT (litert-torch) takes PyTorch modules, and from
+JAX the way there leads through TensorFlow, which is kept out of this project. Converters of JAX functions, such as that
+to ONNX, start from what `stablehlo` starts from.
 """
 
 from edgesafe_jax.exporting.card import Measured, Provenance

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -11,7 +12,8 @@ from edgesafe_jax.exporting import EXPORTERS, ExportError, Measured, Provenance,
 from edgesafe_jax.exporting.card import from_result, from_summary
 from edgesafe_jax.exporting.sources import export_checkpoint, read_checkpoint
 from edgesafe_jax.reporting.results import read_result
-from launch.export import PACKAGED_RESULTS
+
+RESULTS = pathlib.Path(__file__).parents[2] / "configs" / "results" / "align_soft_prompt.json"
 
 
 def test_an_unknown_format_names_the_known_ones():
@@ -91,7 +93,7 @@ def test_numbers_of_a_run_are_read():
 
 
 def test_numbers_of_the_packaged_results_are_read():
-    found = {each.name: each for each in from_result(read_result(PACKAGED_RESULTS))}
+    found = {each.name: each for each in from_result(read_result(RESULTS))}
     assert found["refused, StrongREJECT"].num == 313
     assert found["refused, StrongREJECT"].low < found["refused, StrongREJECT"].value
 
