@@ -82,8 +82,9 @@ VARIANTS = {
         "data.mixture.refuse": 3.0,
         "data.mixture.sensitive": 1.0,
         "data.mixture.plain": 4.0,
-        "evaluation.strongreject": 64,  # a batch each
-        "evaluation.sensitive": 64,
+        "evaluation.strongreject": 64,  # a batch
+        "evaluation.sensitive": 32,
+        "evaluation.attacks.prefill": 32,
         "evaluation.plain": 64,
         "evaluation.num_choices": 32,
         "evaluation.num_kl": 16,

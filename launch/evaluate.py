@@ -3,7 +3,10 @@ r"""Measures an aligned model (safety, over-refusal, usefulness, cost) or a trai
     python -m launch.evaluate --checkpoint=WORKDIR
     python -m launch.evaluate --checkpoint=WORKDIR --prompts=FILE.jsonl --output=OUT.jsonl
 
-The first writes `summary.json` and `report.html` into the work directory. The second answers a user's own prompts
+The first writes `summary.json` and `report.html` into the work directory; `--set=NAME=VALUE` changes a field of the
+config's evaluation, such as `--set=attacks.gcg=8` or `--set=files=xstest=FILE.csv`. `--set=split=final` measures on the
+prompts that no choice was made on and writes into the folder `final`. With `--baseline=OTHER` two runs that were
+measured on the same prompts are compared, prompt by prompt. The second answers a user's own prompts
 (JSONL with `prompt` and, where known, `label`: harmful or benign) and writes one JSON line per prompt.
 
     python -m launch.evaluate --runtime=llama_cpp --model=FILE.gguf
@@ -20,8 +23,9 @@ from absl import flags
 
 from edgesafe_jax import adapters, assets, corpora
 from edgesafe_jax.corpora import read_prompts
+from edgesafe_jax.reporting import make_table
 from edgesafe_jax.reporting.progress import ProgressBar
-from edgesafe_jax.safety import evaluation
+from edgesafe_jax.safety import compare, evaluation, read_values, requested
 from edgesafe_jax.training.workdir import read_config
 from . import alignment, errors, guards, runtimes, startup
 
@@ -37,6 +41,8 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Work directory of a finished run.")
     flags.DEFINE_string("prompts", None, "JSONL of prompts to answer instead of the packaged sets.")
     flags.DEFINE_string("output", None, "Where the answers go; default answers.jsonl in the work directory.")
+    flags.DEFINE_multi_string("set", [], "NAME=VALUE, a field of the evaluation in the run's config.")
+    flags.DEFINE_string("baseline", None, "Another measured work directory, with which this one is compared.")
     runtimes.define_flags()
 
 
@@ -75,7 +81,12 @@ def main(argv: list[str]) -> None:
                 )
             GUARDS[task](workdir)
         elif given.prompts is None:
-            alignment.evaluate(alignment.read_run(workdir), workdir)
+            if given.baseline is not None:
+                print(make_table(compare(read_values(workdir), read_values(given.baseline))).to_text())
+                return
+            config = requested.changed(alignment.read_run(workdir), given.set)
+            final = config["evaluation"]["split"] == "final"
+            alignment.evaluate(config, workdir / "final" if final else workdir, checkpoint=workdir)
         else:
             config = alignment.read_run(workdir)
             output = Path(given.output) if given.output else workdir / "answers.jsonl"

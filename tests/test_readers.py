@@ -14,6 +14,7 @@ from edgesafe_jax.corpora import (
     Prompt,
     read_file,
     read_files,
+    read_prompts,
 )
 from edgesafe_jax.errors import ConfigError
 
@@ -166,3 +167,18 @@ def test_several_files_are_named(tmp_path):
             read_files(files)
     with pytest.raises(ConfigError, match="Did you mean 'xstest'"):
         read_files("xtest=a.csv")
+
+
+def test_a_chat_is_a_prompt_with_what_was_said_before(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    turns = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi."), ("user", " Why? ")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    path.write_text(as_lines({"messages": messages, "label": "benign"}, {"prompt": "How?"}))
+    chat, plain = read_prompts(path)
+    assert (chat.text, chat.before, chat.label) == ("Why?", tuple(turns[:-1]), "benign")
+    assert chat.chat == [*messages[:-1], {"role": "user", "content": "Why?"}]
+    assert plain.chat == "How?"
+    for bad in ([], "Hello", messages[:-1], [{"role": "user"}], [3]):
+        path.write_text(as_lines({"messages": bad}))
+        with pytest.raises(CorpusError, match="line 1: expected 'messages'"):
+            read_prompts(path)

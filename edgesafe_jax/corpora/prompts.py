@@ -334,7 +334,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     """Reads a user's prompts from a JSONL file, or a packaged set by its name.
 
     Each line of a file is an object with ``prompt`` (text) and, as far as known, ``label`` (``"harmful"`` or
-    ``"benign"``) and ``category`` (text). Other fields are ignored, and so are empty lines.
+    ``"benign"``) and ``category`` (text). In place of ``prompt`` there may be ``messages``, a chat as a list of objects
+    with ``role`` and ``content`` that ends with the user's. Other fields are ignored, and so are empty lines.
 
     Args:
         path: the file, in UTF-8; or a key of `PROMPT_SETS` where there is no file of that name.
@@ -379,6 +380,9 @@ def _parse_prompt(line: bytes, source: str) -> Prompt:
         raise CorpusError(f"not valid JSON ({error.msg}, column {error.colno})") from None
     if not isinstance(row, dict):
         raise CorpusError(f"expected a JSON object, got {type(row).__name__}")
+    before: tuple[tuple[str, str], ...] = ()
+    if "messages" in row and "prompt" not in row:
+        before, row = _parse_chat(row["messages"]), {**row, "prompt": row["messages"][-1]["content"]}
     text = row.get("prompt")
     if not isinstance(text, str):
         got = type(text).__name__ if "prompt" in row else f"only the fields {sorted(row)}"
@@ -395,4 +399,15 @@ def _parse_prompt(line: bytes, source: str) -> Prompt:
     category = "" if row.get("category") is None else row["category"]
     if not isinstance(category, str):
         raise CorpusError(f"expected 'category' to be text, got {type(category).__name__}")
-    return Prompt(text=text.strip(), source=source, category=category, label=label)
+    return Prompt(text=text.strip(), source=source, category=category, label=label, before=before)
+
+
+def _parse_chat(messages: object) -> tuple[tuple[str, str], ...]:
+    """What was said before the last message, as (role, text)."""
+    turns = [
+        (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        for message in (messages if isinstance(messages, list) else [])
+    ]
+    if not turns or turns[-1][0] != "user" or not all(isinstance(part, str) for turn in turns for part in turn):
+        raise CorpusError("expected 'messages' as a list of objects with role and content, the last the user's")
+    return tuple((str(role), str(text)) for role, text in turns[:-1])

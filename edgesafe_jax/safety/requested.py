@@ -1,17 +1,49 @@
 """What an evaluation measures, from the plain mapping that an experiment is described by; in its counts -1 is all."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgesafe_jax import corpora
-from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.safety import attacks, evaluation, prompts
 
 
 def count(value: int) -> int | None:
     """Returns a count of a description, in which -1 stands for all, as the library takes it."""
     return None if int(value) < 0 else int(value)
+
+
+def changed(config: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Returns a description with other values in its part `evaluation`.
+
+    Args:
+      config: the description.
+      fields: NAME=VALUE entries, such as "split=final" or "attacks.gcg=8"; of several values with commas between.
+
+    Raises:
+      ConfigError: an entry without "=", a field that there is not, or no number where one belongs.
+    """
+    found = {**config, "evaluation": copy.deepcopy(dict(config["evaluation"]))}
+    for field in fields:
+        name, mark, text = field.partition("=")
+        if not mark:
+            raise ConfigError(f"{field!r}: expected NAME=VALUE, a field of the evaluation.")
+        *folders, last = name.split(".")
+        place = found["evaluation"]
+        for folder in folders:
+            place = lookup(place, folder, "evaluation field")
+        old = lookup(place, last, "evaluation field")
+        if isinstance(old, Mapping):
+            raise ConfigError(f"evaluation.{name} has the fields {', '.join(old)}: expected one of them.")
+        try:
+            place[last] = (
+                text if isinstance(old, str) else int(text) if isinstance(old, int) else tuple(text.split(","))
+            )
+        except ValueError:
+            raise ConfigError(f"evaluation.{name}={text!r}: expected a whole number.") from None
+    return found
 
 
 def evaluation_settings(config: Mapping[str, Any]) -> evaluation.EvaluationSettings:
