@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from typing import Any
@@ -48,11 +49,11 @@ class Compilations:
         jax.monitoring.unregister_event_listener(self._on_event)
         return self
 
-    def _on_duration(self, event: str, seconds: float, **about: Any) -> None:
+    def _on_duration(self, event: str, duration_secs: float, **about: Any) -> None:
         del about
         if event == _COMPILED:
             self.num_programs += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
 
     def _on_event(self, event: str, **about: Any) -> None:
         del about
@@ -64,6 +65,7 @@ class Compilations:
         return f"{compiled} programs compiled and {self.num_read} read from the cache folder in {self.seconds:.0f} s"
 
 
+@functools.cache
 def keep_compiled(folder: str | os.PathLike[str]) -> Compilations:
     """Keeps every compiled program in a folder and says at the end of the process how many were compiled.
 
@@ -74,7 +76,7 @@ def keep_compiled(folder: str | os.PathLike[str]) -> Compilations:
       folder: of the programs.
 
     Returns:
-      The count, which goes on.
+      The count, which goes on; the same one when it is called again.
     """
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", os.fspath(folder))

@@ -270,7 +270,7 @@ class _Run:
                 rows[places] = group
                 # A group that is not full is filled up with repeats, so that one compilation serves it.
                 places = np.pad(places, (0, part - len(group)), mode="edge").astype(np.int32)
-                prompts = self._prompts([rows[place] for place in places])
+                prompts = self._prompts([int(row) for row in rows[places]])
                 slots = fill(
                     *common, slots, prompts, places, temperature, eos_ids=eos_ids, pad_id=model.tokenizer.pad_id
                 )

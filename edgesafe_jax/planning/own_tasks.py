@@ -84,7 +84,7 @@ def xml_task(path: str | os.PathLike[str], cost: Cost | str, num_threads: int | 
     frame_skip = max(1, round(CONTROL_STEP / model.opt.timestep))
     world = MujocoWorld(model, frame_skip=frame_skip, features=features, num_threads=num_threads)
     limited = np.asarray(model.actuator_ctrllimited, bool)
-    low, high = np.where(limited, np.asarray(model.actuator_ctrlrange, np.float32).T, np.float32([[-1], [1]]))
+    low, high = np.where(limited, np.asarray(model.actuator_ctrlrange, np.float32).T, np.array([[-1], [1]], np.float32))
     _check_cost(world, cost, len(low))
 
     def start(rng: np.random.Generator) -> MujocoState:
