@@ -136,7 +136,7 @@ VARIANTS = {
 def _adapter() -> ml_collections.ConfigDict:
     """Returns the kind of the student's adapter and the options of every kind; only those of the kind are read."""
     adapter = ml_collections.ConfigDict()
-    adapter.kind = "soft_prompt"  # soft_prompt | prefix | lora | steering, or some joined by +
+    adapter.kind = "soft_prompt"  # soft_prompt | prefix | lora | steering, or several by +, such as gate+lora
     adapter.num_parameters = 0  # above 0: rank, layers and virtual positions with nearest to so many, instead of these
     adapter.soft_prompt = ml_collections.ConfigDict()
     adapter.soft_prompt.num_virtual = 46  # twice as many as the text has tokens, which is repeated
@@ -156,6 +156,11 @@ def _adapter() -> ml_collections.ConfigDict:
     adapter.steering.layers = ()  # counted from 0; none for the middle one
     adapter.steering.init = "zeros"  # zeros | contrastive: mean difference of what the teacher refuses or not
     adapter.steering.contrast = 1.0  # factor of that difference
+    adapter.gate = ml_collections.ConfigDict()
+    adapter.gate.layer = -1  # whose hidden state decides, counted from 0; -1 for the one at two thirds of the depth
+    adapter.gate.width = 0  # of its hidden layer; 0 for a linear gate
+    adapter.gate.penalty = 1e-3  # factor of the squared weights
+    adapter.gate.recall = 0.98  # fraction of what the teacher refuses on which it shall open
     return adapter
 
 

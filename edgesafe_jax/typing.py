@@ -17,10 +17,11 @@ N    a plain count of items (samples, pairs, bootstrap draws)
 ===  ==========================================================================
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import numpy as np
 
 Array: TypeAlias = jax.Array
 ArrayLike: TypeAlias = jax.typing.ArrayLike
@@ -73,6 +74,19 @@ class Adapter(Protocol):
 
     def steering(self) -> Array | None:
         """Returns what is added to the output of each layer at every position, `[L, D]`, or None."""
+        return None
+
+    def routes(self, model: Any, prompts: Sequence[Any]) -> "Sequence[tuple[np.ndarray, Adapter | None]] | None":
+        """Returns what each prompt runs with, where a gate decides it; None where all run with this adapter.
+
+        Args:
+          model: the base model.
+          prompts: N user texts or chats.
+
+        Returns:
+          Row numbers with the adapter that these run with, None for the bare model; every row once.
+        """
+        del model, prompts
         return None
 
     def slots(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from edgesafe_jax.adapters.budgets import Budget, budget, match_budget, options_of
 from edgesafe_jax.adapters.composition import Composition, compose
+from edgesafe_jax.adapters.gate import Gate, fit_gate, init_gate
 from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Cost, Examples, Option, StoredAdapter
 from edgesafe_jax.adapters.lora import LoRA, init_lora, merge_lora
 from edgesafe_jax.adapters.prefix import Prefix, init_prefix
@@ -25,6 +26,7 @@ __all__ = [
     "Composition",
     "Cost",
     "Examples",
+    "Gate",
     "LoRA",
     "Option",
     "Prefix",
@@ -35,6 +37,8 @@ __all__ = [
     "compose",
     "contrastive_steering",
     "fit_adapter",
+    "fit_gate",
+    "init_gate",
     "init_lora",
     "init_prefix",
     "init_soft_prompt",

@@ -88,9 +88,11 @@ def options_of(kind: str, by_kind: Mapping[str, Any], model: LanguageModel, *, p
       The options.
 
     Raises:
-      ConfigError: as `match_budget`.
+      ConfigError: as `match_budget`, or a gate with nothing to gate.
     """
     kinds = kinds_of(kind)
+    if not any(ADAPTERS[name].alone for name in kinds):
+        raise ConfigError(f"kind={kind!r} changes nothing alone: expected another kind beside it, such as {kind}+lora.")
     matched = match_budget(kind, model, parameters=parameters) if parameters else {}
     if len(kinds) == 1:
         return {**by_kind.get(kind, {}), **matched}

@@ -1,10 +1,15 @@
 """Several adapters as one."""
 
 import itertools
+from collections.abc import Sequence
 
 import flax.struct
+import numpy as np
 
+from edgesafe_jax.adapters.gate import Gate
 from edgesafe_jax.adapters.kind import AdapterError
+from edgesafe_jax.models.chats import Chat
+from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import IN_FRONT, Adapter, Array, LowRank
 
 
@@ -48,6 +53,17 @@ class Composition(Adapter):
         """The sum of the vectors of all parts, which steer different layers."""
         found = [vectors for part in self.parts if (vectors := part.steering()) is not None]
         return sum(found[1:], found[0]) if found else None
+
+    def routes(
+        self, model: LanguageModel, prompts: Sequence[str | Chat]
+    ) -> list[tuple[np.ndarray, Adapter | None]] | None:
+        """Where a gate is among the parts: the prompts on which it opens with the other parts, the others with none."""
+        gates = [part for part in self.parts if isinstance(part, Gate)]
+        if not gates:
+            return None
+        opened = gates[0].opens(model, prompts)
+        gated = compose(*(part for part in self.parts if part is not gates[0]))
+        return [(np.flatnonzero(opened), gated), (np.flatnonzero(~opened), None)]
 
     def slots(self) -> frozenset[str]:
         """The places of all parts."""

@@ -90,6 +90,7 @@ class AdapterKind:
       match: `match(config, parameters)`, the options with which it has nearest to so many parameters.
       fit: `fit(adapter, model, examples)`, what is known of an adapter once the teacher is; None for kinds that begin
         as `init` makes them.
+      alone: whether it changes something without another adapter beside it.
     """
 
     type: type
@@ -102,6 +103,7 @@ class AdapterKind:
     cost: Callable[[Any, DecoderConfig, int], Cost]
     match: Callable[[DecoderConfig, int], dict[str, Any]]
     fit: Callable[[Any, LanguageModel, Examples], Adapter] | None = None
+    alone: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

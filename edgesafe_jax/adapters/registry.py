@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from edgesafe_jax.adapters.composition import Composition, compose
+from edgesafe_jax.adapters.gate import GATE
 from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Examples, StoredAdapter, fill
 from edgesafe_jax.adapters.lora import LORA
 from edgesafe_jax.adapters.peft_directories import read_peft
@@ -33,6 +34,7 @@ ADAPTERS: dict[str, AdapterKind] = {
     "prefix": PREFIX,
     "lora": LORA,
     "steering": STEERING,
+    "gate": GATE,
 }
 """Adapter kinds by the name that configs and sidecars give them."""
 

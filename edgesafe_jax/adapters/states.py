@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.errors import ConfigError, Range, check_counts
+from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, truncate
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.generation import (
     PROMPT_BUCKETS,
     bucket_length,
-    encode_prompts,
+    encode_rows,
     encode_shared_once,
     pad_tokens,
 )
@@ -53,19 +54,19 @@ def _last_states(
 
 def prompt_states(
     model: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Chat],
     *,
     layers: Sequence[int],
     batch_size: int = 32,
     on_batch: ProgressFn | None = None,
 ) -> np.ndarray:
-    """Hidden states of the bare model at the last position of one-turn chats, where the answer begins.
+    """Hidden states of the bare model at the last position of chats, where the answer begins.
 
     Only the layers up to the last one that is asked for are computed.
 
     Args:
       model: the frozen language model.
-      prompts: N user texts.
+      prompts: N user texts, or chats of several turns.
       layers: M numbers of layers, counted from 0; the states are those of the residual stream after them.
       batch_size: rows that run at once.
       on_batch: called with (rows done, rows in total).
@@ -81,9 +82,8 @@ def prompt_states(
     layers = check_layers(model.config, layers)
     config, params = truncate(model.config, model.params, layers[-1] + 1)
     decoder = Decoder(config, model.dtype, model.matmul_dtype)
-    rows = encode_prompts(model, prompts, max_tokens=1)
-    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
-    shared = encode_shared_once(decoder, params, None, head)
+    head, rows = encode_rows(model, prompts, max_tokens=1)
+    shared = encode_shared_once(decoder, params, None, jnp.array(head, jnp.int32))
     states = np.zeros((len(rows), len(layers), config.embed_dim), np.float32)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):

@@ -145,7 +145,8 @@ def generate(
       max_tokens: longest answer, in tokens.
       adapter: a soft prompt, a LoRA or another adapter, or None for the bare model.
       temperature: 0 for greedy answers; above, of the sampling distribution.
-      key: random key, needed when the temperature is above 0. Row i draws from `fold_in(key, i)` whatever its batch.
+      key: random key, needed when the temperature is above 0. Row i draws from `fold_in(key, i)` whatever its batch;
+        or keys `[N]`, one for each row.
       prefills: text with which each answer is made to begin (a prefill attack), counted as part of it; or None.
       batch_size: rows that run at once; on CPU two such batches do.
       keep_hidden: whether to return the hidden states behind the tokens, zero behind the end of an answer.
@@ -169,11 +170,14 @@ def generate(
     if temperature > 0 and key is None:
         raise ConfigError("temperature > 0 needs key=jax.random.key(seed).")
     head, rows = encode_rows(model, prompts, max_tokens=max_tokens, adapter=adapter)
+    routes = None if adapter is None else adapter.routes(model, prompts)
+    if routes is not None:
+        options = {"max_tokens": max_tokens, "temperature": temperature, "batch_size": batch_size}
+        return _routed(model, prompts, routes, key, prefills, on_batch, keep_hidden=keep_hidden, **options)
     forced = _encode_prefills(model, prefills, len(rows), max_tokens)
     model = model.for_decoding
     shared = encode_shared_once(model.decoder, model.params, adapter, jnp.array(head, jnp.int32))
-    start = jax.random.key(0) if key is None else key
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(len(rows), dtype=jnp.uint32))
+    keys = row_keys(key, len(rows))
     run = _Run(model, behind(adapter), shared, rows, forced, keys, max_tokens, temperature, keep_hidden, batch_size)
 
     tokens: list[list[int]] = [[] for _ in rows]
@@ -196,6 +200,49 @@ def generate(
     check_finite(finite, "The logits of prompt", sources=(("parameter", model.params), ("adapter", adapter)))
     texts = [model.tokenizer.decode(row).strip() for row in tokens]
     return Generation(tokens, texts, [end is not None for end in ends], hidden, ends)
+
+
+def row_keys(key: PRNGKey | None, num: int) -> PRNGKey:
+    """Returns one key for each of `num` rows, from one key, from as many or from none."""
+    if key is not None and key.ndim:
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(0) if key is None else key, jnp.arange(num, dtype=jnp.uint32)
+    )
+
+
+def _routed(
+    model: LanguageModel,
+    prompts: Sequence[str | Chat],
+    routes: Sequence[tuple[np.ndarray, Adapter | None]],
+    key: PRNGKey | None,
+    prefills: Sequence[str] | None,
+    on_batch: ProgressFn | None,
+    **options: Any,
+) -> Generation:
+    """Answers the prompts of each route with its adapter; every row draws from the key of its number."""
+    keys, num = row_keys(key, len(prompts)), len(prompts)
+    answers: dict[int, tuple[Any, ...]] = {}
+    for rows, each in routes:
+        if not len(rows):
+            continue
+        done = len(answers)
+        found = generate(
+            model,
+            [prompts[i] for i in rows],
+            adapter=each,
+            key=keys[rows],
+            prefills=None if prefills is None else [prefills[i] for i in rows],
+            on_batch=None if on_batch is None else lambda count, _, done=done: on_batch(done + count, num),
+            **options,
+        )
+        assert found.ends is not None
+        hidden = [None] * len(rows) if found.hidden is None else found.hidden
+        parts = zip(found.tokens, found.texts, found.finished, hidden, found.ends, strict=True)
+        answers |= dict(zip(rows.tolist(), parts, strict=True))
+    tokens, texts, finished, hidden, ends = map(list, zip(*(answers[i] for i in range(num)), strict=True))
+    kept = np.stack(hidden) if options["keep_hidden"] else None
+    return Generation(tokens, texts, finished, kept, ends)
 
 
 _Answer: TypeAlias = tuple[int, np.ndarray, np.ndarray, bool]

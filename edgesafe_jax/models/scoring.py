@@ -1,7 +1,7 @@
 """Log-likelihood of given answers: multiple choice and divergence from the base model."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +89,30 @@ def _hidden_of(
     return _answer_hidden(hidden, start, num_answer=length), answer, answer_where
 
 
+def _routed(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    adapter: Adapter | None,
+    run: Callable[[np.ndarray, Adapter | None], np.ndarray],
+) -> np.ndarray | None:
+    """Values `[N]` of prompts among which a gate decides; None where it does not.
+
+    Args:
+      model: the frozen language model.
+      prompts: N user texts.
+      adapter: that may have a gate.
+      run: from row numbers and what they run with to their values.
+    """
+    routes = None if adapter is None else adapter.routes(model, prompts)
+    if routes is None:
+        return None
+    values = np.zeros(len(prompts))
+    for rows, each in routes:
+        if len(rows):
+            values[rows] = run(rows, each)
+    return values
+
+
 def answer_log_probs(
     model: LanguageModel,
     prompts: Sequence[str],
@@ -123,6 +147,17 @@ def answer_log_probs(
     for index, row in enumerate(encoded):
         if not row:
             raise ConfigError(f"Answer {index} is empty: it has no log-probability.")
+    counts = np.array([len(row) for row in encoded])
+    routed = _routed(
+        model,
+        prompts,
+        adapter,
+        lambda rows, each: answer_log_probs(
+            model, [prompts[i] for i in rows], [answers[i] for i in rows], adapter=each, batch_size=batch_size
+        )[0],
+    )
+    if routed is not None:
+        return routed, counts
     longest = max(map(len, encoded), default=1)
     rows = encode_prompts(model, prompts, max_tokens=longest, adapter=adapter)
     shared = encode_shared_once(model.decoder, model.params, adapter, head_of(model, adapter))
@@ -140,7 +175,7 @@ def answer_log_probs(
         if on_batch is not None:
             on_batch(done, len(rows))
     _check(result, "The log-probabilities of answer", model, adapter)
-    return result, np.array([len(row) for row in encoded])
+    return result, counts
 
 
 @functools.partial(jax.jit, static_argnames=("decoder",))
@@ -171,6 +206,11 @@ def first_token_margins(
     check_counts(batch_size=batch_size)
     if not 0 <= token < model.config.vocab_size:
         raise ConfigError(f"token={token}: expected an id below {model.config.vocab_size}.")
+    prompts = check_texts("prompts", prompts)
+    run = functools.partial(first_token_margins, model, token=token, batch_size=batch_size)
+    routed = _routed(model, prompts, adapter, lambda rows, each: run([prompts[i] for i in rows], adapter=each))
+    if routed is not None:
+        return routed
     rows = encode_prompts(model, prompts, max_tokens=1, adapter=adapter)
     shared = encode_shared_once(model.decoder, model.params, adapter, head_of(model, adapter))
     result = np.zeros(len(rows))
@@ -212,6 +252,16 @@ def kl_from_base(
     prompts = check_texts("prompts", prompts)
     if len(prompts) != len(answers):
         raise ConfigError(f"{len(prompts)} prompts and {len(answers)} answers: expected as many of each.")
+
+    def run(rows: np.ndarray, each: Adapter | None) -> np.ndarray:
+        if each is None:  # the base model itself
+            return np.zeros(len(rows))
+        chosen = [prompts[i] for i in rows], [answers[i] for i in rows]
+        return kl_from_base(model, *chosen, adapter=each, batch_size=batch_size)
+
+    routed = _routed(model, prompts, adapter, run)
+    if routed is not None:
+        return routed
     longest = max((len(a) for a in answers), default=1)
     both = None, adapter
     rows, adapted_rows = (encode_prompts(model, prompts, max_tokens=longest, adapter=each) for each in both)

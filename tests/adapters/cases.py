@@ -3,22 +3,24 @@
 import jax
 import numpy as np
 
-from edgesafe_jax.adapters import make_adapter
+from edgesafe_jax.adapters import ADAPTERS, make_adapter
 
 OPTIONS = {
     "soft_prompt": {"init": "random", "num_virtual": 3},
     "prefix": {"init": "random", "num_virtual": 2},
     "lora": {"rank": 2, "targets": ("attention/query", "attention/value", "mlp/down")},
     "steering": {"layers": (0, 1)},
+    "gate": {"layer": 0, "width": 3},
 }
 """Options of each kind for a decoder of two layers."""
 
 CASES = {
-    **{kind: (kind, options) for kind, options in OPTIONS.items()},
+    **{kind: (kind, options) for kind, options in OPTIONS.items() if ADAPTERS[kind].alone},
     **{
         f"soft_prompt {placement}": ("soft_prompt", {**OPTIONS["soft_prompt"], "placement": placement})
         for placement in ("after_bos", "system", "before_answer")
     },
+    "gate+prefix": ("gate+prefix", OPTIONS),
     "soft_prompt+lora": ("soft_prompt+lora", OPTIONS),
     "prefix+soft_prompt+lora+steering": (
         "prefix+soft_prompt+lora+steering",

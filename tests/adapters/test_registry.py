@@ -90,7 +90,7 @@ def test_compositions_that_do_not_fit_are_refused(tiny_model, tmp_path):
         ({"parts": ...}, "no parts for soft_prompt.lora: expected a list of 2"),
         ({"parts": about["parts"][:1]}, "expected a list of 2"),
         ({"kind": "lora+soft_prompt"}, "is not a lora for tiny: sidecar field='num_virtual'"),
-        ({"kind": "soft_prompt+lara"}, "expected one of lora, prefix, soft_prompt"),
+        ({"kind": "soft_prompt+lara"}, "expected one of gate, lora, prefix, soft_prompt"),
         ({"kind": "soft_prompt+lora", "parts": about["parts"]}, None),
     ):
         change_sidecar(path, **fields)
@@ -108,7 +108,7 @@ def test_compositions_that_do_not_fit_are_refused(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("adapter", {}, "kind='adapter': expected one of lora, prefix, soft_prompt, steering"),
+        ("adapter", {}, "kind='adapter': expected one of gate, lora, prefix, soft_prompt, steering"),
         ("lorra", {}, "Did you mean 'lora'"),
         ("lora", {}, "lora option rank is missing"),
         ("lora", {"rank": 2, "alfa": 1.0}, "lora option='alfa': expected one of alpha, .* Did you mean 'alpha'"),
@@ -211,9 +211,9 @@ def test_arrays_that_do_not_fit_are_refused(tiny_model, stored_lora, change, mes
         ("lora", {"use_rslora": True}, "sidecar field='use_rslora': expected one of first_layer, rank, scale"),
         ("lora", {"base_model_hash": ...}, "has no base_model_hash"),
         ("lora", {"tokenizer_hash": ..., "training": ...}, "has no tokenizer_hash, training"),
-        ("lora", {"kind": ...}, "is a None; expected one of lora, prefix, soft_prompt"),
-        ("lora", {"kind": "loro"}, "is a 'loro'; expected one of lora, prefix, soft_prompt"),
-        ("lora", {"kind": ["lora"]}, "expected one of lora, prefix, soft_prompt"),
+        ("lora", {"kind": ...}, "is a None; expected one of gate, lora, prefix, soft_prompt"),
+        ("lora", {"kind": "loro"}, "is a 'loro'; expected one of gate, lora, prefix, soft_prompt"),
+        ("lora", {"kind": ["lora"]}, "expected one of gate, lora, prefix, soft_prompt"),
         ("lora", {"kind": "soft_prompt"}, "sidecar field="),
         ("soft_prompt", {"kind": "lora"}, "sidecar field='num_virtual'"),
         ("soft_prompt", {"placement": "behind"}, "placement='behind': expected one of after_bos, before_answer"),

@@ -15,6 +15,7 @@ OPTIONS = {
     "prefix": ("prefix", {"init": "random", "num_virtual": 4}),
     "lora": ("lora", {"rank": 2, "alpha": 3, "first_layer": 1}),
     "steering": ("steering", {"layers": (1,)}),
+    "gate": ("gate", {"layer": 1, "width": 2}),
 }
 
 

@@ -402,7 +402,7 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
         (
             "adapter",
             {"kind": "lara"},
-            "config.adapter.kind='lara': expected one of lora, prefix, soft_prompt, steering. Did you mean 'lora'?",
+            "config.adapter.kind='lara': expected one of gate, lora, prefix, soft_prompt",
         ),
         ("adapter", {"kind": "lora+lora"}, "config.adapter.kind='lora+lora' names a kind twice"),
         ("adapter", {"kind": "prefix+lora", "lora": {"layers": [1]}}, "config.adapter.lora: option='layers'"),
