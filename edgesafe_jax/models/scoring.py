@@ -256,8 +256,8 @@ def kl_from_base(
     def run(rows: np.ndarray, each: Adapter | None) -> np.ndarray:
         if each is None:  # the base model itself
             return np.zeros(len(rows))
-        chosen = [prompts[i] for i in rows], [answers[i] for i in rows]
-        return kl_from_base(model, *chosen, adapter=each, batch_size=batch_size)
+        asked, said = [prompts[i] for i in rows], [answers[i] for i in rows]
+        return kl_from_base(model, asked, said, adapter=each, batch_size=batch_size)
 
     routed = _routed(model, prompts, adapter, run)
     if routed is not None:
