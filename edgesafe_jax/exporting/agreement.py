@@ -26,9 +26,11 @@ class Agreement:
     Attributes:
       margins: for each prompt `[T]`, by how much JAX's logit of its own choice exceeds that of the runtime's token: 0
         where they agree.
+      excluded: for each prompt `[T]` bool, whether a token that may not be chosen has the largest logit of all.
     """
 
     margins: list[np.ndarray]
+    excluded: list[np.ndarray]
 
     @property
     def equal(self) -> np.ndarray:
@@ -42,13 +44,19 @@ class Agreement:
         values = {"num_prompts": float(len(self.margins)), "num_tokens": float(len(whole))}
         values |= rate_interval(self.equal).named("equal_answers")
         values |= rate_interval(whole == 0).named("equal_tokens")
+        values |= rate_interval(np.concatenate(self.excluded)).named("excluded_tokens_above")
         if len(differing):
             values |= {"margin_median": float(np.median(differing)), "margin_max": float(differing.max())}
         return values
 
 
 def agreement(
-    model: LanguageModel, prompts: Sequence[str], answers: Sequence[Sequence[int]], *, batch_size: int = 16
+    model: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[Sequence[int]],
+    *,
+    num_tokens: int | None = None,
+    batch_size: int = 16,
 ) -> Agreement:
     """Compares greedy answers of a runtime with the choices of JAX.
 
@@ -56,6 +64,8 @@ def agreement(
       model: the same file, loaded here; what opens its chat template is part of the chat.
       prompts: N user texts.
       answers: N answers as token ids, the token that ended an answer included or not.
+      num_tokens: tokens with ids below it may be chosen: those of the base model, where a runtime suppresses the new
+        ones of a grafted file. None for all.
       batch_size: rows that run at once.
 
     Returns:
@@ -72,6 +82,8 @@ def agreement(
     order = sorted(range(len(prompts)), key=lambda i: len(begun[i]) + len(answers[i]))
     longest = max(map(len, answers))
     found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
+    excluded: list[np.ndarray] = [np.zeros(0, bool)] * len(prompts)
+    allowed = model.config.vocab_size if num_tokens is None else num_tokens
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         filled = chosen + [chosen[-1]] * (batch_size - len(chosen))
@@ -80,18 +92,23 @@ def agreement(
         tokens, where = pad_tokens(rows, pad_id=model.tokenizer.pad_id, length=length)
         given, _ = pad_tokens([answers[i] for i in filled], pad_id=0, length=longest)
         first = np.array([len(begun[i]) - 1 for i in filled], np.int32)
-        margins = np.asarray(_margins(model.decoder, model.params, tokens, where, first, given))
+        margins, above = map(np.asarray, _margins(model.decoder, allowed, model.params, tokens, where, first, given))
         for row, index in enumerate(chosen):
             found[index] = margins[row, : len(answers[index])]
-    return Agreement(found)
+            excluded[index] = above[row, : len(answers[index])]
+    return Agreement(found, excluded)
 
 
-def _compute(decoder: Decoder, params: object, tokens: Array, where: Array, first: Array, given: Array) -> Array:
+def _compute(
+    decoder: Decoder, allowed: int, params: object, tokens: Array, where: Array, first: Array, given: Array
+) -> tuple[Array, Array]:
     output: DecoderOutput = decoder.apply({"params": params}, tokens, where=where)  # type: ignore[assignment]
     places = first[:, None] + jnp.arange(given.shape[1], dtype=jnp.int32)[None]
     hidden = jnp.take_along_axis(output.hidden, jnp.minimum(places, tokens.shape[1] - 1)[:, :, None], axis=1)
     logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
-    return jnp.max(logits, axis=-1) - jnp.take_along_axis(logits, given[:, :, None], axis=-1)[:, :, 0]
+    best = jnp.max(logits[:, :, :allowed], axis=-1)
+    chosen = jnp.take_along_axis(logits, given[:, :, None], axis=-1)[:, :, 0]
+    return best - chosen, jnp.max(logits, axis=-1) > best
 
 
-_margins = jax.jit(_compute, static_argnums=0)
+_margins = jax.jit(_compute, static_argnums=(0, 1))

@@ -47,7 +47,7 @@ def run() -> dict[str, Any]:
         base = GgufBase(Path(graft), model.config)
         wide = {name: stored_as(_values(tensor), QuantType.F32) for name, tensor in base.tensors.items()}
         copy_gguf(base, files / "float32.gguf", tensors=wide)
-        values = _agreements({"Q4_1": graft, "float32": files / "float32.gguf"}, prompts)
+        values = _agreements({"Q4_1": graft, "float32": files / "float32.gguf"}, prompts, model.config.vocab_size)
         original = Path(resolve_model(model.name).path)
         values["size/graft_over_base"] = graft.stat().st_size / original.stat().st_size
         costs = _costs(original, graft, files / "cache", prompts[-NUM_TIMED:])
@@ -64,13 +64,13 @@ def _read(path: Path) -> LanguageModel:
     return LanguageModel(path.name, config, jax.tree.map(jnp.asarray, params), tokenizer, hash="")
 
 
-def _agreements(files: dict[str, Path], prompts: Sequence[str]) -> dict[str, float]:
+def _agreements(files: dict[str, Path], prompts: Sequence[str], num_tokens: int) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, path in files.items():
         exact = name == "float32"
         with LlamaCpp(path, RuntimeSettings(num_threads=1, context=512, exact=exact)) as runtime:
             answers = runtime.answer(prompts, max_tokens=MAX_TOKENS)
-        found = agreement(_read(path), prompts, answers.tokens)
+        found = agreement(_read(path), prompts, answers.tokens, num_tokens=num_tokens)
         values |= {f"agreement/{name}/{quantity}": value for quantity, value in found.numbers().items()}
     return values
 

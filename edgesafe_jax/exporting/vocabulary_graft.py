@@ -1,15 +1,15 @@
 """Export of a soft prompt as tokens: its vectors become rows of the embedding table, its text opens every chat.
 
-Each vector is a new control token, and the chat template begins with these tokens, so that any program that reads the
+Each vector is a new control token, and the chat template begins with these tokens, so that a program which reads the
 file and its template runs the model with its soft prompt. What else is in the file stays as it was, block for block.
 
 A new token must never be generated. Where the output head is a matrix of its own, each new token has a copy of the
 stored row of an old token in it: its logit equals that token's for every hidden state, so it is never above the
 maximum, and a greedy choice takes the first of equals. Where the head is the embedding table, the vectors themselves
-are rows of the head, and no row is below the maximum for all hidden states unless it is a convex combination of the
-others; there the metadata names the new tokens as suppressed (`tokenizer.ggml.suppress_tokens` of llama.cpp,
-`suppress_tokens` of transformers). The format `vocabulary_graft_untied` stores a head of its own instead, which costs
-the size of the table.
+are rows of the head, and trained vectors do win: without suppression such a file does not work. Its metadata name the
+new tokens as suppressed (`tokenizer.ggml.suppress_tokens` of llama.cpp, `suppress_tokens` of transformers), and only
+runtimes that read this can run it. For any other, the format `vocabulary_graft_untied` stores a head of its own, which
+costs the size of the table.
 """
 
 import functools
@@ -89,7 +89,7 @@ def _write_gguf(model: LanguageModel, path: Path, target: Path, vectors: np.ndar
         tensors[_HEAD] = Tensor(np.concatenate([kept.data, rows]), kept.tensor_type)
         never = f"generated never: their rows of the output head are copies of that of token {copied}"
     else:
-        never = "suppressed by the metadata, since the output head is the embedding table"
+        never = "suppressed by the metadata; a runtime that does not read tokenizer.ggml.suppress_tokens generates them"
     suppressed = [*base.value(_SUPPRESSED, []), *range(old, old + num + filling)]
     fields = {
         "tokenizer.ggml.tokens": _like(base, "tokenizer.ggml.tokens", [*tokens, *names, *spare]),
@@ -149,7 +149,7 @@ def _write_directory(
     tensors[embedding] = _with_rows(table, first, vectors)
     if tied := model.config.tie_embeddings and not untie:
         tensors.pop(output, None)
-        never = "suppressed in generation_config.json, since the output head is the embedding table"
+        never = "suppressed in generation_config.json; a program that does not read it generates them"
     else:
         head = np.asarray(table if model.config.tie_embeddings else tensors[output])
         copied = int(np.argmin(np.sum(np.square(head[:first].astype(np.float32)), axis=1)))

@@ -15,6 +15,9 @@ def test_own_answers_agree_and_a_changed_token_does_not(hf_model):
     answers = [row or [hf_model.tokenizer.eos_ids[0]] for row in answers]
     found = agreement(hf_model, PROMPTS, answers, batch_size=2)
     assert found.equal.all()
+    assert not np.any(np.concatenate(found.excluded))
+    below = agreement(hf_model, PROMPTS, answers, num_tokens=max(max(row) for row in answers), batch_size=2)
+    assert np.any(np.concatenate(below.excluded))  # the one token that was left out had won
     changed = [list(row) for row in answers]
     changed[1][-1] = (changed[1][-1] + 1) % 200
     other = agreement(hf_model, PROMPTS, changed, batch_size=2)
@@ -24,7 +27,8 @@ def test_own_answers_agree_and_a_changed_token_does_not(hf_model):
 
 
 def test_numbers():
-    found = Agreement([np.zeros(3), np.array([0.0, 0.5])]).numbers()
+    found = Agreement([np.zeros(3), np.array([0.0, 0.5])], [np.zeros(3, bool), np.array([True, False])]).numbers()
+    assert found["excluded_tokens_above"] == 0.2
     assert (found["equal_answers"], found["equal_tokens"], found["margin_max"]) == (0.5, 0.8, 0.5)
 
 
