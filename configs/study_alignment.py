@@ -20,7 +20,8 @@ _ADAPTERS = {
     "soft_prompt": {"adapter": {"kind": "soft_prompt"}},
     "lora": {"adapter": {"kind": "lora"}},
     "prefix": {"adapter": {"kind": "prefix"}},
-    "steering": {"adapter": {"kind": "steering"}, "learning_rate": 0.03},
+    "steering": {"adapter": {"kind": "steering"}, "learning_rate": 0.1},
+    "gated": {"adapter": {"kind": "gate+soft_prompt", "num_parameters": 0, "soft_prompt": {"num_virtual": 23}}},
 }
 """The kinds, each with a learning rate of its scale where that of the base config is not."""
 
@@ -110,22 +111,31 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _lengths(config: ml_collections.ConfigDict) -> None:
     """One objective; soft prompts of other lengths."""
-    config.changes.adapter.num_parameters = 0
-    config.axes = ml_collections.ConfigDict()
-    config.axes.adapter = {"soft_prompt": {"num_virtual": (5, 10, 20, 50, 100, 150)}}
-    config.axes.seed = (0,)
+    config.update(
+        {
+            "changes": {"adapter": {"num_parameters": 0}},
+            "selection": {"num_best": 0},
+            "report": {"curve": "adapter.soft_prompt.num_virtual"},
+        }
+    )
+    lengths = (5, 10, 20, 50, 100, 150)
+    config.axes = ml_collections.ConfigDict({"adapter": {"soft_prompt": {"num_virtual": lengths}}, "seed": (0,)})
     config.levels = ml_collections.ConfigDict()
-    config.selection.num_best = 0
-    config.report.curve = "adapter.soft_prompt.num_virtual"
 
 
 def _runlocal(config: ml_collections.ConfigDict) -> None:
     """Four tiny cells, of which the better one runs a second seed."""
     config.variant = "runlocal"
     config.changes = ml_collections.ConfigDict({"decision_weight": 0.0, "num_steps": 2, "mining": {"start": 1.0}})
-    config.changes.adapter = {"num_parameters": 64}
-    config.changes.evaluation = {"strongreject": 4, "sensitive": 4, "plain": 4, "multiple_choice": (), "num_kl": 0}
-    config.axes.objective = ("token_kl", "tv")
-    config.axes.seed = (0, 1)
-    config.factors.learning_rate = (1.0,)
-    config.selection.num_best = 1
+    config.update(
+        {
+            "changes": {
+                "adapter": {"num_parameters": 64},
+                "data": {"num_harmful": 8, "num_sensitive": 8, "num_plain": 8},
+                "evaluation": {"strongreject": 4, "sensitive": 4, "plain": 4, "multiple_choice": (), "num_kl": 0},
+            },
+            "axes": {"method": ("soft_prompt", "gated"), "objective": ("token_kl", "tv"), "seed": (0, 1)},
+            "factors": {"learning_rate": (1.0,)},
+            "selection": {"num_best": 1},
+        }
+    )

@@ -22,10 +22,11 @@ import numpy as np
 from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.benchmarks.harness import in_turn, on_accelerator, same_columns
-from edgesafe_jax.models import generation
+from edgesafe_jax.models import decoding, generation
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput
 from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token
 from edgesafe_jax.safety.teacher import project
+from edgesafe_jax.typing import Array
 
 CONFIG = DecoderConfig(
     vocab_size=128_256,
@@ -117,17 +118,25 @@ def measure_decoding(config: DecoderConfig, *, batch: int, prompt: int, num_step
     tokens = jnp.asarray(rng.integers(10, config.vocab_size, (batch, prompt)), jnp.int32)
     head = jnp.asarray(rng.integers(10, config.vocab_size, HEAD), jnp.int32)
     shared = generation.encode_shared_once(decoder, params, None, head)
-    none = jnp.zeros((batch, 0), jnp.int32)
-    keys = jax.random.split(jax.random.key(0), batch)
+    prompts = decoding.Prompts(
+        tokens=tokens,
+        where=jnp.ones((batch, prompt), bool),
+        forced=jnp.zeros((batch, 0), jnp.int32),
+        num_forced=jnp.zeros((batch,), jnp.int32),
+        keys=jax.random.split(jax.random.key(0), batch),
+    )
+    common = (decoder, params, {}, shared)
+
+    def answer(steps: int) -> Array:
+        slots = decoding.empty_slots(
+            decoder, batch, prompt + steps, max_tokens=steps, num_forced=0, keep_hidden=False, pad_id=0
+        )
+        places = np.arange(batch, dtype=np.int32)
+        slots = decoding.fill(*common, slots, prompts, places, None, eos_ids=(-1,), pad_id=0)
+        return decoding.decode(*common, slots, np.int32(batch), None, eos_ids=(-1,)).answers
 
     def seconds(steps: int) -> float:
-        decode = functools.partial(
-            generation._generate, num_steps=steps, eos_ids=(-1,), pad_id=0, sampled=False, keep_hidden=False
-        )
-        where = jnp.ones((batch, prompt), bool)
-        return _seconds(
-            decode, decoder, params, None, shared, tokens, where, none, none.astype(bool), keys, jnp.float32(0.0)
-        )
+        return _seconds(answer, steps)
 
     return (seconds(num_steps) - seconds(num_steps // 4)) / (num_steps - num_steps // 4)
 

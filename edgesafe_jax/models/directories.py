@@ -194,8 +194,15 @@ def _of_whole_model(reader: TensorReader, family: Family) -> TensorReader:
     return TensorReader(frozenset(names), lambda name: reader.read(names[name]), reader.where)
 
 
+def _read(reader: TensorReader, name: str) -> np.ndarray:
+    """A tensor of a directory, where none is quantised."""
+    found = reader.read(name)
+    assert isinstance(found, np.ndarray)
+    return found
+
+
 def _transformed(reader: TensorReader, family: Family, config: DecoderConfig) -> TensorReader:
-    return dataclasses.replace(reader, read=lambda name: family.transform(config, name, reader.read(name)))
+    return dataclasses.replace(reader, read=lambda name: family.transform(config, name, _read(reader, name)))
 
 
 def _with_its_head(config: DecoderConfig, family: Family, reader: TensorReader) -> DecoderConfig:
@@ -208,7 +215,7 @@ def _with_its_head(config: DecoderConfig, family: Family, reader: TensorReader) 
             "%s has no %s: the embedding table is the output head, though config.json unties them.", reader.where, head
         )
         return dataclasses.replace(config, tie_embeddings=True)
-    if head not in reader.names or np.array_equal(reader.read(head), reader.read(embedding)):
+    if head not in reader.names or np.array_equal(_read(reader, head), _read(reader, embedding)):
         return config
     _log.warning(
         "%s has a %s of its own, which is the output head, though config.json ties it to the embedding table.",

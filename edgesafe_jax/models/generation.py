@@ -232,7 +232,7 @@ def _routed(
             [prompts[i] for i in rows],
             adapter=each,
             key=keys[rows],
-            prefills=None if prefills is None else [prefills[i] for i in rows],
+            prefills=None if prefills is None else [prefills[int(i)] for i in rows],
             on_batch=None if on_batch is None else lambda count, _, done=done: on_batch(done + count, num),
             **options,
         )
