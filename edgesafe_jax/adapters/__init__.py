@@ -4,7 +4,7 @@ from edgesafe_jax.adapters.budgets import Budget, budget, match_budget, options_
 from edgesafe_jax.adapters.composition import Composition, compose
 from edgesafe_jax.adapters.gate import Gate, fit_gate, init_gate
 from edgesafe_jax.adapters.kind import AdapterError, AdapterKind, Cost, Examples, Option, StoredAdapter
-from edgesafe_jax.adapters.lora import LoRA, init_lora, merge_lora
+from edgesafe_jax.adapters.lora import LoRA, init_lora, merge_lora, unmerge_lora
 from edgesafe_jax.adapters.prefix import Prefix, init_prefix
 from edgesafe_jax.adapters.registry import (
     ADAPTERS,
@@ -51,5 +51,6 @@ __all__ = [
     "options_of",
     "packaged_soft_prompt",
     "save_adapter",
+    "unmerge_lora",
     "stored_form",
 ]

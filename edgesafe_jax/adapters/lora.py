@@ -159,23 +159,51 @@ def merge_params(params: Params, lora: LoRA) -> dict[str, Any]:
     return {**params, "layers": layers}
 
 
-def merge_lora(model: LanguageModel, lora: LoRA) -> LanguageModel:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MergedModel(LanguageModel):
+    """A language model with a LoRA in its weights.
+
+    Attributes:
+      base: the model without it; matrices that are not adapted are its own, in memory once.
+    """
+
+    base: LanguageModel = dataclasses.field(repr=False)
+
+
+def merge_lora(model: LanguageModel, lora: LoRA) -> MergedModel:
     """Makes the language model with a LoRA in its weights; generation and guards take it like any other.
 
     Args:
-      model: the base model.
+      model: the base model, which stays as it is.
       lora: the LoRA.
 
     Returns:
-      A model of its own hash.
+      A model of its own hash; `unmerge_lora` gives the base model back.
+
+    Raises:
+      ConfigError: a quantised matrix.
     """
     digest = hashlib.sha256(model.hash.encode())
     for leaf in jax.tree.leaves(lora):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     digest.update(f"{lora.scale} {lora.first_layer}".encode())
-    return dataclasses.replace(
-        model, name=f"{model.name} + LoRA", params=merge_params(model.params, lora), hash=digest.hexdigest()
-    )
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(LanguageModel)}
+    fields |= {"name": f"{model.name} + LoRA", "params": merge_params(model.params, lora), "hash": digest.hexdigest()}
+    return MergedModel(**fields, base=model)
+
+
+def unmerge_lora(model: LanguageModel) -> LanguageModel:
+    """Returns the model that a LoRA was merged into, bit for bit: nothing is subtracted, so nothing is rounded.
+
+    Args:
+      model: of `merge_lora`.
+
+    Raises:
+      AdapterError: no LoRA was merged into the model.
+    """
+    if not isinstance(model, MergedModel):
+        raise AdapterError(f"Nothing was merged into the model {model.name!r}: expected what merge_lora returned.")
+    return model.base
 
 
 def _to_arrays(lora: LoRA) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.adapters import AdapterError, LoRA, init_lora, merge_lora
+from edgesafe_jax.adapters import AdapterError, LoRA, init_lora, merge_lora, unmerge_lora
 from edgesafe_jax.adapters.lora import TARGETS, merge_params
 from edgesafe_jax.models.decoder import low_rank_of
 from edgesafe_jax.models.generation import generate
@@ -71,6 +71,19 @@ def test_one_protocol_serves_generation_and_likelihoods(tiny_model):
     start = init_lora(jax.random.key(0), tiny_model.config, rank=2)
     np.testing.assert_allclose(kl_from_base(tiny_model, prompts, attached.tokens, adapter=start), 0, atol=1e-6)
     assert np.all(kl_from_base(tiny_model, prompts, attached.tokens, adapter=lora) > 1e-3)
+
+
+def test_what_was_merged_is_unmerged_bit_for_bit(tiny_model):
+    low = with_precision(tiny_model, matmul_dtype=jnp.dtype(jnp.bfloat16))
+    lora = random_lora(low)
+    once = merge_lora(low, lora)
+    twice = merge_lora(once, lora)
+    assert len({low.hash, once.hash, twice.hash}) == 3
+    jax.tree.map(np.testing.assert_array_equal, unmerge_lora(twice).params, once.params)
+    assert unmerge_lora(once) is low
+    assert once.params["embedding"] is low.params["embedding"]
+    with pytest.raises(AdapterError, match="Nothing was merged"):
+        unmerge_lora(low)
 
 
 def test_each_target_alone_matters_and_is_merged(tiny_model):
