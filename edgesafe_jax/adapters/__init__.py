@@ -51,6 +51,6 @@ __all__ = [
     "options_of",
     "packaged_soft_prompt",
     "save_adapter",
-    "unmerge_lora",
     "stored_form",
+    "unmerge_lora",
 ]
