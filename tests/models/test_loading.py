@@ -18,6 +18,7 @@ from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.directories import config_from_hf
 from edgesafe_jax.models.families import FAMILIES
+from edgesafe_jax.models.generation import generate
 from edgesafe_jax.models.gguf_files import read_gguf
 from edgesafe_jax.models.loading import LoadingError, load_model
 from edgesafe_jax.models.tensors import TensorReader, read_params
@@ -500,3 +501,26 @@ def test_smollm2_second_load_does_not_read_the_gguf(smollm2, monkeypatch):
     again = load_model()
     assert (again.hash, again.tokenizer.hash) == (smollm2.hash, smollm2.tokenizer.hash)
     assert_same(again.params, smollm2.params)
+
+
+@pytest.mark.assets
+def test_gemma_reference_likelihood_and_answer():
+    """Likelihood as an independent runtime gives it in float32, and an answer through the project's chat template."""
+    gemma = load_model("gemma-3-270m", quantization="keep")
+    begin = gemma.tokenizer.encode(gemma.tokenizer.bos_token, control=True)
+    tokens = jnp.array([[*begin, *gemma.tokenizer.encode(SENTENCE)]])
+
+    @jax.jit
+    def logits_of(params, tokens):
+        hidden = gemma.decoder.apply({"params": params}, tokens).hidden
+        return gemma.decoder.apply({"params": params}, hidden, method=Decoder.logits)[0]
+
+    log_probs = jax.nn.log_softmax(logits_of(gemma.params, tokens)[:-1])
+    nll = -jnp.mean(jnp.take_along_axis(log_probs, tokens[0, 1:, None], axis=1))
+    np.testing.assert_allclose(nll, 1.92255, atol=1e-3)
+    assert gemma.tokenizer.render_chat([{"role": "user", "content": "Hi"}]) == "<bos>User: Hi\nAssistant:"
+    assert gemma.tokenizer.end_id == gemma.tokenizer.encode("<eos>", control=True)[0]
+    assert list(gemma.tokenizer.chat_parts.head)[:1] == begin
+    answers = generate(gemma, ["What is the capital of France?"], max_tokens=8, keep_hidden=True)
+    assert "Paris" in answers.texts[0]
+    assert np.isfinite(answers.hidden).all()
