@@ -325,7 +325,7 @@ def test_a_directory_and_a_missing_file_as_a_guard(tmp_path, tiny_model):
         load_hidden_state_guard(tiny_model, tmp_path)
     with pytest.raises(GuardFileError, match=r"none\.safetensors is not a readable guard \(there is no such file\)"):
         load_encoder_guard(encode, tmp_path / "none.safetensors")
-    with pytest.raises(AdapterError, match=r"expected the name of a \.safetensors file"):
+    with pytest.raises(AdapterError, match=r"has no adapter_config\.json: expected an adapter file"):
         load_smolguard(tiny_model, tmp_path)
 
 

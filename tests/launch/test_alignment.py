@@ -19,7 +19,7 @@ from edgesafe_jax.safety import teacher, training
 from edgesafe_jax.safety.judging import base_judges
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.safety.training_data import PACKAGED_GROUPS
-from edgesafe_jax.training import WorkdirError, write_checked
+from edgesafe_jax.training import WorkdirError, precision, write_checked
 from launch import alignment, evaluate, startup, train
 from tests.launch import cli
 from tests.processes import run_connected
@@ -99,12 +99,12 @@ def test_an_interrupted_run_continues_to_the_same_bits(finished, tmp_path, monke
     plain = teacher.TeacherData.batch
     count = 0
 
-    def interrupted(self, rows, *, pad_id):
+    def interrupted(self, rows, **arguments):
         nonlocal count
         count += 1
         if count == 4:  # after the checkpoint of step 2
             raise KeyboardInterrupt
-        return plain(self, rows, pad_id=pad_id)
+        return plain(self, rows, **arguments)
 
     monkeypatch.setattr(teacher.TeacherData, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -339,12 +339,12 @@ def test_variables_of_the_chat_template_come_from_the_config(tiny_model, monkeyp
 
 
 def test_a_run_keeps_the_precision_it_began_with(tiny_model, monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(startup, "load_model", lambda name, matmul_dtype: tiny_model)
-    monkeypatch.setattr(startup, "choose_precision", lambda config: Precision("bfloat16", "float32"))
+    monkeypatch.setattr(startup, "load_model", lambda name, **_: tiny_model)
+    monkeypatch.setattr(precision, "choose_precision", lambda config: Precision("bfloat16", "float32"))
     with caplog.at_level("INFO"):
         first = startup.load_config_model(small(), tmp_path)
     assert "bfloat16 in training, float32 in decoding" in caplog.text
-    monkeypatch.setattr(startup, "choose_precision", lambda config: Precision("float32", "float32"))
+    monkeypatch.setattr(precision, "choose_precision", lambda config: Precision("float32", "float32"))
     for model in (first, startup.load_config_model(small(), tmp_path)):
         assert (model.matmul_dtype, model.decoding_dtype) == (np.dtype("bfloat16"), np.dtype("float32"))
     assert startup.load_config_model(small(), tmp_path / "other").matmul_dtype is None

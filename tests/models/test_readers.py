@@ -110,13 +110,18 @@ def test_a_count_below_one_is_an_error(tiny_model, reader, size):
         ("hello", "prompts='hello' is one string: expected a list of strings"),
         (["hello", 3], r"prompts\[1\] is a int: expected a string"),
         ([{"role": "user", "content": "hello"}], r"prompts\[0\] is a dict: expected a string"),
-        ([[{"role": "user", "content": "hello"}]], r"prompts\[0\] is a list: expected a string"),
         (["hello\ud83d"], "half of a surrogate pair"),
     ],
 )
 def test_something_else_than_texts_is_an_error(tiny_model, reader, texts, message):
     with pytest.raises(EdgesafeError, match=message):
         READERS[reader](tiny_model, texts, ADAPTER, 4)
+
+
+@pytest.mark.parametrize("reader", sorted(set(READERS) - {"generate", "generate_sampled"}))  # which take chats
+def test_a_chat_where_texts_belong_is_an_error(tiny_model, reader):
+    with pytest.raises(EdgesafeError, match=r"prompts\[0\] is a list: expected a string"):
+        READERS[reader](tiny_model, [[{"role": "user", "content": "hello"}]], ADAPTER, 4)
 
 
 def test_other_arguments_of_the_wrong_kind(tiny_model):
