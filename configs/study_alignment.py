@@ -131,7 +131,6 @@ def _runlocal(config: ml_collections.ConfigDict) -> None:
         {
             "changes": {
                 "adapter": {"num_parameters": 64},
-                "data": {"num_harmful": 8, "num_sensitive": 8, "num_plain": 8},
                 "evaluation": {"strongreject": 4, "sensitive": 4, "plain": 4, "multiple_choice": (), "num_kl": 0},
             },
             "axes": {"method": ("soft_prompt", "gated"), "objective": ("token_kl", "tv"), "seed": (0, 1)},

@@ -330,7 +330,7 @@ def test_a_path_that_cannot_be_meant_is_named(finished, tmp_path, monkeypatch, c
 
 
 def test_variables_of_the_chat_template_come_from_the_config(tiny_model, monkeypatch, tmp_path):
-    monkeypatch.setattr(startup, "load_model", lambda name, matmul_dtype: tiny_model)
+    monkeypatch.setattr(startup, "load_model", lambda name, **_: tiny_model)
     config = small(template_variables='{"enable_thinking": false}', matmul_dtype="float32")
     model = startup.load_config_model(config, tmp_path)
     assert model.tokenizer.template_variables == {"enable_thinking": False}

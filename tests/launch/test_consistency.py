@@ -175,7 +175,7 @@ def test_a_small_run_with_a_lora(tmp_path, monkeypatch, tiny_model):
     start = start.replace(up=jax.tree.map(lambda b: b + jax.random.normal(jax.random.key(4), b.shape), start.up))
     guard = LanguageModelGuard(tiny_model, FORMATS["smolguard"], adapter=start, max_prompt=16, max_response=48)
     monkeypatch.setattr(guards, "load_sentence_encoder", Letters)
-    monkeypatch.setattr(startup, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(startup, "load_model", lambda spec, **_: tiny_model)
     monkeypatch.setattr(tunables, "load_smolguard", lambda model, path: guard)
     lora = {"adapter": "made above", "learning_rate": 0.02, "num_steps": 40, "batch_size": 4, "save_every": 40}
     small = config(guards=("smolguard",), ablation=(), num_seeds=1, lora=lora, data={"num_train": 8, "num_test": 4})
@@ -201,7 +201,7 @@ def test_a_lora_in_all_layers_makes_sets_steadier(guard, tmp_path, monkeypatch, 
     head = Head(jnp.zeros(64), jnp.ones(64), linear, zero, one, zero)
     probe = HiddenStateGuard(tiny_model, GatedHead(head, head, head), (1, 2), max_response=48)
     smol = LanguageModelGuard(tiny_model, FORMATS["smolguard"], max_prompt=16, max_response=48)
-    monkeypatch.setattr(startup, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(startup, "load_model", lambda spec, **_: tiny_model)
     monkeypatch.setattr(tunables, "load_hidden_state_guard", lambda model: probe)
     monkeypatch.setattr(tunables, "load_smolguard", lambda model, path: smol)
     backbone = {"rank": 2, "num_steps": 30, "batch_size": 3, "num_members": 2, "learning_rate": 0.02}

@@ -20,7 +20,7 @@ TEXTS = [f"hello {word} in the user" for word in ("war", "sky", "sea", "sun", "f
 @pytest.fixture
 def own(tmp_path, monkeypatch, tiny_model):
     """A folder with prompts, a guard and a template, and the changes of a config that name them."""
-    monkeypatch.setattr(startup, "load_model", lambda name, matmul_dtype: tiny_model)
+    monkeypatch.setattr(startup, "load_model", lambda name, **_: tiny_model)
     monkeypatch.setattr(alignment, "load_judges", lambda config, guard, model: base_judges(guard))
     monkeypatch.chdir(tmp_path)
     rows = [{"text": text, "topic": "even" if i % 2 else "odd"} for i, text in enumerate(TEXTS)]

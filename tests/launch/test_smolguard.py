@@ -55,7 +55,7 @@ def test_loss_is_the_cross_entropy_of_the_right_labels():
 @pytest.fixture
 def tiny(monkeypatch, tiny_model):
     """The tiny model in the place of the real one, and guards that know nothing beside it."""
-    monkeypatch.setattr(startup, "load_model", lambda spec, matmul_dtype: tiny_model)
+    monkeypatch.setattr(startup, "load_model", lambda spec, **_: tiny_model)
     unsure = lambda prompts, responses: np.linspace(0, 1, len(prompts))  # noqa: E731
     monkeypatch.setattr(smolguard, "load_hidden_state_guard", lambda model: unsure)
     monkeypatch.setattr(smolguard, "load_encoder_guard", lambda encode: unsure)
