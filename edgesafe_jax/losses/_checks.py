@@ -1,6 +1,7 @@
 """Checks that the losses share. Each returns its argument as an array, or raises `ConfigError`."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.core
@@ -55,6 +56,19 @@ def check_same_shape(**arrays: Array) -> tuple[int, ...]:
                 "expected the same shape for both."
             )
     return first.shape
+
+
+def check_arrays(**given: ArrayLike) -> list[Array]:
+    """Returns floating-point arrays of one shape."""
+    arrays = {name: check_floating(value, name) for name, value in given.items()}
+    check_same_shape(**arrays)
+    return list(arrays.values())
+
+
+def masked(arrays: Sequence[Array], mask: Array) -> list[Array]:
+    """Casts arrays to the dtype to compute in; masked elements are 0."""
+    dtype = compute_dtype(*arrays)
+    return [jnp.where(mask, array, 0.0).astype(dtype) for array in arrays]
 
 
 def check_normalization(normalization: str) -> None:

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.losses._checks import (
+    check_arrays,
     check_floating,
     check_positive,
     check_probability,
-    check_same_shape,
     check_where,
-    compute_dtype,
+    masked,
 )
 from edgesafe_jax.losses._reduction import masked_mean
 from edgesafe_jax.typing import Array, ArrayLike
@@ -53,11 +53,11 @@ def reinforce(
     Reference:
       Williams, "Simple statistical gradient-following algorithms" (1992), theorem 1.
     """
-    arrays = _checked(
+    arrays = check_arrays(
         log_prob=log_prob, reward=reward, baseline=jnp.zeros_like(reward) if baseline is None else baseline
     )
     mask = check_where(where, arrays[0].shape)
-    log_q, gain, base = _masked(arrays, mask)
+    log_q, gain, base = masked(arrays, mask)
     return jnp.where(mask, -jax.lax.stop_gradient(gain - base) * log_q, 0.0)
 
 
@@ -87,7 +87,7 @@ def leave_one_out(*, reward: ArrayLike, where: ArrayLike | None = None) -> Array
     """
     gain = check_floating(reward, "reward")
     mask = check_where(where, gain.shape)
-    (gain,) = _masked([gain], mask)
+    (gain,) = masked([gain], mask)
     others = jnp.sum(mask, axis=-1, keepdims=True, dtype=gain.dtype) - mask.astype(gain.dtype)
     total = jnp.sum(gain, axis=-1, keepdims=True) - gain
     return jnp.where(mask & (others > 0), total / jnp.maximum(others, 1.0), 0.0)
@@ -129,9 +129,9 @@ def ppo_clip(
     Reference:
       Schulman et al., "Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7.
     """
-    arrays = _checked(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    arrays = check_arrays(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     mask = check_where(where, arrays[0].shape)
-    log_q, old, gain = _masked(arrays, mask)
+    log_q, old, gain = masked(arrays, mask)
     old, gain = jax.lax.stop_gradient((old, gain))
     width = check_positive(clip, "clip", log_q.dtype)
     ratio = jnp.exp(log_q - old)
@@ -178,9 +178,9 @@ def value_loss(
     """
     if (clip is None) != (old_value is None):
         raise ConfigError("Give clip and old_value both, or neither.")
-    arrays = _checked(value=value, target=target, old_value=value if old_value is None else old_value)
+    arrays = check_arrays(value=value, target=target, old_value=value if old_value is None else old_value)
     mask = check_where(where, arrays[0].shape)
-    estimate, goal, old = _masked(arrays, mask)
+    estimate, goal, old = masked(arrays, mask)
     goal, old = jax.lax.stop_gradient((goal, old))
     error = (estimate - goal) ** 2
     if clip is not None:
@@ -228,9 +228,9 @@ def gae(
       Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", arXiv 1506.02438,
       eq. 16.
     """
-    arrays = _checked(reward=reward, value=value)
+    arrays = check_arrays(reward=reward, value=value)
     mask = check_where(where, arrays[0].shape)
-    gain, estimate = jax.lax.stop_gradient(_masked(arrays, mask))
+    gain, estimate = jax.lax.stop_gradient(masked(arrays, mask))
     gamma = check_probability(discount, "discount").astype(gain.dtype)
     factor = gamma * check_probability(decay, "decay").astype(gain.dtype)
     after = jnp.concatenate([estimate[..., 1:], jnp.zeros_like(estimate[..., :1])], axis=-1)
@@ -282,9 +282,9 @@ def kl_penalty(
     """
     if estimator not in ("k1", "k3"):
         raise ConfigError(f'estimator is {estimator!r}, expected "k1" or "k3".')
-    arrays = _checked(log_prob=log_prob, reference_log_prob=reference_log_prob)
+    arrays = check_arrays(log_prob=log_prob, reference_log_prob=reference_log_prob)
     mask = check_where(where, arrays[0].shape)
-    log_q, log_p = _masked(arrays, mask)
+    log_q, log_p = masked(arrays, mask)
     gap = log_q - log_p
     return jnp.where(mask, gap if estimator == "k1" else jnp.expm1(-gap) + gap, 0.0)
 
@@ -312,18 +312,6 @@ def whiten(values: ArrayLike, *, eps: float = 1e-8, where: ArrayLike | None = No
     """
     array = check_floating(values, "values")
     mask = check_where(where, array.shape)
-    (array,) = jax.lax.stop_gradient(_masked([array], mask))
+    (array,) = jax.lax.stop_gradient(masked([array], mask))
     centred = array - masked_mean(array, where=mask)
     return jnp.where(mask, centred * jax.lax.rsqrt(masked_mean(centred * centred, where=mask) + eps), 0.0)
-
-
-def _checked(**given: ArrayLike) -> list[Array]:
-    arrays = {name: check_floating(value, name) for name, value in given.items()}
-    check_same_shape(**arrays)
-    return list(arrays.values())
-
-
-def _masked(arrays: list[Array], mask: Array) -> list[Array]:
-    """Casts to the dtype to compute in; masked elements are 0."""
-    dtype = compute_dtype(*arrays)
-    return [jnp.where(mask, array, 0.0).astype(dtype) for array in arrays]

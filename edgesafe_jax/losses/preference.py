@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from edgesafe_jax.losses._checks import (
-    check_floating,
+    check_arrays,
     check_positive,
     check_probability,
     check_same_shape,
     check_where,
-    compute_dtype,
+    masked,
 )
 from edgesafe_jax.losses._reduction import weighted
 from edgesafe_jax.typing import Array, ArrayLike
@@ -153,11 +153,11 @@ def simpo(
     Reference:
       Meng, Xia, Chen, "SimPO: Simple Preference Optimization with a Reference-Free Reward", arXiv 2405.14734, eq. 6.
     """
-    chosen, rejected = check_floating(chosen_log_prob, "chosen_log_prob"), check_floating(rejected_log_prob, "rejected")
-    mask = check_where(where, check_same_shape(chosen_log_prob=chosen, rejected_log_prob=rejected))
-    dtype = compute_dtype(chosen, rejected)
-    gap = _masked(chosen, mask, dtype) - _masked(rejected, mask, dtype)
-    logit = check_positive(beta, "beta", dtype) * gap - jnp.asarray(margin, dtype)
+    arrays = check_arrays(chosen_log_prob=chosen_log_prob, rejected_log_prob=rejected_log_prob)
+    mask = check_where(where, arrays[0].shape)
+    chosen, rejected = masked(arrays, mask)
+    gap = chosen - rejected
+    logit = check_positive(beta, "beta", gap.dtype) * gap - jnp.asarray(margin, gap.dtype)
     return jnp.where(mask, -jax.nn.log_sigmoid(logit), 0.0)
 
 
@@ -169,21 +169,15 @@ def _margin(
     where: ArrayLike | None,
 ) -> tuple[Array, Array]:
     """The difference of log-ratios, 0 where it is masked, and the mask."""
-    given = {
-        "chosen_log_prob": chosen,
-        "rejected_log_prob": rejected,
-        "reference_chosen_log_prob": reference_chosen,
-        "reference_rejected_log_prob": reference_rejected,
-    }
-    arrays = {name: check_floating(value, name) for name, value in given.items()}
-    mask = check_where(where, check_same_shape(**arrays))
-    dtype = compute_dtype(*arrays.values())
-    won, lost, reference_won, reference_lost = (_masked(array, mask, dtype) for array in arrays.values())
+    arrays = check_arrays(
+        chosen_log_prob=chosen,
+        rejected_log_prob=rejected,
+        reference_chosen_log_prob=reference_chosen,
+        reference_rejected_log_prob=reference_rejected,
+    )
+    mask = check_where(where, arrays[0].shape)
+    won, lost, reference_won, reference_lost = masked(arrays, mask)
     return (won - reference_won) - (lost - reference_lost), mask
-
-
-def _masked(array: Array, mask: Array, dtype: jnp.dtype) -> Array:
-    return jnp.where(mask, array, 0.0).astype(dtype)
 
 
 def _fit(value: Array, like: Array) -> Array:
