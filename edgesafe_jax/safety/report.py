@@ -19,7 +19,7 @@ from edgesafe_jax.reporting import (
     write_fragment,
 )
 from edgesafe_jax.safety.attacks import ATTACKS
-from edgesafe_jax.safety.comparison import write_values
+from edgesafe_jax.safety.comparison import verdicts_of, write_values
 from edgesafe_jax.safety.evaluation import Evaluation, Reworded, SetResult
 from edgesafe_jax.safety.judging import Judged
 from edgesafe_jax.safety.prompts import EVALUATION_SETS
@@ -433,9 +433,7 @@ def outcomes(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """What single prompts and questions contributed to the student's numbers, by the number's name."""
     rows: dict[str, np.ndarray] = {}
     for name, result in {**evaluation.results, **evaluation.attacks}.items():
-        rows |= {f"{name}/student/{judge}": refused.astype(int) for judge, refused in result.student.refusals.items()}
-        for guard, unsafe in result.student.unsafe_probs.items():
-            rows[f"{name}/student/sgs_{guard}"] = (unsafe < 0.5).astype(int)
+        rows |= {f"{name}/student/{verdict}": found for verdict, found in verdicts_of(result).items()}
     rows |= {f"kl_from_base/{name}": np.asarray(kl) for name, kl in evaluation.kl.items()}
     return rows | {f"{name}/student": after.astype(int) for name, (_, after) in evaluation.choices.items()}
 
