@@ -28,11 +28,9 @@ class ModelSource:
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_HUB_FILES = (
+SETTINGS_FILES = (
     "config.json",
     "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -40,6 +38,9 @@ _HUB_FILES = (
     "vocab.json",
     "merges.txt",
 )
+"""Files of a Hugging Face directory beside its weights, as patterns."""
+
+_HUB_FILES = (*SETTINGS_FILES, "model*.safetensors", "model.safetensors.index.json")
 
 
 def resolve_model(spec: str | os.PathLike[str], *, progress: bool = True) -> ModelSource:

@@ -8,24 +8,13 @@ from typing import Any
 import safetensors
 import safetensors.flax
 
+from edgesafe_jax.assets.models import SETTINGS_FILES
 from edgesafe_jax.models.directories import weight_files
-
-KEPT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.json",
-    "merges.txt",
-)
-"""Files of a Hugging Face directory beside its weights."""
 
 
 def copy_settings(source: Path, folder: Path) -> None:
     """Copies configuration and tokenizer of a Hugging Face directory."""
-    for pattern in KEPT_FILES:
+    for pattern in SETTINGS_FILES:
         for file in sorted(source.glob(pattern)):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
