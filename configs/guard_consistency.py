@@ -138,6 +138,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.left_out_styles = ()  # neither trained nor measured on
     config.data.num_styles = 6  # of the other styles, drawn for each answer; -1 for all
     config.data.num_edits = 3  # of the seven edits of the source "edit", drawn for each answer
+    config.data.num_ways = (
+        4  # of each further maker in `guards.MAKERS` among the sources, drawn for each answer; -1 for all
+    )
     config.data.num_composed = 4  # compositions of styles and edits by the source "composed"
     config.data.wordnet_rates = (0.5,)  # of the replaceable words that are replaced; two variants each
     config.data.max_tokens = 96  # of a rewriting by the language model

@@ -30,14 +30,13 @@ ADAPTER = "smolguard.safetensors"
 
 CONSISTENCY_RANGES = {
     **dict.fromkeys(("num_seeds", "num_steps", "num_votes", "num_samples"), POSITIVE_COUNT),
-    "learning_rate": POSITIVE,
+    **dict.fromkeys(("learning_rate", "backbone.learning_rate"), POSITIVE),
     "anchor_weight": Range(0),
     "ema_decay": Range(high=1, below=True, expected="below 1, or -1 for fixed targets"),
     **dict.fromkeys(("lora.num_steps", "lora.batch_size", "lora.save_every"), POSITIVE_COUNT),
     **dict.fromkeys(("backbone.rank", "backbone.num_steps", "backbone.batch_size"), POSITIVE_COUNT),
     **dict.fromkeys(("backbone.num_members", "backbone.max_prompt", "backbone.save_every"), POSITIVE_COUNT),
-    "backbone.learning_rate": POSITIVE,
-    **dict.fromkeys(("data.num_train", "data.num_test", "data.num_styles"), COUNT_OR_ALL),
+    **dict.fromkeys(("data.num_train", "data.num_test", "data.num_styles", "data.num_ways"), COUNT_OR_ALL),
 }
 SMOLGUARD_RANGES = {
     **dict.fromkeys(("max_prompt", "max_response", "first_layer", "rank", "batch_size"), POSITIVE_COUNT),
@@ -126,7 +125,8 @@ def check_consistency(config: Config) -> None:
 def paraphrase_settings(config: Config) -> ParaphraseSettings:
     """The settings of the paraphrases in a config of the consistency task."""
     data = config["data"]
-    return _settings(ParaphraseSettings, data, num_styles=_all(data["num_styles"]), seed=config["seed"])
+    counts = {name: _all(data[name]) for name in ("num_styles", "num_ways")}
+    return _settings(ParaphraseSettings, data, **counts, seed=config["seed"])
 
 
 def tuning_settings(config: Config) -> TuningSettings:

@@ -14,6 +14,7 @@ guards that can be tuned are `TUNABLES`; teacher and judge are fitted by `edgesa
 
 from edgesafe_jax.guards.activated import load_smolguard
 from edgesafe_jax.guards.keywords import KeywordGuard, fit_keywords, refusal_keywords
+from edgesafe_jax.guards.makers import MAKERS, MakerError
 from edgesafe_jax.guards.paraphrases import (
     Paraphrase,
     ParaphraseError,
@@ -34,7 +35,7 @@ from edgesafe_jax.guards.probe import (
 from edgesafe_jax.guards.registry import FORMATS, Field, GuardFormat, TemplateError
 from edgesafe_jax.guards.robustness import SetScores, score_sets
 from edgesafe_jax.guards.scoring import LanguageModelGuard, Verdicts
-from edgesafe_jax.guards.sources import SOURCES, composed_source, llm_source, style_source
+from edgesafe_jax.guards.sources import SOURCES, batched_source, composed_source, llm_source, style_source
 from edgesafe_jax.guards.styles import EDITS, STYLES
 from edgesafe_jax.guards.targets import RULES, TargetError, set_target
 from edgesafe_jax.guards.tunables import TUNABLES
@@ -44,6 +45,7 @@ from edgesafe_jax.guards.verdicts import Guard, GuardError, checked, judged_once
 __all__ = [
     "EDITS",
     "FORMATS",
+    "MAKERS",
     "RULES",
     "SOURCES",
     "STYLES",
@@ -57,6 +59,7 @@ __all__ = [
     "HiddenStateGuard",
     "KeywordGuard",
     "LanguageModelGuard",
+    "MakerError",
     "Paraphrase",
     "ParaphraseError",
     "ParaphraseSet",
@@ -65,6 +68,7 @@ __all__ = [
     "TemplateError",
     "Tunable",
     "Verdicts",
+    "batched_source",
     "checked",
     "composed_source",
     "fit_keywords",

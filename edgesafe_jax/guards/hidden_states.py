@@ -6,6 +6,8 @@ the model would begin to reply. Only the layers up to the last one wanted are co
 """
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Sequence
 
 import jax
@@ -54,19 +56,49 @@ def pool(
     Returns:
       `[B, N, 2, D]` float32: the mean over the answer, and the last position.
     """
+    means, final = pool_segments(decoder, params, shared, tokens, where, answer[:, None], low_rank, layers=layers)
+    return jnp.stack([means[:, 0], final], axis=2)
+
+
+def pool_segments(
+    decoder: Decoder,
+    params: Params,
+    shared: KeyValues,
+    tokens: Array,
+    where: Array,
+    segments: Array,
+    low_rank: LowRank | None,
+    *,
+    layers: tuple[int, ...],
+) -> tuple[Array, Array]:
+    """Pools hidden states over several segments of each row, as `pool` does over one.
+
+    Args:
+      decoder: as `pool`.
+      params: as `pool`.
+      shared: as `pool`.
+      tokens: as `pool`.
+      where: as `pool`.
+      segments: `[B, S, T]` bool, which tokens belong to each segment; one without tokens has a mean of zero.
+      low_rank: as `pool`.
+      layers: as `pool`.
+
+    Returns:
+      `[B, S, N, D]` float32, the mean over each segment, and `[B, N, D]`, the last position.
+    """
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
         {"params": params}, tokens, where=where, past=(shared,), low_rank=low_rank
     )
     hidden = output.layer_hidden[np.array(layers) - 1].astype(jnp.float32)  # [N, B, T, D]
-    weight = answer.astype(jnp.float32)
-    weight = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
-    mean = jnp.einsum("nbtd,bt->bnd", hidden, weight)
+    weight = segments.astype(jnp.float32)
+    weight = weight / jnp.maximum(jnp.sum(weight, axis=2, keepdims=True), 1.0)
+    means = jnp.einsum("nbtd,bst->bsnd", hidden, weight)
     last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
     final = jnp.take_along_axis(hidden, last[None, :, None, None], axis=2)[:, :, 0]
-    return jnp.stack([mean, final.transpose(1, 0, 2)], axis=2)
+    return means, final.transpose(1, 0, 2)
 
 
-_pooled = jax.jit(pool, static_argnames=("decoder", "layers"))
+_pooled = jax.jit(pool_segments, static_argnames=("decoder", "layers"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,15 +229,85 @@ def read_features(
       ConfigError: a layer that the model does not have, or a batch size below 1.
       GuardError: a hidden state is not finite.
     """
+    segments = [[span] for span in conversations.spans]
+    means, final = read_segments(
+        model, conversations, segments, layers=layers, adapter=adapter, batch_size=batch_size, on_batch=on_batch
+    )
+    return np.stack([means[:, 0], final], axis=2)
+
+
+def sentence_segments(model: LanguageModel, conversations: Conversations, *, num: int) -> list[list[tuple[int, int]]]:
+    """Splits the answer of each row into its sentences, by tokens.
+
+    A sentence ends with a token that holds a full stop, an exclamation or question mark or a line break. One of fewer
+    than four tokens belongs to the next one, the number of a list's item for instance.
+
+    Args:
+      model: has the tokenizer.
+      conversations: R rows.
+      num: most sentences of an answer; the last one holds the rest.
+
+    Returns:
+      R lists of where in the row each sentence begins and ends; a row with an empty answer has none.
+    """
+    ends: dict[int, bool] = {}
+
+    def is_end(token: int) -> bool:
+        if token not in ends:
+            ends[token] = re.search(r"[.!?\n。！？]", model.tokenizer.decode([token])) is not None
+        return ends[token]
+
+    found = []
+    for row, (first, last) in zip(conversations.rows, conversations.spans, strict=True):
+        cuts = [first]
+        for at in range(first, last):
+            if at + 1 - cuts[-1] >= 4 and is_end(row[at]) and len(cuts) < num:
+                cuts.append(at + 1)
+        if last - cuts[-1] < 4 and len(cuts) > 1:
+            cuts.pop()
+        found.append([pair for pair in itertools.pairwise([*cuts, last]) if pair[0] < pair[1]])
+    return found
+
+
+def read_segments(
+    model: LanguageModel,
+    conversations: Conversations,
+    segments: Sequence[Sequence[tuple[int, int]]],
+    *,
+    layers: Sequence[int],
+    adapter: LoRA | None = None,
+    batch_size: int = 16,
+    on_batch: ProgressFn | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads hidden states over segments of encoded pairs.
+
+    Args:
+      model: the frozen language model.
+      conversations: R rows, see `encode_conversations`.
+      segments: R lists of where in its row each segment begins and ends.
+      layers: as `read_features`.
+      adapter: as `read_features`.
+      batch_size: rows that run at once.
+      on_batch: called with (rows done, rows in total) after each batch.
+
+    Returns:
+      `[R, S, len(layers), D]` float32, the mean over each segment, zero for those that a row does not have; and
+      `[R, len(layers), D]`, the last position.
+
+    Raises:
+      ConfigError: as `read_features`.
+      GuardError: a hidden state is not finite.
+    """
     check_counts(batch_size=batch_size)
     layers = tuple(int(layer) for layer in layers)
     if not layers or min(layers) < 1 or max(layers) > model.config.num_layers:
         raise ConfigError(f"layers={layers}: expected some of 1 to {model.config.num_layers}.")
     config, params = truncate(model.config, model.params, max(layers))
-    rows, spans = conversations.rows, conversations.spans
-    features = np.zeros((len(rows), len(layers), 2, config.embed_dim), np.float32)
+    rows, most = conversations.rows, max(map(len, segments), default=0)
+    means = np.zeros((len(rows), most, len(layers), config.embed_dim), np.float32)
+    final = np.zeros((len(rows), len(layers), config.embed_dim), np.float32)
     if not rows:
-        return features
+        return means, final
     decoder = Decoder(config, model.dtype, model.matmul_dtype)
     shared = encode_shared_once(decoder, params, adapter, jnp.array(conversations.head, jnp.int32))
     low_rank = low_rank_of(adapter)
@@ -214,17 +316,19 @@ def read_features(
         chosen = order[start : start + batch_size]
         filled = chosen + [chosen[-1]] * (batch_size - len(chosen)) if start else chosen
         tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id)
-        answer = np.zeros(where.shape, bool)
+        read = np.zeros((len(filled), most, where.shape[1]), bool)
         for row, index in enumerate(filled):
-            answer[row, slice(*spans[index])] = True
-        pooled = _pooled(decoder, params, shared, tokens, where, answer, low_rank, layers=layers)
-        features[chosen] = np.asarray(pooled)[: len(chosen)]
+            for number, span in enumerate(segments[index]):
+                read[row, number, slice(*span)] = True
+        pooled = _pooled(decoder, params, shared, tokens, where, read, low_rank, layers=layers)
+        means[chosen], final[chosen] = (np.asarray(found)[: len(chosen)] for found in pooled)
         if on_batch is not None:
             on_batch(min(start + batch_size, len(order)), len(order))
     finite = np.ones(int(conversations.owners[-1]) + 1, bool)
-    np.logical_and.at(finite, conversations.owners, np.isfinite(features).all(axis=(1, 2, 3)))
+    sound = np.isfinite(means).all(axis=(1, 2, 3)) & np.isfinite(final).all(axis=(1, 2))
+    np.logical_and.at(finite, conversations.owners, sound)
     check_finite_pairs(finite, f"{model.name}'s hidden states", sources=(("parameters", params), ("adapter", adapter)))
-    return features
+    return means, final
 
 
 def pair_features(

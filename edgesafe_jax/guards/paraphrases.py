@@ -9,8 +9,10 @@ Pinneri and Louizos, "Guarding the Meaning: Self-Supervised Training for Semanti
 2511.10665: paraphrases are of the response, the prompt is context. The paraphrasers and the filter are this project's.
 """
 
+import collections
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ from edgesafe_jax.assets import write_atomically
 from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.guards.styles import split_sentences, words_of
 from edgesafe_jax.guards.verdicts import Encode
+
+_log = logging.getLogger(__name__)
 
 
 class ParaphraseError(EdgesafeError, ValueError):
@@ -68,6 +72,37 @@ class ParaphraseSet:
 Source: TypeAlias = Callable[[Sequence[str]], list[list[Paraphrase]]]
 """From N texts to N lists of candidates; any callable will do, a back-translation for instance."""
 
+REASONS = ("identical", "length", "meaning")
+"""Why a candidate is dropped, in the order of the checks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SetCounts:
+    """What became of the candidates.
+
+    Attributes:
+      ways: by "SOURCE/STYLE" how many candidates there were (`candidates`), were kept (`kept`) and were dropped, by
+        reason (`REASONS`).
+    """
+
+    ways: Mapping[str, Mapping[str, int]]
+
+    @property
+    def total(self) -> dict[str, int]:
+        """The counts over all ways."""
+        names = ("candidates", "kept", *REASONS)
+        return {name: sum(counts[name] for counts in self.ways.values()) for name in names}
+
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """Ways that changed nothing: every candidate was the original, or what another way had made of it."""
+        return tuple(way for way, counts in self.ways.items() if counts["identical"] == counts["candidates"])
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Ways that changed everything: no candidate kept the meaning and the length, and some were no copies."""
+        return tuple(way for way, c in self.ways.items() if not c["kept"] and c["identical"] < c["candidates"])
+
 
 def make_sets(
     prompts: Sequence[str],
@@ -78,7 +113,7 @@ def make_sets(
     labels: Sequence[float] | None = None,
     min_cosine: float = 0.75,
     length_ratio: tuple[float, float] = (0.5, 2.0),
-) -> tuple[list[ParaphraseSet], dict[str, int]]:
+) -> tuple[list[ParaphraseSet], SetCounts]:
     """Makes paraphrase sets and filters them by meaning, length and identity.
 
     A candidate c of an original x is kept if `cos(e(x), e(c)) >= min_cosine`, its number of words is within
@@ -95,8 +130,7 @@ def make_sets(
       length_ratio: smallest and largest ratio of the numbers of words.
 
     Returns:
-      N sets, and how many candidates there were, were kept and were dropped, by reason: `candidates`, `kept`,
-      `meaning`, `length`, `identical`.
+      N sets, and what became of the candidates of each way; ways that changed nothing or everything are logged too.
 
     Raises:
       ValueError: inputs of different length, an empty response, or a source that returns another number of lists.
@@ -117,7 +151,7 @@ def make_sets(
     originals = np.asarray(encode(responses), np.float64)
     flat = [p.text for found in candidates for p in found]
     vectors = np.asarray(encode(flat), np.float64) if flat else np.zeros((0, originals.shape[1]))
-    counts = {"candidates": len(flat), "kept": 0, "meaning": 0, "length": 0, "identical": 0}
+    ways: dict[str, collections.Counter[str]] = {}
     sets, at = [], 0
     for index, found in enumerate(candidates):
         cosines = vectors[at : at + len(found)] @ originals[index]
@@ -126,18 +160,25 @@ def make_sets(
         seen = {_bare(responses[index])}
         for candidate, cosine in zip(found, cosines, strict=True):
             ratio = len(words_of(candidate.text)) / len(words_of(responses[index]))
+            reason = "kept"
             if _bare(candidate.text) in seen:
-                counts["identical"] += 1
+                reason = "identical"
             elif not length_ratio[0] <= ratio <= length_ratio[1]:
-                counts["length"] += 1
+                reason = "length"
             elif not cosine >= min_cosine:
-                counts["meaning"] += 1
+                reason = "meaning"
             else:
-                counts["kept"] += 1
                 seen.add(_bare(candidate.text))
                 kept.append(candidate)
+            ways.setdefault(f"{candidate.source}/{candidate.style}", collections.Counter()).update(
+                ("candidates", reason)
+            )
         label = None if labels is None else float(labels[index])
         sets.append(ParaphraseSet(prompts[index], responses[index], tuple(kept), label))
+    counts = SetCounts(ways)
+    for what, names in (("changed no text", counts.unchanged), ("kept the meaning of no text", counts.lost)):
+        if names:
+            _log.info("%d ways %s: %s", len(names), what, ", ".join(names))
     return sets, counts
 
 

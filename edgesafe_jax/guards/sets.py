@@ -99,7 +99,11 @@ def human_sets(
             length_ratio=settings.length_ratio,
         )
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_sets(file, sets, {"role": role, "settings": dataclasses.asdict(settings), "filter": counts})
+    write_sets(
+        file,
+        sets,
+        {"role": role, "settings": dataclasses.asdict(settings), "filter": counts.total, "ways": counts.ways},
+    )
     return sets
 
 

@@ -1,9 +1,11 @@
 """Sources of paraphrases: callables from texts to candidates, and the table of the named ones.
 
-A source is any callable from N texts to N lists of candidates. One more kind is one more entry of `SOURCES`.
+A source is any callable from N texts to N lists of candidates. One more kind is one more entry of `SOURCES`; a further
+maker of functions of a text is one more module of `edgesafe_jax.guards.makers`.
 """
 
 import dataclasses
+import functools
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 
 from edgesafe_jax.errors import lookup
-from edgesafe_jax.guards.paraphrases import Paraphrase, Source
+from edgesafe_jax.guards.makers import MAKERS
+from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseError, Source
 from edgesafe_jax.guards.styles import EDITS, STYLES
 from edgesafe_jax.guards.wordnet import load_wordnet, wordnet_source
 from edgesafe_jax.models.generation import generate
@@ -55,6 +58,42 @@ def style_source(
             [Paraphrase(f(text), name, style) for style, f in styles.items() if style in chosen]
             for text, chosen in zip(texts, drawn, strict=True)
         ]
+
+    return source
+
+
+def batched_source(ways: Mapping[str, Callable[[Sequence[str]], Sequence[str]]], *, name: str) -> Source:
+    """Makes the source of functions of many texts at once: a translation there and back, a service.
+
+    Args:
+      ways: functions from N texts to N texts by the name of the way.
+      name: of the source.
+
+    Returns:
+      A source that gives one candidate per way.
+
+    Raises:
+      ParaphraseError: when it is called: a way returned another number of texts, or something that is no text.
+
+    Example:
+      >>> source = batched_source({"shouted": lambda texts: [text.upper() for text in texts]}, name="mine")
+      >>> source(["No."])[0][0].text
+      'NO.'
+    """
+
+    def source(texts: Sequence[str]) -> list[list[Paraphrase]]:
+        made: list[list[Paraphrase]] = [[] for _ in texts]
+        for way, change in ways.items():
+            changed = change(texts)
+            if isinstance(changed, str) or len(changed) != len(texts) or not all(isinstance(t, str) for t in changed):
+                got = "one text" if isinstance(changed, str) else f"{len(changed)} of them"
+                raise ParaphraseError(
+                    f"The way {name}/{way} was given {len(texts)} texts and returned {got}: expected a list with one "
+                    "text for each."
+                )
+            for row, text in zip(made, changed, strict=True):
+                row.append(Paraphrase(text, name, way))
+        return made
 
     return source
 
@@ -172,6 +211,7 @@ class ParaphraseSettings:
       left_out_styles: styles that are neither trained nor measured on.
       num_styles: styles drawn for each answer from those that are trained on; None for all.
       num_edits: edits drawn for each answer.
+      num_ways: ways drawn for each answer from each maker of `edgesafe_jax.guards.makers`; None for all.
       num_composed: compositions of styles and edits for each answer.
       wordnet_rates: fractions of the replaceable words that are replaced; two variants each.
       max_tokens: longest rewriting by the language model, in tokens.
@@ -187,6 +227,7 @@ class ParaphraseSettings:
     left_out_styles: tuple[str, ...] = ()
     num_styles: int | None = None
     num_edits: int = 3
+    num_ways: int | None = 4
     num_composed: int = 4
     wordnet_rates: tuple[float, ...] = (0.5,)
     max_tokens: int = 96
@@ -242,14 +283,21 @@ def _llm_sources(inputs: SourceInputs) -> list[Source]:
     return [llm_source(key, inputs.model(), max_tokens=settings.max_tokens, on_batch=inputs.on_batch)]
 
 
+def _maker_sources(inputs: SourceInputs, maker: str) -> list[Source]:
+    ways, num = MAKERS[maker](), inputs.settings.num_ways
+    return [style_source(ways, num_styles=num and min(num, len(ways)), seed=inputs.settings.seed, name=maker)]
+
+
 SOURCES: Mapping[str, Callable[[SourceInputs], list[Source]]] = {
     "style": _style_sources,
     "wordnet": _wordnet_sources,
     "composed": _composed_sources,
     "edit": _edit_sources,
     "llm": _llm_sources,
+    **{maker: functools.partial(_maker_sources, maker=maker) for maker in MAKERS},
 }
-"""The sources by name. Paraphrases made elsewhere, by back-translation for instance, come in as JSON lines."""
+"""The sources by name, makers included. Paraphrases made elsewhere, by back-translation
+for instance, come in as JSON lines or through `batched_source`."""
 
 
 def make_sources(

@@ -142,7 +142,7 @@ def test_length_is_measured_in_words_where_no_spaces_are():
     twice = lambda texts: [[Paraphrase(text * 3, "mine", "thrice")] for text in texts]  # noqa: E731
     same = lambda texts: np.ones((len(texts), 1))  # noqa: E731
     _, counts = make_sets(["p"], ["今日は晴れ"], sources=[long, twice], encode=same)
-    assert counts["length"] == 1
+    assert counts.total["length"] == 1
 
 
 @pytest.mark.assets
