@@ -152,7 +152,10 @@ class Range:
         """Whether a value is a number of the range."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer that no float is
+            return False
         if number in self.also:
             return True
         if not math.isfinite(number) or (self.integer and not number.is_integer()):
@@ -181,11 +184,16 @@ class Range:
         return text + "".join(f", or {extra:g}" for extra in self.also)
 
 
-POSITIVE_COUNT = Range(1, integer=True)
-COUNT = Range(0, integer=True)
-COUNT_OR_ALL = Range(1, integer=True, also=(-1,), expected="a positive number, or -1 for all")
-POSITIVE = Range(0, above=True)
-NON_NEGATIVE = Range(0)
+_LARGEST_INTEGER = 2**31 - 1  # that every array of indices and every random generator takes
+_LARGEST = 1e9  # beyond it a rate, a weight or a temperature is a slip
+POSITIVE_COUNT = Range(1, _LARGEST_INTEGER, integer=True, expected="at least 1, and less than 2**31")
+COUNT = Range(0, _LARGEST_INTEGER, integer=True, expected="0 or more, and less than 2**31")
+COUNT_OR_ALL = Range(
+    1, _LARGEST_INTEGER, integer=True, also=(-1,), expected="a positive number (less than 2**31), or -1 for all"
+)
+SEED = Range(0, _LARGEST_INTEGER, integer=True, expected="a whole number, 0 or more and less than 2**31")
+POSITIVE = Range(0, _LARGEST, above=True, expected="above 0, and at most 1e9")
+NON_NEGATIVE = Range(0, _LARGEST, expected="0 or more, and at most 1e9")
 FRACTION = Range(0, 1)
 PROBABILITY = Range(0, 1, above=True, below=True)
 

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from edgesafe_jax import adapters, corpora
-from edgesafe_jax.errors import COUNT, COUNT_OR_ALL, ConfigError, check_ranges, lookup
+from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.fields import check_fields
 from edgesafe_jax.guards import named
 from edgesafe_jax.guards.probe import load_sentence_encoder
 from edgesafe_jax.guards.verdicts import Guard, judged_once
@@ -23,9 +24,11 @@ from edgesafe_jax.safety.shared import keep_answers
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.safety.training_data import TrainingData, choose, even_mining
 from edgesafe_jax.training import open_workdir, read_metrics
+from edgesafe_jax.training.precision import keep_precision
 from edgesafe_jax.training.workdir import read_config
+from edgesafe_jax.typing import Adapter
 from . import get_config
-from .startup import MATMUL_DTYPES, load_config_model, template_variables
+from .startup import load_config_model, template_variables
 
 Config = Mapping[str, Any]
 _log = logging.getLogger("edgesafe_jax.launch.alignment")
@@ -50,27 +53,16 @@ def _named(prefix: str) -> Iterator[None]:
 
 def check(config: Config) -> settings.AlignSettings:
     """Returns the settings of a config, or refuses it before any work starts (ConfigError)."""
+    check_fields(config)
     data, mining, kind = config["data"], config["mining"], config["adapter"]["kind"]
-    lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
     template_variables(config)
     with _named("config."):
         named.check_guard(config["guard"])
-    if (file := config["chat_template"]) and not Path(file).is_file():
-        raise ConfigError(f"config.chat_template={file!r} is no file: expected one with a Jinja template, or nothing.")
-    check_ranges(config["adapter"], {"num_parameters": COUNT}, "config.adapter.")
-    for part in adapters.kinds_of(kind, "config.adapter.kind"):
-        options = adapters.ADAPTERS[part].options
-        for name, value in config["adapter"].get(part, {}).items():
-            lookup(options, name, f"config.adapter.{part}: option").check(f"config.adapter.{part}.{name}", value)
-    check_ranges(data, dict.fromkeys(COUNTS, COUNT_OR_ALL), "config.data.")
+    adapters.kinds_of(kind, "config.adapter.kind")
     with _named("config.evaluation."):
         requested.evaluation_settings(config)
         requested.data_split(config)
         corpora.read_files(config["evaluation"]["files"])
-    for name in config["evaluation"]["judges"]:
-        lookup(judging.JUDGES, name, "config.evaluation.judges")
-    if not str(config["refusal"]).strip():
-        raise ConfigError("config.refusal is empty: expected a sentence.")
     if jax.process_count() > 1 and int(config["batch_size"]) % jax.device_count():
         raise ConfigError(
             f"config.batch_size={config['batch_size']}: expected a multiple of the {jax.device_count()} devices."
@@ -136,24 +128,38 @@ def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str], l
     return choose(training_data(config), split, lambda text: len(model.tokenizer.encode(text)))
 
 
+def make_adapter(config: Config, model: LanguageModel) -> Adapter:
+    """Makes the student's adapter."""
+    about, key = config["adapter"], jax.random.fold_in(jax.random.key(int(config["seed"])), 2)
+    options = adapters.options_of(about["kind"], about, model, parameters=about["num_parameters"])
+    return adapters.make_adapter(key, about["kind"], model, **options)
+
+
 def train(config: Config, workdir: str | Path, *, shared: Path | None = None) -> Path:
     """Distils the safe system of a config into an adapter, or continues an interrupted run; returns the stored file.
 
     With `shared`, a folder, the teacher is read there where another run has made the same one.
     """
     options = check(config)
+    # Nothing is written before model, guard, adapter and prompts are known to fit.
+    model, guard, system = load_system(config, workdir)
+    adapter = make_adapter(config, model)
+    chosen = training_prompts(config, model)
     with main_process_first("alignment/workdir"):
         workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
-    model, guard, system = load_system(config, workdir)
-    kind, key = config["adapter"]["kind"], jax.random.fold_in(jax.random.key(options.seed), 2)
-    options_given = adapters.options_of(kind, config["adapter"], model, parameters=config["adapter"]["num_parameters"])
-    adapter = adapters.make_adapter(key, kind, model, **options_given)
+        if config["matmul_dtype"] == "auto":
+            keep_precision(model, workdir)
     identity = named.guard_identity(config["guard"], guard)
     if shared is not None and identity is not None:
         identity += f" {options.gate_sharpness} {options.gate_threshold}"
-    chosen = training_prompts(config, model)
     aligned = training.distil(
-        system, *chosen, adapter=adapter, settings=options, workdir=workdir, guard_id=identity, shared=shared
+        system,
+        *chosen,
+        adapter=adapter,
+        settings=options,
+        workdir=workdir,
+        guard_id=identity,
+        shared=shared,
     )
     stored = workdir / ADAPTER
     if is_main_process():

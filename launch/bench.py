@@ -17,7 +17,7 @@ from edgesafe_jax.benchmarks import align, batches, guards, kills, large, offlin
 from edgesafe_jax.benchmarks.harness import machine
 from edgesafe_jax.exporting import device
 from edgesafe_jax.reporting import make_table
-from edgesafe_jax.training import write_json, write_summary
+from edgesafe_jax.training import check_folder, write_json, write_summary
 from . import errors, peers
 
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         given = flags.FLAGS
         suite = errors.lookup(SUITES, given.suite, "--suite")
+        if given.workdir is not None:
+            check_folder(given.workdir, "--workdir")
         about = machine()
         print("  ".join(f"{name}={value}" for name, value in about.items()))
         result = suite()

@@ -23,9 +23,11 @@ from absl import flags
 
 from edgesafe_jax import adapters, assets, corpora
 from edgesafe_jax.corpora import read_prompts
+from edgesafe_jax.fields import check_fields
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.safety import compare, evaluation, read_values, requested
+from edgesafe_jax.training import check_folder, check_output
 from edgesafe_jax.training.workdir import read_config
 from . import alignment, errors, guards, runtimes, startup
 
@@ -71,6 +73,7 @@ def main(argv: list[str]) -> None:
             raise errors.ConfigError("expected --checkpoint=WORKDIR, or --runtime=llama_cpp with --model=FILE.")
         workdir = Path(given.checkpoint)
         task = read_config(workdir).get("task")
+        check_folder(workdir, "--checkpoint")
         if given.output and given.prompts is None:
             raise errors.ConfigError(f"--output={given.output} needs --prompts=FILE.jsonl, whose answers go there.")
         if task in GUARDS:
@@ -85,13 +88,13 @@ def main(argv: list[str]) -> None:
                 print(make_table(compare(read_values(workdir), read_values(given.baseline))).to_text())
                 return
             config = requested.changed(alignment.read_run(workdir), given.set)
+            check_fields(config, below="evaluation")
             final = config["evaluation"]["split"] == "final"
             alignment.evaluate(config, workdir / "final" if final else workdir, checkpoint=workdir)
         else:
             config = alignment.read_run(workdir)
             output = Path(given.output) if given.output else workdir / "answers.jsonl"
-            if output.is_dir() or not output.parent.is_dir():
-                raise errors.ConfigError(f"--output={output}: expected the name of a file in a directory that exists.")
+            check_output(output, "--output")
             chosen = read_prompts(given.prompts)
             print(f"wrote {answer_prompts(config, workdir, chosen, output)}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from edgesafe_jax.exporting import EXPORTERS, export_checkpoint
+from edgesafe_jax.training import check_folder
 from . import config_module, errors, startup
 
 
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> None:
     startup.configure()
     with errors.reported():
         given = flags.FLAGS
+        check_folder(given.out, "--out")
         results = Path(str(config_module("align_soft_prompt").__file__)).parent / "results" / "align_soft_prompt.json"
         target = {"base": given.base, "repo": given.push, "packaged_results": results}
         path, upload = export_checkpoint(given.checkpoint, given.format, given.out, **target)

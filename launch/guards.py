@@ -2,47 +2,31 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgesafe_jax.adapters.lora import TARGETS
-from edgesafe_jax.errors import COUNT_OR_ALL, POSITIVE, POSITIVE_COUNT, ConfigError, Range, check_ranges, lookup
+from edgesafe_jax.errors import ConfigError, Range, check_ranges
+from edgesafe_jax.fields import check_fields
 from edgesafe_jax.guards import examples, fitting, report, smolguard
 from edgesafe_jax.guards.evaluation import measure_tuned, read_scores
 from edgesafe_jax.guards.probe import load_sentence_encoder
 from edgesafe_jax.guards.sets import SetChoice, consistency_sets
-from edgesafe_jax.guards.sources import SOURCES, ParaphraseSettings
-from edgesafe_jax.guards.targets import RULES
-from edgesafe_jax.guards.tunables import MOVING_TARGETS, TUNABLES, tune_guards
+from edgesafe_jax.guards.sources import ParaphraseSettings
+from edgesafe_jax.guards.tunables import MOVING_TARGETS, tune_guards
 from edgesafe_jax.guards.tuning import HeadTuning, LoraTuning, NewLora, TuningSettings
-from edgesafe_jax.models.loading import load_model
+from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import open_workdir, write_summary
+from edgesafe_jax.training.precision import keep_precision
 from edgesafe_jax.training.workdir import read_config
-from .startup import MATMUL_DTYPES, load_config_model
+from .startup import load_config_model
 
 Config = Mapping[str, Any]
 Settings = TypeVar("Settings")
 
 ADAPTER = "smolguard.safetensors"
 """Where the trained adapter of SmolGuard lies in a work directory."""
-
-CONSISTENCY_RANGES = {
-    **dict.fromkeys(("num_seeds", "num_steps", "num_votes", "num_samples"), POSITIVE_COUNT),
-    **dict.fromkeys(("learning_rate", "backbone.learning_rate"), POSITIVE),
-    "anchor_weight": Range(0),
-    "ema_decay": Range(high=1, below=True, expected="below 1, or -1 for fixed targets"),
-    **dict.fromkeys(("lora.num_steps", "lora.batch_size", "lora.save_every"), POSITIVE_COUNT),
-    **dict.fromkeys(("backbone.rank", "backbone.num_steps", "backbone.batch_size"), POSITIVE_COUNT),
-    **dict.fromkeys(("backbone.num_members", "backbone.max_prompt", "backbone.save_every"), POSITIVE_COUNT),
-    **dict.fromkeys(("data.num_train", "data.num_test", "data.num_styles", "data.num_ways"), COUNT_OR_ALL),
-}
-SMOLGUARD_RANGES = {
-    **dict.fromkeys(("max_prompt", "max_response", "first_layer", "rank", "batch_size"), POSITIVE_COUNT),
-    **dict.fromkeys(("save_every", "log_every", "eval_every", "data.harmful_pool"), POSITIVE_COUNT),
-    **dict.fromkeys(("learning_rate", "num_epochs"), POSITIVE),
-}
 
 
 def _all(value: int) -> int | None:
@@ -57,11 +41,15 @@ def _settings(kind: type[Settings], values: Config, **given: Any) -> Settings:
     return kind(**(taken | given))
 
 
+def _check_first_layer(name: str, first_layer: int, model: LanguageModel) -> None:
+    check_ranges({name: first_layer}, {name: Range(0, model.config.num_layers - 1, integer=True)}, prefix="")
+
+
 # Teacher and judge ----------------------------------------------------------------------------------------------------
 
 
 def _train_head(config: Config, workdir: str | Path, role: examples.GuardRole) -> Path:
-    workdir = open_workdir(workdir, config)
+    check_fields(config)
     model = load_config_model(config, workdir)
     if role == "teacher":
         options = {"layers": tuple(config["layers"]), "max_response": int(config["max_response"])}
@@ -70,6 +58,9 @@ def _train_head(config: Config, workdir: str | Path, role: examples.GuardRole) -
     else:
         features = fitting.sentence_features(load_sentence_encoder().encode)
         about = fitting.ENCODER_ABOUT
+    workdir = open_workdir(workdir, config)
+    if config["matmul_dtype"] == "auto":
+        keep_precision(model, workdir)
     chosen = _settings(fitting.HeadExamples, config, role=role, num_examples=_all(config["num_examples"]))
     stored, values = fitting.run_head_guard(
         chosen,
@@ -101,21 +92,8 @@ def train_judge(config: Config, workdir: str | Path) -> Path:
 
 def check_consistency(config: Config) -> None:
     """Raises a ConfigError for a config of configs/guard_consistency.py that cannot be run."""
-    data, layers = config["data"], config["backbone"]
-    tables: dict[str, tuple[Sequence[str], Iterable[str]]] = {
-        "config.guards": (config["guards"], TUNABLES),
-        "config.rule or config.ablation": ((config["rule"], *config["ablation"]), RULES),
-        "config.backbone.targets": (layers["targets"], TARGETS),
-        "config.data.sources": (data["sources"], SOURCES),
-        "config.matmul_dtype": ((config["matmul_dtype"],), MATMUL_DTYPES),
-        "config.data.test_role": ((data["test_role"],), ("held_out", "judge")),
-    }
-    for what, (chosen, known) in tables.items():
-        if not chosen:
-            raise ConfigError(f"{what} is empty: expected some of {', '.join(known)}.")
-        for name in chosen:
-            lookup(dict.fromkeys(known), name, what)
-    check_ranges(config, CONSISTENCY_RANGES)
+    check_fields(config)
+    data = config["data"]
     if set(config["guards"]) - set(MOVING_TARGETS) and float(config["ema_decay"]) >= 0:
         raise ConfigError(f"config.ema_decay={config['ema_decay']}: only heads take moving targets, else -1.")
     if not set(data["sources"]) - set(data["held_out_sources"]):
@@ -149,6 +127,10 @@ def train_consistency(config: Config, workdir: str | Path) -> Path:
       ConfigError: see `check_consistency`.
     """
     check_consistency(config)
+    if set(config["guards"]) - {"encoder"} or "llm" in config["data"]["sources"]:
+        _check_first_layer(
+            "config.backbone.first_layer", config["backbone"]["first_layer"], load_model(config["model"])
+        )
     workdir = open_workdir(workdir, config)
     encode, data = load_sentence_encoder().encode, config["data"]
     counts = {name: _all(data[name]) for name in ("num_train", "num_test")}
@@ -190,25 +172,19 @@ def evaluate_consistency(workdir: str | Path, report_dir: str | Path | None = No
 # SmolGuard ------------------------------------------------------------------------------------------------------------
 
 
-def check_smolguard(config: Config) -> None:
-    """Raises a ConfigError for a config of configs/guard_smol.py that cannot be trained."""
-    lookup(MATMUL_DTYPES, config["matmul_dtype"], "config.matmul_dtype")
-    for name in config["targets"]:
-        lookup(dict.fromkeys(TARGETS), name, "config.targets")
-    check_ranges(config, SMOLGUARD_RANGES)
-    if not config["targets"]:
-        raise ConfigError("config.targets is empty: expected some matrices to adapt.")
-
-
 def train_smolguard(config: Config, workdir: str | Path) -> Path:
     """Trains SmolGuard by a config of configs/guard_smol.py and returns the stored adapter.
 
     Raises:
-      ConfigError: see `check_smolguard`.
+      ConfigError: see `check_fields`.
     """
-    check_smolguard(config)
+    check_fields(config)
+    model = load_config_model(config, workdir)
+    _check_first_layer("config.first_layer", config["first_layer"], model)
     workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
-    model, data, stored = load_config_model(config, workdir), config["data"], workdir / ADAPTER
+    if config["matmul_dtype"] == "auto":
+        keep_precision(model, workdir)
+    data, stored = config["data"], workdir / ADAPTER
     counts = {name: _all(data[name]) for name in ("num_human", "num_contrast", "num_harmful")}
     answer = fitting.kept_answer(model, workdir / "answers", max_tokens=data["max_tokens"])
     pairs = smolguard.smolguard_examples(_settings(smolguard.SmolGuardExamples, data, **counts), answer)

@@ -7,39 +7,16 @@ from typing import Any
 import jax
 
 from edgesafe_jax import dynamics
-from edgesafe_jax.errors import COUNT, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, check_ranges, check_texts
+from edgesafe_jax.fields import check_fields
 from edgesafe_jax.offline_rl import OfflineDataset, formats, tasks, worlds
-from edgesafe_jax.offline_rl.learners import LEARNERS, make_learner
-from edgesafe_jax.offline_rl.methods import METHODS
+from edgesafe_jax.offline_rl.learners import make_learner
 from edgesafe_jax.offline_rl.pipeline import PipelineSettings, PolicySettings, SymmetrySettings, run_pipeline
 from edgesafe_jax.offline_rl.report import RunReport, report_policies, save_report
 from edgesafe_jax.offline_rl.runs import report_runs, run_seeds
-from edgesafe_jax.offline_rl.symmetry_cases import CASES, report_cases, study_case
+from edgesafe_jax.offline_rl.symmetry_cases import report_cases, study_case
 from edgesafe_jax.training import open_workdir
-from . import errors
 
 Config = Mapping[str, Any]
-
-RANGES = {
-    "num_runs": POSITIVE_COUNT,
-    "alpha": PROBABILITY,
-    "data.num_episodes": POSITIVE_COUNT,
-    "fresh_episodes": COUNT,
-    "symmetry.max_violation": PROBABILITY,
-    "symmetry.num_steps": POSITIVE_COUNT,
-    "symmetry.num_elements": POSITIVE_COUNT,
-    "her_fraction": FRACTION,
-    "augment_fraction": FRACTION,
-    "batch_size": POSITIVE_COUNT,
-    "num_updates": POSITIVE_COUNT,
-    "updates_per_step": POSITIVE_COUNT,
-    "num_seeds": POSITIVE_COUNT,
-    "num_episodes": POSITIVE_COUNT,
-}
-"""Ranges of the numbers of configs/offline_rl.py."""
-
-STUDY_RANGES = {"alpha": PROBABILITY, "scales": POSITIVE, "data.num_episodes": POSITIVE_COUNT}
-"""Ranges of the numbers of configs/dynamics_equivariance.py."""
 
 
 def train_dynamics(config: Config, workdir: str | Path) -> Path:
@@ -49,9 +26,7 @@ def train_dynamics(config: Config, workdir: str | Path) -> Path:
       ConfigError: a name or a number of the config is invalid.
       WorkdirError: the work directory holds a run with another config.
     """
-    for name in check_texts("config.cases", config["cases"]):
-        errors.lookup(CASES, name, "config.cases")
-    check_ranges(config, STUDY_RANGES)
+    check_fields(config)
     settings = {name: _model_settings(config, config["per_case"].get(name, {})) for name in config["cases"]}
     workdir = open_workdir(workdir, config)
     results = {
@@ -74,7 +49,7 @@ def train(config: Config, workdir: str | Path) -> Path:
       ConfigError: as `train_policies`.
       WorkdirError: a work directory holds a run with another config.
     """
-    check_ranges(config, RANGES)
+    check_fields(config)
     if int(config["num_runs"]) == 1:
         return train_policies(config, workdir)
     summaries = run_seeds(lambda one, run: train_policies(one, run), config, workdir)
@@ -97,15 +72,12 @@ def train_policies(config: Config, workdir: str | Path, *, report: str | Path | 
       ConfigError: a name or a number of the config is invalid.
       WorkdirError: the work directory holds a run with another config.
     """
-    check_ranges(config, RANGES)
-    make_task = errors.lookup(worlds.WORLDS, config["world"], "config.world")
-    for name in check_texts("config.methods", config["methods"]):
-        errors.lookup(METHODS, name, "config.methods")
-    errors.lookup(LEARNERS, config["learner"]["name"], "config.learner.name")
+    check_fields(config)
     learner, settings = make_learner(**config["learner"]), pipeline_settings(config)
+    task = worlds.WORLDS[config["world"]]()
+    data = load_data(config, task)
     workdir = open_workdir(workdir, config)
-    task = make_task()
-    results = run_pipeline(task, load_data(config, task), learner, settings, workdir, methods=config["methods"])
+    results = run_pipeline(task, data, learner, settings, workdir, methods=config["methods"])
     return _finish(Path(report or workdir), "offline_rl", report_policies(results))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgesafe_jax import planning
 from edgesafe_jax.assets import write_atomically
-from edgesafe_jax.errors import POSITIVE_COUNT, Range, check_ranges
+from edgesafe_jax.fields import check_fields
 from edgesafe_jax.planning import IcemSettings, MujocoTask, runs
 from edgesafe_jax.reporting import build_report, make_table, write_fragment
 from edgesafe_jax.reporting.episodes import episode_animation, episode_section
@@ -18,8 +18,6 @@ from edgesafe_jax.training import open_workdir, write_json, write_summary
 from . import errors
 
 Config = Mapping[str, Any]
-_OR_THE_TASKS = Range(1, integer=True, also=(-1,), expected="at least 1, or -1 for the task's")
-RANGES = {"num_steps": _OR_THE_TASKS, "horizon": _OR_THE_TASKS, "num_episodes": POSITIVE_COUNT}
 
 
 def check(config: Config) -> None:
@@ -28,22 +26,10 @@ def check(config: Config) -> None:
     Raises:
       ConfigError: the message names the field, its value and what was expected.
     """
-    found = errors.lookup(planning.ENVIRONMENTS, config["simulator"], "config.simulator")
+    check_fields(config)
+    found = planning.ENVIRONMENTS[config["simulator"]]
     if not (config["simulator"] == "mujoco" and config["environment"].endswith(".xml")):
         errors.lookup(found, config["environment"], f"config.environment (of simulator {config['simulator']})")
-    check_planner(config["planner"], config["budget"])
-    check_ranges(config, RANGES)
-
-
-def check_planner(name: object, budget: object) -> None:
-    """Refuses a planner or a budget that does not exist.
-
-    Raises:
-      ConfigError: the message names the value and what was expected.
-    """
-    errors.lookup(planning.PLANNERS, name, "config.planner")
-    if budget not in planning.BUDGETS:
-        raise errors.ConfigError(f"config.budget={budget!r}: expected one of {', '.join(map(str, planning.BUDGETS))}.")
 
 
 def run(config: Config, workdir: str | Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from edgesafe_jax import planning
-from edgesafe_jax.errors import POSITIVE_COUNT, Range, check_ranges
+from edgesafe_jax.fields import check_fields
 from edgesafe_jax.planning.study import (
     Cell,
     in_order,
@@ -27,9 +27,7 @@ from edgesafe_jax.reporting.episodes import study_section
 from edgesafe_jax.reporting.progress import ProgressBar
 from edgesafe_jax.training import open_workdir, write_json, write_summary
 from . import errors, startup
-from .planning import Config, check_planner
-
-_STEPS = Range(1, integer=True, expected="at least 1 step")
+from .planning import Config
 
 
 def check_study(config: Config) -> None:
@@ -38,22 +36,15 @@ def check_study(config: Config) -> None:
     Raises:
       ConfigError: the message names the field, its value and what was expected.
     """
-    found = errors.lookup(planning.ENVIRONMENTS, config["simulator"], "config.simulator")
-    if not config["environments"] or int(config["num_seeds"]) < 1:
-        raise errors.ConfigError("config: expected at least one environment and one seed.")
+    check_fields(config)
+    found = planning.ENVIRONMENTS[config["simulator"]]
     for name in config["environments"]:
         errors.lookup(found, name, f"config.environments (of simulator {config['simulator']})")
-    check_ranges(config, {f"environments.{name}": _STEPS for name in config["environments"]})
     if set(config["cells"]) != set(config["environments"]):
         have, need = (", ".join(config[part]) for part in ("cells", "environments"))
         raise errors.ConfigError(f"config.cells of {have}: expected those of config.environments, {need}.")
     if not any(any(planners.values()) for planners in config["cells"].values()):
         raise errors.ConfigError("config.cells: expected at least one planner with a budget.")
-    for planners in config["cells"].values():
-        for planner, budgets in planners.items():
-            for budget in budgets:
-                check_planner(planner, budget)
-    check_ranges(config, {"num_processes": POSITIVE_COUNT})
 
 
 def _configure_process() -> None:

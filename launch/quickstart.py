@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from edgesafe_jax.training import check_folder
 from . import alignment, errors, get_config, guards, offline, planning, startup
 
 
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
     with errors.reported():
         names = flags.FLAGS.only or list(SECTIONS)
         chosen = [(name, errors.lookup(SECTIONS, name, "--only")) for name in names]
-        workdir = Path(flags.FLAGS.workdir)
+        workdir = check_folder(flags.FLAGS.workdir, "--workdir")
         for name, section in chosen:
             started = time.monotonic()
             print(f"== {name} ==")

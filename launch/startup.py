@@ -18,6 +18,7 @@ from edgesafe_jax.benchmarks.compilation import keep_compiled, profiled
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.parallel import check_platform, initialize_multihost
+from edgesafe_jax.training import check_folder
 from edgesafe_jax.training.precision import with_kept_precision
 from .errors import reported
 
@@ -64,7 +65,7 @@ def load_config_model(config: Mapping[str, Any], workdir: str | Path) -> Languag
 
     Args:
       config: of the run.
-      workdir: of the run; keeps the precision that "auto" chooses, see `training.precision`.
+      workdir: of the run; may not be there yet; keeps the precision that "auto" chooses, see `training.precision`.
 
     Returns:
       The model.
@@ -102,6 +103,9 @@ def run_task(tasks: Mapping[str, Task], *, multihost: tuple[str, ...] = ()) -> P
     with reported(), profiled(flags.FLAGS.profile):
         config = flags.FLAGS.config.to_dict()
         task = lookup(tasks, config.get("task"), "config.task")
+        for name in ("workdir", "profile"):
+            if (folder := flags.FLAGS[name].value) is not None:
+                check_folder(folder, f"--{name}")
         if jax.process_count() > 1 and config["task"] not in multihost:
             raise ConfigError(
                 f"config.task={config['task']!r} runs in one process and {jax.process_count()} were started: expected "

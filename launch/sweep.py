@@ -17,18 +17,18 @@ from absl import flags
 
 from edgesafe_jax import sweeps
 from edgesafe_jax.errors import POSITIVE_COUNT, check_ranges
-from edgesafe_jax.training import open_workdir
+from edgesafe_jax.fields import check_fields
+from edgesafe_jax.training import check_folder, open_workdir
 from . import alignment, errors, evaluate, get_config, guards, plan, planning, planning_study, startup, train
 
 TASKS = {**train.TASKS, **plan.TASKS}
 CHECKS: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "alignment": alignment.check,
     "guard_consistency": guards.check_consistency,
-    "guard_smol": guards.check_smolguard,
     "planning": planning.check,
     "planning_study": planning_study.check_study,
 }
-"""Checks of a cell's config before any work; configs of other tasks are checked when their cell starts."""
+"""Checks of a cell's config before any work, of tasks whose fields depend on each other."""
 
 
 def define_flags() -> None:
@@ -44,6 +44,7 @@ def read_sweep(config: Mapping[str, Any]) -> sweeps.Sweep:
     """Makes the sweep that a config describes, its cells checked, or raises ConfigError."""
     if config.get("task") != "sweep":
         raise errors.ConfigError(f"config.task={config.get('task')!r}: expected 'sweep', as in configs/study_*.py.")
+    check_fields(config)
     try:
         base = get_config(config["base"], config["variant"]).to_dict()
     except ValueError as error:
@@ -55,7 +56,7 @@ def read_sweep(config: Mapping[str, Any]) -> sweeps.Sweep:
     errors.lookup(TASKS, base["task"], "config.base: task")
     for cell in sweep.cells:
         with errors.named(f"{cell.name}: "):
-            CHECKS.get(base["task"], lambda config: None)(cell.config)
+            CHECKS.get(base["task"], check_fields)(cell.config)
     return sweep
 
 
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> None:
         given = flags.FLAGS
         config, num = given.config.to_dict(), given.processes
         check_ranges({"processes": num}, {"processes": POSITIVE_COUNT}, prefix="--")
+        check_folder(given.workdir, "--workdir")
         sweep = read_sweep(config)
         launcher = sweeps.in_processes(num) if num > 1 else sweeps.in_this_process
         if given.cluster:

@@ -33,10 +33,15 @@ def test_lookup_lists_the_names_and_the_closest_one():
 @pytest.mark.parametrize(
     ("allowed", "good", "bad", "text"),
     [
-        (errors.POSITIVE_COUNT, (1, 2.0), (0, -1, 1.5, True, "3", math.nan, math.inf, None), "at least 1"),
-        (errors.COUNT, (0, 5), (-1, 0.5), "0 or more"),
-        (errors.COUNT_OR_ALL, (-1, 1), (0, -2), "a positive number, or -1 for all"),
-        (errors.POSITIVE, (1e-9,), (0, -1, math.inf, math.nan), "above 0"),
+        (
+            errors.POSITIVE_COUNT,
+            (1, 2.0),
+            (0, -1, 1.5, True, "3", math.nan, math.inf, None, 2**31, 10**400),
+            r"at least 1, and less than 2\*\*31",
+        ),
+        (errors.COUNT, (0, 5), (-1, 0.5, 1e20), r"0 or more, and less than 2\*\*31"),
+        (errors.COUNT_OR_ALL, (-1, 1), (0, -2), r"a positive number \(less than 2\*\*31\), or -1 for all"),
+        (errors.POSITIVE, (1e-9,), (0, -1, math.inf, math.nan, 1e20), "above 0, and at most 1e9"),
         (errors.FRACTION, (0, 1), (-0.1, 1.1), "0 to 1"),
         (errors.PROBABILITY, (0.5,), (0, 1), r"inside \(0, 1\)"),
         (Range(high=3), (3, -9), (4,), "at most 3"),

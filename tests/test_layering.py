@@ -17,7 +17,7 @@ LAYERS = (
     {"models", "adapters", "dynamics", "planning"},
     {"processes", "parallel", "training", "reporting"},
     {"guards", "safety", "offline_rl"},
-    {"benchmarks", "exporting", "sweeps"},
+    {"benchmarks", "exporting", "fields", "sweeps"},
 )
 SAME_LAYER = {
     "corpora": {"assets"},

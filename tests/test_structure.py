@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from edgesafe_jax import fields
+from launch import config_module, config_names
+
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH_LINES, LAUNCH_FILE_LINES, FILE_LINES, FUNCTION_LINES, NUM_PARAMETERS = 2000, 250, 600, 80, 10
 LIBRARY = sorted((ROOT / "edgesafe_jax").rglob("*.py"))
@@ -69,3 +72,11 @@ def test_the_limits_are_noticed():
     assert not long_functions(source, 4)
     assert wide_functions(source, 1) == ["f: 2 parameters"]
     assert not wide_functions("def _f(a, b): ...\nclass A:\n    def g(self, a): ...", 1)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_field_of_a_config_is_declared(name):
+    module = config_module(name)
+    variants = [*getattr(module, "VARIANTS", getattr(module, "STUDIES", {})), "runlocal"]
+    for config in (module.get_config(), *map(module.get_config, variants)):
+        fields.check_fields(config.to_dict())  # a new field is a line of edgesafe_jax/fields

@@ -232,8 +232,8 @@ GATE = AdapterKind(
     type=Gate,
     init=init_gate,
     options={
-        "layer": Option(-1, Range(0, integer=True, also=(-1,))),
-        "width": Option(0, COUNT),
+        "layer": Option(-1, Range(0, 4096, integer=True, also=(-1,))),
+        "width": Option(0, Range(0, 65_536, integer=True)),
         "penalty": Option(1e-3, POSITIVE),
         "recall": Option(0.98, Range(0, 1, above=True)),
     },

@@ -15,6 +15,10 @@ REQUIRED: Any = object()
 """The default of an option that must be given."""
 
 
+LENGTH = Range(1, 16_384, integer=True, expected="at least 1, and at most 16384")
+"""Virtual positions of an adapter; the model's own context may allow fewer."""
+
+
 class AdapterError(EdgesafeError, ValueError):
     """A stored adapter that is damaged, of another kind, or trained on another model."""
 
@@ -40,6 +44,14 @@ class Option:
             lookup(dict.fromkeys(self.allowed), value, name)
         elif self.allowed is not None and value not in self.allowed:
             raise ConfigError(f"{name}={value!r}: expected {self.allowed.describe()}.")
+
+
+def check_length(num_virtual: int | None, config: DecoderConfig) -> None:
+    """Raises `ConfigError` where virtual positions leave no room in the model's context."""
+    if num_virtual is not None and num_virtual >= config.max_context:
+        raise ConfigError(
+            f"num_virtual={num_virtual}: expected fewer than the {config.max_context} positions of the model's context."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

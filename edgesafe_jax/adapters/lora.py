@@ -258,7 +258,7 @@ LORA = AdapterKind(
     type=LoRA,
     init=lambda key, model, **options: init_lora(key, model.config, **options),
     options={
-        "rank": Option(allowed=POSITIVE_COUNT),
+        "rank": Option(allowed=Range(1, 4096, integer=True, expected="at least 1, and at most 4096")),
         "alpha": Option(None, POSITIVE),
         "targets": Option(("attention/query", "attention/value")),
         "first_layer": Option(0, COUNT),

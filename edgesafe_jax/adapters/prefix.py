@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.adapters.kind import AdapterKind, Cost, Option, attention_cost
+from edgesafe_jax.adapters.kind import LENGTH, AdapterKind, Cost, Option, attention_cost, check_length
 from edgesafe_jax.adapters.soft_prompt import INITS, initial_ids, match_positions
 from edgesafe_jax.errors import POSITIVE_COUNT, check_counts, lookup
 from edgesafe_jax.models.generation import encode_shared_once
@@ -73,6 +73,7 @@ def init_prefix(
       ConfigError: an unknown `init`, an empty text or a P below one.
     """
     lookup(INITS, init, "init")
+    check_length(num_virtual, model.config)
     if init != "random":
         return Prefix(*_key_values(model, initial_ids(key, model, init=init, text=text, num_virtual=num_virtual)))
     check_counts(num_virtual=num_virtual)
@@ -108,7 +109,7 @@ def _shapes(
 PREFIX = AdapterKind(
     type=Prefix,
     init=init_prefix,
-    options={"init": Option("text", tuple(INITS)), "text": Option(""), "num_virtual": Option(None, POSITIVE_COUNT)},
+    options={"init": Option("text", tuple(INITS)), "text": Option(""), "num_virtual": Option(None, LENGTH)},
     to_arrays=lambda prefix: (
         {"keys": prefix.keys, "values": prefix.values},
         {"num_virtual": prefix.num_virtual},

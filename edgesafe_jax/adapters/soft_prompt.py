@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.adapters.kind import AdapterKind, Cost, Option, attention_cost
+from edgesafe_jax.adapters.kind import LENGTH, AdapterKind, Cost, Option, attention_cost, check_length
 from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, check_counts, lookup
 from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token
 from edgesafe_jax.models.loading import LanguageModel
@@ -80,6 +80,7 @@ def init_soft_prompt(
       TokenizerError: the chat template has no such place.
     """
     check_placement(model.tokenizer, placement)
+    check_length(num_virtual, model.config)
     lookup(INITS, init, "init")
     if init == "random":
         check_counts(num_virtual=num_virtual)
@@ -146,7 +147,7 @@ SOFT_PROMPT = AdapterKind(
     options={
         "init": Option("text", tuple(INITS)),
         "text": Option(""),
-        "num_virtual": Option(None, POSITIVE_COUNT),
+        "num_virtual": Option(None, LENGTH),
         "placement": Option(IN_FRONT, tuple(PLACEMENTS)),
     },
     to_arrays=lambda prompt: (

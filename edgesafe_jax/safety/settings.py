@@ -41,11 +41,13 @@ RANGES: dict[str, Range] = {
     "kl_to_base": NON_NEGATIVE,
     "recovery": FRACTION,
     "warmup_steps": COUNT,
-    "clip_norm": Range(0, above=True, also=(float("inf"),), expected="above 0; inf for no clipping"),
+    "clip_norm": Range(
+        0, 1e9, above=True, also=(float("inf"),), expected="above 0, and at most 1e9; inf for no clipping"
+    ),
     "final_learning_rate": FRACTION,
     "num_held_out": COUNT,
     "mining.start": Range(0, 1, expected="0 to 1; 1 for no mining"),
-    "mining.margin": Range(0, expected="0 nats or more"),
+    "mining.margin": Range(0, 1e6, expected="0 nats or more, and at most 1e6"),
 }
 """Ranges of the numbers of `AlignSettings`, by dotted name."""
 

@@ -16,6 +16,8 @@ from edgesafe_jax.training.loop import (
 from edgesafe_jax.training.metric_writers import MetricWriter, read_metrics
 from edgesafe_jax.training.workdir import (
     WorkdirError,
+    check_folder,
+    check_output,
     check_whole,
     close_workdir,
     is_whole,
@@ -37,6 +39,8 @@ __all__ = [
     "TrainingStopped",
     "WorkdirError",
     "apply_gradients",
+    "check_folder",
+    "check_output",
     "check_whole",
     "close_workdir",
     "init_state",

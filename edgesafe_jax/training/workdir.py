@@ -15,6 +15,7 @@
 JSON has no NaN and no infinity: a number that is not finite is written as ``null``.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -228,6 +229,63 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
         locks.release(path)
         raise
     return path
+
+
+def check_folder(path: str | os.PathLike[str], name: str) -> Path:
+    """Checks, without writing anything, that a folder can be made or written into.
+
+    Args:
+      path: the folder; it need not exist.
+      name: of the setting that gave it, for the message.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ConfigError: the path is empty.
+      WorkdirError: it, or a part of it, is a file.
+      StorageError: it may not be written.
+    """
+    if not os.fspath(path).strip() or "\0" in os.fspath(path):
+        raise ConfigError(f"{name}={os.fspath(path)!r}: expected the name of a folder.")
+    path = Path(path)
+    with storage_errors(path):
+        nearest = next(folder for folder in (path, *path.absolute().parents) if _is_there(folder))
+        if not nearest.is_dir():
+            raise WorkdirError(f"{nearest} is a file, not a directory: give another {name}")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+    return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def check_output(path: str | os.PathLike[str], name: str) -> Path:
+    """Checks, without writing anything, that a file can be written.
+
+    Args:
+      path: the file.
+      name: of the setting that gave it, for the message.
+
+    Returns:
+      The file.
+
+    Raises:
+      ConfigError: the path is empty, or a folder.
+      WorkdirError: a part of it is a file.
+      StorageError: it may not be written.
+    """
+    file = Path(path)
+    if not os.fspath(path).strip() or file.is_dir():
+        raise ConfigError(f"{name}={os.fspath(path)!r}: expected the name of a file.")
+    check_folder(file.parent, name)
+    return file
 
 
 def close_workdir(path: str | os.PathLike[str]) -> None:

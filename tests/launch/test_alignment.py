@@ -19,7 +19,7 @@ from edgesafe_jax.safety import teacher, training
 from edgesafe_jax.safety.judging import base_judges
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.safety.training_data import PACKAGED_GROUPS
-from edgesafe_jax.training import WorkdirError, precision, write_checked
+from edgesafe_jax.training import WorkdirError, open_workdir, precision, write_checked
 from launch import alignment, evaluate, startup, train
 from tests.launch import cli
 from tests.processes import run_connected
@@ -341,6 +341,7 @@ def test_variables_of_the_chat_template_come_from_the_config(tiny_model, monkeyp
 def test_a_run_keeps_the_precision_it_began_with(tiny_model, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(startup, "load_model", lambda name, **_: tiny_model)
     monkeypatch.setattr(precision, "choose_precision", lambda config: Precision("bfloat16", "float32"))
+    open_workdir(tmp_path, {})
     with caplog.at_level("INFO"):
         first = startup.load_config_model(small(), tmp_path)
     assert "bfloat16 in training, float32 in decoding" in caplog.text
@@ -405,7 +406,11 @@ def test_prompts_of_ones_own_are_answered(finished, monkeypatch, tmp_path):
             "config.adapter.kind='lara': expected one of gate, lora, prefix, soft_prompt",
         ),
         ("adapter", {"kind": "lora+lora"}, "config.adapter.kind='lora+lora' names a kind twice"),
-        ("adapter", {"kind": "prefix+lora", "lora": {"layers": [1]}}, "config.adapter.lora: option='layers'"),
+        (
+            "adapter",
+            {"kind": "prefix+lora", "lora": {"layers": [1]}},
+            "config.adapter.lora.layers='[1]': there is no such field",
+        ),
         ("adapter", {"soft_prompt": {"num_virtual": 0}}, "config.adapter.soft_prompt.num_virtual=0"),
         ("adapter", {"kind": "lora", "lora": {"rank": 0}}, "config.adapter.lora.rank=0"),
         ("evaluation", {"judges": ("jury",)}, "config.evaluation.judges='jury'"),

@@ -42,7 +42,7 @@ BACKBONE = guard_consistency.get_config().to_dict()["backbone"]
     [
         ({"guards": ("granite",)}, "config.guards='granite': expected one of encoder, hidden_states, hidden_st"),
         ({"guards": ()}, "config.guards is empty"),
-        ({"rule": "average"}, "config.rule or config.ablation='average'"),
+        ({"rule": "average"}, "config.rule='average'"),
         ({"ablation": ("worst",)}, "'worst'"),
         ({"num_steps": 0}, "config.num_steps=0"),
         ({"learning_rate": 0.0}, "config.learning_rate=0.0"),

@@ -182,12 +182,15 @@ def test_an_episode_that_diverges_is_counted_and_leaves_no_return(monkeypatch, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--config.num_seeds=0"], "expected at least one environment and one seed"),
+        (["--config.num_seeds=0"], r"config\.num_seeds=0"),
         (["--config.num_processes=0"], r"config\.num_processes=0: expected at least 1"),
         ([f"--config.cells.double_integrator.{name}=()" for name in ("icem", "cem")], "at least one planner"),
         (["--config.environments.double_integrator=0"], r"double_integrator=0: expected at least 1 step"),
         (["--config.simulator=mujoco"], "'double_integrator': expected one of door"),
-        (["--config.cells.double_integrator.icem=(60,)"], r"config\.budget=60"),
+        (
+            ["--config.cells.double_integrator.icem=(60,)"],
+            r"config\.cells\.double_integrator\.icem=\(60,\): expected one of 50, 70",
+        ),
     ],
 )
 def test_a_study_that_means_nothing_is_one_message(monkeypatch, capsys, tmp_path, changes, message):

@@ -11,6 +11,7 @@ import pytest
 from configs import guard_smol
 from edgesafe_jax import metrics
 from edgesafe_jax.adapters import AdapterError
+from edgesafe_jax.fields import check_fields
 from edgesafe_jax.guards import smolguard
 from edgesafe_jax.guards.activated import load_smolguard, verdict_loss
 from edgesafe_jax.guards.examples import human_sample
@@ -37,7 +38,7 @@ def config(**changes):
 )
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        guards.check_smolguard(config(**changes))
+        check_fields(config(**changes))
 
 
 def test_loss_is_the_cross_entropy_of_the_right_labels():

@@ -1,0 +1,116 @@
+"""The fields of configs with the tasks "guard_probe", "guard_judge", "guard_consistency" and "guard_smol"."""
+
+from edgesafe_jax.adapters.lora import TARGETS
+from edgesafe_jax.errors import COUNT_OR_ALL, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, Range
+from edgesafe_jax.fields.declared import AnyOf, Each, Field, Fields, File, Name
+from edgesafe_jax.fields.kinds import MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT
+from edgesafe_jax.guards.examples import GuardRole
+from edgesafe_jax.guards.sources import SOURCES
+from edgesafe_jax.guards.styles import STYLES
+from edgesafe_jax.guards.targets import RULES
+from edgesafe_jax.guards.tunables import TUNABLES
+
+_KINDS = ("human", "harmful_contrast", "harmful", "benign_contrast", "plain", "refusals")
+_WEIGHTS: Fields = {f"weights.{kind}": WEIGHT for kind in _KINDS}
+_PENALTY = Range(0, 1e6, above=True, expected="above 0, and at most 1e6")
+_LAYERS = Range(1, 4096, integer=True)
+_RANK = Range(1, 4096, integer=True)
+_LAYER_OR_DEPTH = AnyOf(
+    (Range(0, 1, above=True), _LAYERS),
+    "a fraction of the depth, above 0 and at most 1, or a whole number of layers from 1",
+)
+
+
+def head_fields(role: GuardRole) -> Fields:
+    """Returns the fields of a head guard, without `task`.
+
+    Args:
+      role: "teacher" for hidden states, "judge" for sentence embeddings.
+    """
+    fields: dict[str, Field] = {
+        **MODEL,
+        "max_tokens": TOKENS,
+        **dict.fromkeys(("l2_general", "l2_own", "l2_gate"), _PENALTY),
+        "own_fraction": PROBABILITY,
+        **_WEIGHTS,
+        "num_harmful": POSITIVE_COUNT,
+        "num_plain": POSITIVE_COUNT,
+        "num_examples": COUNT_OR_ALL,
+    }
+    if role == "teacher":
+        fields |= {"quantization": QUANTIZATION, "layers": Each(_LAYER_OR_DEPTH, least=1), "max_response": TOKENS}
+    return fields
+
+
+def _lora(prefix: str) -> dict[str, Field]:
+    """The fields of `LoraTuning`."""
+    return {
+        f"{prefix}.learning_rate": POSITIVE,
+        **dict.fromkeys((f"{prefix}.num_steps", f"{prefix}.save_every"), POSITIVE_COUNT),
+        f"{prefix}.batch_size": SIZE,
+    }
+
+
+def consistency_fields() -> Fields:
+    """Returns the fields of a consistency run, without `task`."""
+    count = Range(0, 10_000, integer=True)
+    return {
+        **MODEL,
+        "num_seeds": Range(1, 10_000, integer=True),
+        "guards": Each(Name(TUNABLES), least=1),
+        "rule": Name(RULES),
+        "ablation": Each(Name(RULES)),
+        "anchor_weight": Range(0, 1e6),
+        "ema_decay": Range(0, 1, below=True, also=(-1,), expected="below 1 and not negative, or -1 for fixed targets"),
+        "learning_rate": POSITIVE,
+        "num_steps": POSITIVE_COUNT,
+        "lora.adapter": File("a stored adapter"),
+        **_lora("lora"),
+        **_lora("backbone"),
+        "backbone.rank": _RANK,
+        "backbone.first_layer": Range(0, 4096, integer=True),
+        "backbone.targets": Each(Name(TARGETS), least=1),
+        "backbone.num_members": SIZE,
+        "backbone.max_prompt": TOKENS,
+        "num_votes": Range(1, 10_000, integer=True),
+        "num_samples": Range(1, 10_000_000, integer=True),
+        "data.num_train": COUNT_OR_ALL,
+        "data.num_test": COUNT_OR_ALL,
+        "data.test_role": Name(("held_out", "judge")),
+        "data.max_words": TOKENS,
+        "data.sources": Each(Name(SOURCES), least=1),
+        "data.held_out_sources": Each(Name(SOURCES)),
+        "data.held_out_styles": Each(Name(STYLES)),
+        "data.left_out_styles": Each(Name(STYLES)),
+        "data.num_styles": COUNT_OR_ALL,
+        "data.num_ways": COUNT_OR_ALL,
+        "data.num_edits": count,
+        "data.num_composed": count,
+        "data.wordnet_rates": Each(FRACTION),
+        "data.max_tokens": TOKENS,
+        "data.min_cosine": Range(-1, 1),
+        "data.length_ratio": Each(POSITIVE, least=2, most=2),
+        "data.teacher_sets": File("sets of paraphrases as JSON lines"),
+        "data.held_out_sets": File("sets of paraphrases as JSON lines"),
+    }
+
+
+def smolguard_fields() -> Fields:
+    """Returns the fields of a training of SmolGuard, without `task`."""
+    return {
+        **MODEL,
+        **dict.fromkeys(("max_prompt", "max_response"), TOKENS),
+        "first_layer": _LAYERS,
+        "rank": _RANK,
+        "targets": Each(Name(TARGETS), least=1),
+        "learning_rate": POSITIVE,
+        "num_epochs": Range(0, 1e6, above=True, expected="above 0, and at most 1e6"),
+        "batch_size": SIZE,
+        **dict.fromkeys(("eval_every", "save_every", "log_every"), POSITIVE_COUNT),
+        **dict.fromkeys(("data.num_human", "data.num_contrast", "data.num_harmful"), COUNT_OR_ALL),
+        "data.harmful_pool": POSITIVE_COUNT,
+        "data.max_tokens": TOKENS,
+        **{f"data.{name}": field for name, field in _WEIGHTS.items()},
+        **dict.fromkeys(("evaluation.num_human", "evaluation.num_prompts"), COUNT_OR_ALL),
+        "evaluation.num_questions": COUNT_OR_ALL,
+    }

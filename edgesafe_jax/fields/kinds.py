@@ -1,0 +1,25 @@
+"""Declarations that several tasks share."""
+
+from edgesafe_jax.errors import SEED, Range
+from edgesafe_jax.fields.declared import TEXT, Field, Fields, Name
+from edgesafe_jax.models.loading import QUANTIZATIONS
+
+SIZE = Range(1, 65_536, integer=True)
+"""Rows of a batch, or the width of a layer."""
+
+TOKENS = Range(1, 1_000_000, integer=True)
+"""Tokens or words of a text."""
+
+ANY_COUNT = Range(0, 2**31 - 1, integer=True, also=(-1,), expected="0 or more (less than 2**31), or -1 for all")
+"""A count that may be 0 for none and -1 for all."""
+
+MATMUL_DTYPES = ("auto", "bfloat16", "float32")
+
+WEIGHT = Range(0, 1e6)
+"""The weight of a kind of example."""
+
+RUN: Fields = {"seed": SEED}
+MODEL: Fields = {**RUN, "model": TEXT, "matmul_dtype": Name(MATMUL_DTYPES)}
+"""Fields of tasks that load a language model."""
+
+QUANTIZATION: Field = Name([name for name in QUANTIZATIONS if name != "None"], empty=True)
