@@ -1,4 +1,4 @@
-r"""Benchmarks: `python -m launch.bench --suite=align|device|guards|offline_rl|planner|large|kills [--workdir=DIR]`.
+r"""Benchmarks: `python -m launch.bench --suite=NAME [--workdir=DIR]`, with a name of `SUITES`.
 
 `planner_learned` and `planner_brax` are batches of problems; `large` is a 1B model, for accelerators.
 
@@ -13,8 +13,9 @@ from typing import Any
 
 from absl import flags
 
-from edgesafe_jax.benchmarks import align, batches, guards, kills, large, offline_rl, planner
+from edgesafe_jax.benchmarks import align, batches, generation, guards, kills, large, offline_rl, planner
 from edgesafe_jax.benchmarks.harness import machine
+from edgesafe_jax.benchmarks.offline_rl_peers import PEERS
 from edgesafe_jax.exporting import device
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import check_folder, write_json, write_summary
@@ -23,10 +24,11 @@ from . import errors, peers
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "align": functools.partial(align.run, peers.align_peers),
     "device": device.run,
+    "generation": functools.partial(generation.run, peers.generation_peers),
     "guards": functools.partial(guards.run, peers.guard_peer),
     "kills": functools.partial(kills.run, (f"{__package__}.train", "--config=align_soft_prompt:runlocal")),
     "large": large.run,
-    "offline_rl": functools.partial(offline_rl.run, {"d3rlpy": peers.d3rlpy_peer, "JAX-CORL": peers.jax_corl_peer}),
+    "offline_rl": functools.partial(offline_rl.run, PEERS),
     "planner": planner.run,
     "planner_learned": batches.run_learned,
     "planner_brax": batches.run_brax,

@@ -1,22 +1,22 @@
-"""The same work in other libraries, for `launch.bench`: transformers and torch, d3rlpy, JAX-CORL.
+"""The same work in transformers and torch, for `launch.bench`.
 
 Each function returns nothing where its library is not installed; the package itself imports none of them.
 """
 
+import copy
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.adapters import SoftPrompt
-from edgesafe_jax.benchmarks import align, guards, offline_rl
+from edgesafe_jax.benchmarks import align, guards
 from edgesafe_jax.guards.scoring import label_ids
+from edgesafe_jax.models.generation import encode_rows
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.offline_rl import OfflineDataset
 
 PEER, FAST_PEER = "transformers + torch", "transformers + torch, bfloat16 autocast"
 
@@ -154,57 +154,28 @@ def guard_peer(model: LanguageModel, prompts: list[str], responses: list[str]) -
     return run
 
 
-def d3rlpy_peer(dataset: OfflineDataset) -> Callable[[int], None] | None:
-    """The same networks and batches in d3rlpy, or None where it is not installed."""
-    try:
-        import d3rlpy  # pyright: ignore[reportMissingImports]  # the peer only
-    except ImportError:
-        return None
-    d3rlpy.logging.set_log_context(epoch=0)
-    size = offline_rl.NUM_ROWS // offline_rl.EPISODE
-    replay = d3rlpy.dataset.MDPDataset(
-        observations=np.asarray(dataset.states),
-        actions=np.asarray(dataset.actions),
-        rewards=np.asarray(dataset.rewards)[:, None],
-        terminals=np.zeros(offline_rl.NUM_ROWS, np.float32),
-        timeouts=np.asarray(dataset.ends, np.float32),
-    )
-    assert replay.size() == size
-    encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=list(offline_rl.HIDDEN))
-    algorithm = d3rlpy.algos.TD3PlusBCConfig(
-        batch_size=offline_rl.BATCH, actor_encoder_factory=encoder, critic_encoder_factory=encoder
-    ).create(device="cpu")
-    algorithm.build_with_dataset(replay)
+def generation_peers(model: LanguageModel, prompts: Sequence[str]) -> dict[str, Callable[[int], Any]]:
+    """Greedy answers of a given length by transformers and torch, in float32 and in bfloat16; nothing without them."""
+    peer = torch_model(model)
+    if peer is None:
+        return {}
+    import torch
 
-    def measured(num_updates: int) -> None:
-        for _ in range(num_updates):
-            algorithm.update(replay.sample_transition_batch(offline_rl.BATCH))
+    head, rows = encode_rows(model, prompts, max_tokens=1)
+    longest = max(map(len, rows)) + len(head)
+    ids = torch.full((len(rows), longest), model.tokenizer.pad_id)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, -len(row) - len(head) :] = torch.tensor([*head, *row])
+        mask[index, -len(row) - len(head) :] = 1
 
-    return measured
+    def answers(peer: Any, num: int) -> list[list[int]]:
+        lengths = {"min_new_tokens": num, "max_new_tokens": num}
+        with torch.no_grad():
+            found = peer.generate(
+                ids, attention_mask=mask, do_sample=False, pad_token_id=model.tokenizer.pad_id, **lengths
+            )
+        return found[:, longest:].tolist()
 
-
-def jax_corl_peer(dataset: OfflineDataset) -> Callable[[int], None] | None:
-    """The same in JAX-CORL, or None where its files or what they import are not on the path."""
-    try:
-        import td3bc  # pyright: ignore[reportMissingImports]  # the peer only
-    except ImportError:
-        return None
-    config = td3bc.TD3BCConfig(batch_size=offline_rl.BATCH, hidden_dims=offline_rl.HIDDEN)
-    data = td3bc.Transition(
-        observations=jnp.asarray(dataset.states),
-        actions=jnp.asarray(dataset.actions),
-        rewards=jnp.asarray(dataset.rewards),
-        next_observations=jnp.asarray(dataset.next_states),
-        dones=jnp.zeros(offline_rl.NUM_ROWS),
-    )
-    key = jax.random.key(0)
-    start = td3bc.create_td3bc_train_state(key, data.observations[0], data.actions[0], config)
-    update = jax.jit(td3bc.TD3BC.update_n_times, static_argnums=3)
-
-    def measured(num_updates: int) -> None:
-        state = start
-        for call in range(num_updates // config.n_jitted_updates):
-            state, _ = update(state, data, jax.random.fold_in(key, call), config)
-        jax.block_until_ready(state)
-
-    return measured
+    low = copy.deepcopy(peer).to(torch.bfloat16)
+    return {PEER: functools.partial(answers, peer), f"{PEER}, bfloat16": functools.partial(answers, low)}

@@ -25,6 +25,7 @@ SAME_LAYER = {
     "parallel": {"processes"},
     "training": {"parallel"},
     "safety": {"guards"},
+    "benchmarks": {"exporting"},
 }
 NEVER_IN_THE_PACKAGE = {"torch", "tensorflow", "ml_collections", "launch", "configs", "tests"}
 HEAVY = ("transformers", "matplotlib", "torch", "tensorflow", "tensorboardX", "brax", "mujoco")

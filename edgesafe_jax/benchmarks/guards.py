@@ -11,14 +11,13 @@ over threads, stands beside it. The third row has factors of bfloat16, sums of f
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax import metrics
-from edgesafe_jax.benchmarks.harness import in_turn, key_of
+from edgesafe_jax.benchmarks.harness import in_turn, key_of, ratio_interval
 from edgesafe_jax.guards.examples import human_sample
 from edgesafe_jax.guards.paraphrases import excerpt
 from edgesafe_jax.guards.registry import Field, GuardFormat
@@ -67,8 +66,8 @@ def run(peer: Peer | None = None) -> dict[str, Any]:
             raise RuntimeError(f"The log-odds of the two differ by up to {apart}.")
     rows, flat = [], {}
     for name, measured in times.items():
-        ratio = _median_ratio(measured.wall, times[OURS].wall)
-        processor = _median_ratio(measured.processor, times[OURS].processor).estimate
+        ratio = ratio_interval(measured.wall, times[OURS].wall)
+        processor = ratio_interval(measured.processor, times[OURS].processor).estimate
         rows.append(
             {
                 "guard": name,
@@ -84,10 +83,3 @@ def run(peer: Peer | None = None) -> dict[str, Any]:
         flat |= {f"{key}/pairs_per_second": PAIRS / measured.median, **ratio.named(f"{key}/ratio")}
         flat[f"{key}/processor_ratio"] = processor
     return {"rows": rows, "values": flat}
-
-
-def _median_ratio(times: Sequence[float], ours: Sequence[float]) -> metrics.Interval:
-    """The median ratio of runs that followed one another, with an interval over the runs."""
-    return metrics.bootstrap_interval(
-        np.array(times) / np.array(ours), statistic=lambda drawn: float(np.median(drawn)), num_samples=1000
-    )

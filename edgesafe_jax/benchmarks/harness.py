@@ -6,15 +6,20 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
+
+from edgesafe_jax import metrics
+from edgesafe_jax.typing import ArrayLike
 
 NUM_RUNS = 7
-PACKAGES = ("jax", "jaxlib", "numpy", "mujoco", "torch", "transformers", "d3rlpy", "colorednoise")
+PACKAGES = ("jax", "jaxlib", "numpy", "mujoco", "torch", "transformers", "xllamacpp", "d3rlpy", "colorednoise")
 Row = dict[str, Any]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +62,8 @@ def timed(run: Callable[[], Any]) -> tuple[float, float, Any]:
 
 
 def in_turn(
-    runs: Mapping[str, Callable[[], Any]], *, num_runs: int = NUM_RUNS, alternate: bool = False
-) -> dict[str, Times]:
+    runs: Mapping[Name, Callable[[], Any]], *, num_runs: int = NUM_RUNS, alternate: bool = False
+) -> dict[Name, Times]:
     """Times functions that take turns, so that other work on the machine slows all of them.
 
     Args:
@@ -84,6 +89,13 @@ def in_turn(
 def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
     """Returns the median ratio of runs that followed one another."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
+
+
+def ratio_interval(times: ArrayLike, others: ArrayLike) -> metrics.Interval:
+    """Returns the median ratio of runs that followed one another, with a bootstrap interval over the runs."""
+    return metrics.bootstrap_interval(
+        np.asarray(times) / np.asarray(others), statistic=lambda drawn: float(np.median(drawn)), num_samples=1000
+    )
 
 
 def on_accelerator() -> bool:
@@ -116,6 +128,7 @@ def machine() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "platform": platform.machine(),
         "isa": _isa(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "load_before": load[0],
         **versions,
     }

@@ -21,7 +21,8 @@ import numpy as np
 
 from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt
-from edgesafe_jax.benchmarks.harness import in_turn, on_accelerator, same_columns
+from edgesafe_jax.benchmarks.harness import on_accelerator, same_columns
+from edgesafe_jax.benchmarks.rates import copy_rate, median_seconds, product_rate
 from edgesafe_jax.models import decoding, generation
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput
 from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token
@@ -39,27 +40,7 @@ CONFIG = DecoderConfig(
     rope_base=500_000.0,
     max_context=8192,
 )
-VIRTUAL, HEAD, NUM_RUNS = 46, 24, 5
-
-
-def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """Median time of a compiled call, waiting for the device."""
-    return in_turn({"run": lambda: function(*arguments)}, num_runs=NUM_RUNS)["run"].median
-
-
-def device_rates(size: int, num_bytes: int) -> tuple[float, float]:
-    """FLOP/s of products of square bfloat16 matrices, and bytes per second (read and written) of a copy."""
-    matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
-    repeats = 10
-
-    @jax.jit
-    def products(x: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, repeats, lambda _, y: (y @ x) * jnp.bfloat16(size**-0.5), x)
-
-    array = jnp.zeros(num_bytes // 4, jnp.float32)
-    flops = 2.0 * size**3 * repeats / _seconds(products, matrix)
-    copied = 2.0 * num_bytes / _seconds(jax.jit(lambda x: x + 1.0), array)
-    return flops, copied
+VIRTUAL, HEAD = 46, 24
 
 
 def make_params(decoder: Decoder, config: DecoderConfig) -> Any:
@@ -107,7 +88,7 @@ def measure_step(config: DecoderConfig, *, batch: int, prompt: int, answer: int,
     head = jnp.asarray(rng.integers(10, config.vocab_size, HEAD), jnp.int32)
     teacher = jnp.asarray(rng.normal(size=(batch, answer, config.embed_dim)), dtype)
     adapter = SoftPrompt(jnp.asarray(rng.normal(size=(VIRTUAL, config.embed_dim)) * 0.02, jnp.float32))
-    return _seconds(make_step(decoder, answer), adapter, make_params(decoder, config), head, tokens, teacher)
+    return median_seconds(make_step(decoder, answer), adapter, make_params(decoder, config), head, tokens, teacher)
 
 
 def measure_decoding(config: DecoderConfig, *, batch: int, prompt: int, num_steps: int, dtype: Any) -> float:
@@ -136,7 +117,7 @@ def measure_decoding(config: DecoderConfig, *, batch: int, prompt: int, num_step
         return decoding.decode(*common, slots, np.int32(batch), None, eos_ids=(-1,)).answers
 
     def seconds(steps: int) -> float:
-        return _seconds(answer, steps)
+        return median_seconds(answer, steps)
 
     return (seconds(num_steps) - seconds(num_steps // 4)) / (num_steps - num_steps // 4)
 
@@ -152,7 +133,7 @@ def run() -> dict[str, Any]:
     """Measures step and decoding; returns rows of a table and flat numbers."""
     small = not on_accelerator()
     config = dataclasses.replace(CONFIG, num_layers=2, embed_dim=256, mlp_dim=512, vocab_size=4096) if small else CONFIG
-    flops, copied = device_rates(*((512, 1 << 26) if small else (8192, 1 << 32)))
+    flops, copied = product_rate(jnp.bfloat16, 512 if small else 8192), copy_rate(1 << (26 if small else 32))
     rows: list[dict[str, Any]] = [{"what": "large products", "TFLOP/s": flops / 1e12}]
     rows.append({"what": "copy", "GB/s": copied / 1e9})
     values = {"rates/tflops": flops / 1e12, "rates/gbytes_per_second": copied / 1e9}
