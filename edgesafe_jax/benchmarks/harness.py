@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from edgesafe_jax import metrics
-from edgesafe_jax.typing import ArrayLike
 
 NUM_RUNS = 7
 PACKAGES = ("jax", "jaxlib", "numpy", "mujoco", "torch", "transformers", "xllamacpp", "d3rlpy", "colorednoise")
@@ -91,7 +90,7 @@ def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
-def ratio_interval(times: ArrayLike, others: ArrayLike) -> metrics.Interval:
+def ratio_interval(times: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> metrics.Interval:
     """Returns the median ratio of runs that followed one another, with a bootstrap interval over the runs."""
     return metrics.bootstrap_interval(
         np.asarray(times) / np.asarray(others), statistic=lambda drawn: float(np.median(drawn)), num_samples=1000

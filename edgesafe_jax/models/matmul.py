@@ -1,6 +1,7 @@
 """Matrix products with factors in one precision and sums in float32."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,11 @@ def matmul(x: Array, kernel: Array | QuantizedMatrix, *, dtype: jnp.dtype, trans
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _mixed_matmul(dtype: jnp.dtype, transposed: bool, x: Array, kernel: Array) -> Array:
     factor = unpack_bfloat16(kernel).astype(dtype)
+    if math.prod(x.shape[:-1]) == 1:
+        # XLA for CPU widens the whole matrix to float32 before it multiplies a single row; for two rows it does not.
+        row = x.astype(dtype).reshape(1, -1)
+        y = _dot(jnp.concatenate([row, row]), factor, (1, int(transposed)))[0]
+        return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
     return _dot(x.astype(dtype), factor, (x.ndim - 1, int(transposed))).astype(x.dtype)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.models.integer_products import integer_matmul, is_few
 from edgesafe_jax.typing import Array, Params
 
 LARGEST = 1 << 22
@@ -70,7 +71,26 @@ def look_up(table: Array | QuantizedMatrix, ids: Array) -> Array:
     """Returns rows of an embedding table, `[..., D]` for ids `[...]`."""
     if isinstance(table, QuantizedMatrix):
         return dequantize(jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0), table))
-    return jnp.take(table, ids, axis=0)
+    return _take_bits(table, ids) if table.dtype == jnp.bfloat16 else jnp.take(table, ids, axis=0)
+
+
+@jax.custom_vjp
+def _take_bits(table: Array, ids: Array) -> Array:
+    """Rows of a bfloat16 table, moved as integers: XLA for CPU widens the whole table to float32 otherwise."""
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
+    return jax.lax.bitcast_convert_type(jnp.take(bits, ids, axis=0), jnp.bfloat16)
+
+
+def _take_forward(table: Array, ids: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _take_bits(table, ids), (table, ids)
+
+
+def _take_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, np.ndarray]:
+    table, ids = residuals
+    return jnp.zeros_like(table).at[ids].add(cotangent), np.zeros(ids.shape, jax.dtypes.float0)
+
+
+_take_bits.defvjp(_take_forward, _take_backward)
 
 
 def quantize_int8(matrix: Array, *, outputs_first: bool = False) -> QuantizedMatrix:
@@ -124,6 +144,8 @@ def to_int8(params: Params) -> dict[str, Any]:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def quantized_matmul(dtype: jnp.dtype, x: Array, matrix: QuantizedMatrix) -> Array:
     """Multiplies `[..., inputs]` by a matrix, with factors of `dtype` and sums in float32; x alone has a gradient."""
+    if is_few(x) and matrix.bits == 8 and not matrix.zero and matrix.lows is None and matrix.scales.shape[-1] == 1:
+        return integer_matmul(x, jnp.asarray(matrix.codes), jnp.asarray(matrix.scales))
     if (count := _num_parts(matrix)) == 1:
         return _dot(x, dequantize(matrix), 1, dtype)
     parts = jax.lax.map(lambda part: _dot(x, dequantize(part), 1, dtype), _parts(matrix, count))

@@ -368,6 +368,22 @@ def test_bits_of_bfloat16_compute_what_the_numbers_do():
     assert gradient.dtype == jax.dtypes.float0
 
 
+def test_a_single_row_is_multiplied_as_one_of_many():
+    """It runs as two, whatever axes it has; the same numbers and gradients."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(3, 8)).astype(np.float32), jnp.asarray(rng.normal(size=(8, 6)), jnp.bfloat16)
+    for transposed in (False, True):
+        product = functools.partial(
+            matmul, kernel=kernel.T if transposed else kernel, dtype=kernel.dtype, transposed=transposed
+        )
+        for axes in ((), (1,), (1, 1)):
+            row = jnp.reshape(x[0], (*axes, 8))
+            value, back = jax.vjp(product, row)
+            assert value.shape == (*axes, 6)
+            np.testing.assert_allclose(value.reshape(-1), product(jnp.asarray(x))[0], rtol=1e-6)
+            assert back(value)[0].shape == row.shape
+
+
 def test_rope_scaling_has_three_regimes():
     """Long wavelengths are divided by the factor, short ones left alone, those between are interpolated."""
     config = dataclasses.replace(CONFIG, head_dim=16, rope_base=100.0)

@@ -9,13 +9,21 @@ import pytest
 from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.adapters.lora import init_lora, merge_params
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.models import quantised
+from edgesafe_jax.models import integer_products, quantised
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.decoder_config import DecoderConfig, num_params
 from edgesafe_jax.models.gguf_blocks import BLOCK_TYPES, read_matrix
 from edgesafe_jax.models.gguf_files import read_gguf
 from edgesafe_jax.models.loading import LoadingError, load_model
-from edgesafe_jax.models.quantised import QuantizedMatrix, dequantize, num_bytes, quantize_int8, quantized_matmul, stack
+from edgesafe_jax.models.quantised import (
+    QuantizedMatrix,
+    dequantize,
+    look_up,
+    num_bytes,
+    quantize_int8,
+    quantized_matmul,
+    stack,
+)
 from tests.models.test_loading import hf_tensors, write_gguf
 from tests.tiny import byte_pair_vocabulary, random_params
 
@@ -80,6 +88,33 @@ def test_rounding_to_8_bits():
     error = jnp.abs(numbers - matrix)[:, :, 1:]
     assert bool(jnp.all(error <= jnp.max(jnp.abs(matrix), axis=1, keepdims=True)[:, :, 1:] / 254 * 1.001))
     np.testing.assert_allclose(jnp.max(jnp.abs(found.codes), axis=-1)[:, 1:], 127)
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 3), ()])
+def test_few_rows_are_multiplied_in_integers(monkeypatch, rows):
+    matrix = quantize_int8(jax.random.normal(jax.random.key(0), (40, 8)))
+    x = jax.random.normal(jax.random.key(1), (*rows, 40)) * 100
+    floats = x @ dequantize(matrix).T
+    found = quantized_matmul(FLOAT32, x, matrix)
+    # Digits of an input are off by at most 1 / 508 of a step of 1 / 127 of the largest one.
+    largest, weights = np.max(np.abs(x), axis=-1, keepdims=True), np.sum(np.abs(dequantize(matrix)), axis=1)
+    assert np.all(np.abs(found - floats) <= largest / (127 * 508) * weights + 1e-3)
+    assert found.shape == (*rows, 8)
+    np.testing.assert_array_equal(quantized_matmul(FLOAT32, jnp.zeros_like(x), matrix), 0)
+    assert jnp.all(jnp.isnan(quantized_matmul(FLOAT32, x.at[..., 3].set(jnp.inf), matrix)))
+    gradient = jax.grad(lambda x: jnp.sum(quantized_matmul(FLOAT32, x, matrix)))(x)
+    np.testing.assert_allclose(gradient, np.broadcast_to(np.sum(dequantize(matrix), axis=0), x.shape), rtol=1e-4)
+    monkeypatch.setattr(integer_products, "MOST_ROWS", 0)
+    np.testing.assert_allclose(quantized_matmul(FLOAT32, x, matrix), floats, rtol=1e-4, atol=1e-3)
+
+
+def test_rows_of_a_bfloat16_table_and_their_gradient():
+    table = jax.random.normal(jax.random.key(0), (7, 3)).astype(jnp.bfloat16)
+    ids = jnp.array([[1, 4, 1]])
+    rows, back = jax.vjp(lambda table: look_up(table, ids), table)
+    np.testing.assert_array_equal(rows, table[ids])
+    expected = jax.vjp(lambda table: table[ids], table)[1](rows)[0]
+    np.testing.assert_array_equal(back(rows)[0], expected)
 
 
 def test_layers_of_several_types_become_one():
