@@ -7,6 +7,10 @@ vocabulary, followed by a step of Adam. It is measured with factors of matrix pr
 torch, where all 124 positions of each row are computed; here the vectors and the head are computed once for the whole
 batch. Both losses are compared, so that the work is known to be the same.
 
+Beside each of our steps stands its floor: the operations of its matrix products, forward and by the inputs (a frozen
+matrix has no gradient), at the rate that products of large square matrices have in the same dtype, measured in the same
+run. What is shared is counted once, and the teacher's product with the head is one of three.
+
 On a GPU both use it, the peer in bfloat16 too (torch.autocast), and batches of 128 are measured besides. There float32
 factors of both are rounded to TF32, as XLA does unless it is told otherwise.
 """
@@ -22,7 +26,8 @@ import optax
 
 from edgesafe_jax import losses
 from edgesafe_jax.adapters import SoftPrompt, init_soft_prompt
-from edgesafe_jax.benchmarks.harness import in_turn, key_of, median_ratio
+from edgesafe_jax.benchmarks.harness import in_turn, key_of, ratio_interval, same_columns
+from edgesafe_jax.benchmarks.rates import square_products
 from edgesafe_jax.models.decoder import DecoderOutput
 from edgesafe_jax.models.decoder_config import flops_per_token
 from edgesafe_jax.models.generation import encode_shared
@@ -82,6 +87,14 @@ def _ours(model: LanguageModel, start: SoftPrompt, batch: int, *, share: bool) -
     return run
 
 
+def step_flops(model: LanguageModel, batch: int, *, share: bool) -> float:
+    """Operations of a step's matrix products; the virtual positions and the head are computed once or in every row."""
+    shared, own = VIRTUAL + HEAD, PROMPT + ANSWER
+    positions = shared + batch * own if share else batch * (shared + own)
+    body = 2 * flops_per_token(model.config, context=(shared + own) // 2, with_head=False) * positions
+    return body + 3 * 2.0 * model.config.vocab_size * model.config.embed_dim * batch * ANSWER
+
+
 def _measure(model: LanguageModel, batch: int, peers: Peers | None) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Measures the steps at one batch size in turn; rows of a table and flat numbers."""
     text = "You are a careful assistant. Refuse what would harm people."
@@ -93,32 +106,36 @@ def _measure(model: LanguageModel, batch: int, peers: Peers | None) -> tuple[lis
         "edgesafe_jax, nothing shared": _ours(model, start, batch, share=False),
         **({} if peers is None else peers(model, start, batch)),
     }
-    times = in_turn(steps)
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    products = {dtype: square_products(dtype, size) for dtype in (jnp.float32, jnp.bfloat16)}
+    everything = in_turn(steps | {dtype: multiply for dtype, (multiply, _) in products.items()})
+    rates = {dtype: flops / everything[dtype].median for dtype, (_, flops) in products.items()}
+    times = {name: everything[name] for name in steps}
     reference = times["edgesafe_jax"].result
     exact = 1e-3 if jax.default_backend() == "cpu" else 1e-2
     for name, value in ((name, measured.result) for name, measured in times.items()):
         if abs(value - reference) > (2e-2 if "bfloat16" in name else exact) * abs(reference):
             raise RuntimeError(f"{name} computes the loss {value}, edgesafe_jax {reference}: not the same work.")
-    positions = batch * (VIRTUAL + HEAD + PROMPT + ANSWER)
-    body = flops_per_token(model.config, context=62, with_head=False) * positions * 2
-    head = 2.0 * model.config.vocab_size * model.config.embed_dim * batch * ANSWER * 3
-    ours, fast = (times[name].wall for name in ("edgesafe_jax", "edgesafe_jax, bfloat16 factors"))
+    parts = {"edgesafe_jax": times["edgesafe_jax"].wall}
+    parts["bfloat16 factors"] = times["edgesafe_jax, bfloat16 factors"].wall
     rows = []
     prefix = "" if batch == BATCH else f"batch_{batch}/"
-    flat: dict[str, float] = {f"{prefix}tflop_nothing_shared": (body + head) / 1e12}
+    flat = {f"{prefix}tflop_nothing_shared": step_flops(model, batch, share=False) / 1e12}
+    flat |= {f"{prefix}rates/{jnp.dtype(dtype).name}_gflops": rate / 1e9 for dtype, rate in rates.items()}
     for name, measured in times.items():
-        ratio = median_ratio(ours, measured.wall)
-        rows.append(
-            {
-                "step": name,
-                "batch": batch,
-                **measured.columns(),
-                "edgesafe_jax / this": ratio,
-                "bfloat16 factors / this": median_ratio(fast, measured.wall),
-            }
-        )
         key = prefix + key_of(name)
-        flat |= {f"{key}/median_seconds": measured.median, f"{key}/ratio": ratio}
+        ratios = {part: ratio_interval(times_of, measured.wall) for part, times_of in parts.items()}
+        row = {"step": name, "batch": batch, **measured.columns()}
+        row |= {f"{part} / this": ratio.estimate for part, ratio in ratios.items()}
+        flat[f"{key}/median_seconds"] = measured.median
+        flat |= ratios["edgesafe_jax"].named(f"{key}/ratio")
+        flat |= ratios["bfloat16 factors"].named(f"{key}/bfloat16_ratio")
+        if name.startswith("edgesafe_jax"):
+            flops = step_flops(model, batch, share="nothing shared" not in name)
+            floor = flops / rates[jnp.bfloat16 if "bfloat16" in name else jnp.float32]
+            row |= {"floor (s)": floor, "floor / this": floor / measured.median}
+            flat |= {f"{key}/floor_seconds": floor, f"{key}/fraction_of_rate": floor / measured.median}
+        rows.append(row)
     return rows, flat
 
 
@@ -138,4 +155,4 @@ def run(peers: Peers | None = None) -> dict[str, Any]:
         more, numbers = _measure(model, batch, peers)
         rows += more
         values |= numbers
-    return {"rows": rows, "values": values}
+    return {"rows": same_columns(rows), "values": values}

@@ -19,15 +19,21 @@ def median_seconds(function: Callable[..., Any], *arguments: Any) -> float:
     return in_turn({"run": lambda: function(*arguments)}, num_runs=NUM_RUNS)["run"].median
 
 
-def product_rate(dtype: Any, size: int) -> float:
-    """FLOP/s of products of square matrices with factors of one dtype and sums in float32."""
+def square_products(dtype: Any, size: int) -> tuple[Callable[[], Any], float]:
+    """Products of square matrices with factors of one dtype and sums in float32: what runs them, and their FLOPs."""
     matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
 
     def multiply(_: Any, y: jax.Array, x: jax.Array) -> jax.Array:
         return (jnp.matmul(y, x, preferred_element_type=jnp.float32) * jnp.float32(size**-0.5)).astype(dtype)
 
     products = jax.jit(lambda x: jax.lax.fori_loop(0, REPEATS, functools.partial(multiply, x=x), x))
-    return 2.0 * size**3 * REPEATS / median_seconds(products, matrix)
+    return functools.partial(products, matrix), 2.0 * size**3 * REPEATS
+
+
+def product_rate(dtype: Any, size: int) -> float:
+    """FLOP/s of these products."""
+    run, flops = square_products(dtype, size)
+    return flops / median_seconds(run)
 
 
 def copy_rate(num_bytes: int) -> float:

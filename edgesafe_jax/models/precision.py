@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -27,8 +28,9 @@ _log = logging.getLogger(__name__)
 FACTORS: Mapping[str, jnp.dtype] = {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}
 """Dtypes of the factors of matrix products among which `choose_precision` chooses."""
 
-TRAINING_ROWS, DECODING_ROWS = 128, 32
-"""Rows of the products that are measured: a slice of a training batch, and one position of each answer of a batch."""
+ROWS: Mapping[str, tuple[int, ...]] = {"training": (128,), "decoding": (1, 32)}
+"""Rows of the products that are measured: a slice of a training batch; one position of an answer alone, and of each
+answer of a batch. The times of several numbers of rows are added up."""
 
 LARGEST = 2048
 """Largest number of rows and of columns of a matrix that is measured; of larger ones a part is."""
@@ -67,10 +69,11 @@ def choose_precision(config: DecoderConfig) -> Precision:
       config: of the model, for the sizes of its layers.
 
     Returns:
-      The faster dtype for training (forward and backward pass) and for decoding (forward pass of few rows).
+      The faster dtype for training (forward and backward pass) and for decoding (forward passes of one row and of
+      32).
     """
     shapes, machine = _shapes(config), _machine()
-    name = hashlib.sha256(json.dumps([machine, shapes]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([machine, shapes, ROWS]).encode()).hexdigest()[:16]
     file = assets.cache_dir() / "precision" / f"{name}.json"
     try:
         return Precision(**json.loads(file.read_text(encoding="utf-8"))["chosen"])
@@ -140,22 +143,22 @@ def _layers(dtype: jnp.dtype, kernels: Mapping[str, Array], x: Array) -> Array:
 
 def _measure(shapes: Mapping[str, list[int]]) -> dict[str, dict[str, float]]:
     """Least seconds of the products by use and dtype; the dtypes take turns, so that other work slows both."""
-    runs: dict[tuple[str, str], Callable[[], Any]] = {}
+    runs: dict[tuple[str, int, str], Callable[[], Any]] = {}
     for name, dtype in FACTORS.items():
         kernels: Any = {key: jnp.asarray(np.full((2, *shape), 0.01, dtype)) for key, shape in shapes.items()}
         if name == "bfloat16":
             kernels = jax.tree.map(pack_bfloat16, kernels)
         forward = functools.partial(_layers, dtype)
         backward = jax.grad(lambda kernels, x, forward=forward: jnp.sum(forward(kernels, x)), argnums=1)
-        for use, run, rows in (("training", backward, TRAINING_ROWS), ("decoding", forward, DECODING_ROWS)):
-            x = jnp.asarray(np.full((rows, shapes["up"][0]), 0.01, np.float32))
-            runs[use, name] = functools.partial(jax.jit(run), kernels, x)
-            jax.block_until_ready(runs[use, name]())
-    times: dict[str, dict[str, float]] = {"training": {}, "decoding": {}}
+        for use, run in (("training", backward), ("decoding", forward)):
+            for rows in ROWS[use]:
+                x = jnp.asarray(np.full((rows, shapes["up"][0]), 0.01, np.float32))
+                runs[use, rows, name] = functools.partial(jax.jit(run), kernels, x)
+                jax.block_until_ready(runs[use, rows, name]())
+    least = dict.fromkeys(runs, math.inf)
     for _ in range(NUM_RUNS):
-        for (use, name), run in runs.items():
+        for which, run in runs.items():
             begun = time.perf_counter()
             jax.block_until_ready(run())
-            seconds = time.perf_counter() - begun
-            times[use][name] = min(seconds, times[use].get(name, seconds))
-    return times
+            least[which] = min(time.perf_counter() - begun, least[which])
+    return {use: {name: sum(least[use, rows, name] for rows in ROWS[use]) for name in FACTORS} for use in ROWS}
