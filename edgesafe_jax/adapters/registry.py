@@ -195,7 +195,7 @@ def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = N
         if not isinstance(about, dict):
             raise TypeError(f"{sidecar.name} is no JSON object")
         arrays = safetensors.numpy.load_file(path)
-    except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise AdapterError(
             f"{path} is not a readable adapter ({type(error).__name__}: {error}); it needs {sidecar.name} beside it."
         ) from error

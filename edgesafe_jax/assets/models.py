@@ -109,7 +109,7 @@ def _checked_directory(path: pathlib.Path) -> pathlib.Path:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise AssetError(f"{index} cannot be read: {error!r}.") from error
         missing += [shard for shard in shards if not (path / shard).is_file()]
     elif not any(path.glob("*.safetensors")):

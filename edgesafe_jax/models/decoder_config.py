@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from edgesafe_jax.errors import ConfigError
+from edgesafe_jax.errors import ConfigError, Range
 from edgesafe_jax.models.quantised import QuantizedMatrix
 from edgesafe_jax.typing import Params
 
@@ -21,6 +21,27 @@ NORMS = ("rms", "layer")
 
 QK_NORMS = (None, "head", "projection")
 """What of the queries and keys is normed: nothing, each head, or all heads together."""
+
+
+MAX_LAYERS, MAX_WIDTH, MAX_HEADS = 4096, 2**20, 2**16
+"""More than any model has: beyond them a file is damaged, or made to take all memory."""
+
+_SIZE = Range(1, 10_000_000, integer=True, expected="at least 1, and at most 10,000,000")
+_FACTOR = Range(0, 1e9, above=True, expected="above 0, and at most 1e9")
+_RANGES = {
+    "vocab_size": _SIZE,
+    "num_layers": Range(0, MAX_LAYERS, integer=True),
+    "embed_dim": Range(1, MAX_WIDTH, integer=True),
+    "mlp_dim": _SIZE,
+    **dict.fromkeys(("num_heads", "num_kv_heads", "head_dim"), Range(1, MAX_HEADS, integer=True)),
+    **dict.fromkeys(("rope_base", "local_rope_base"), Range(0, 1e15, above=True)),
+    "norm_eps": Range(0, 1),
+    "max_context": Range(1, 2**31 - 1, integer=True, expected="at least 1, and less than 2**31"),
+    **dict.fromkeys(("attention_softcap", "logit_softcap", "attention_scale", "rope_magnitude"), _FACTOR),
+    **dict.fromkeys(("embedding_scale", "residual_scale", "logit_scale"), Range(-1e9, 1e9)),
+    "window": Range(1, 2**31 - 1, integer=True, expected="at least 1, or None"),
+}
+"""Ranges of the numbers of a `DecoderConfig`."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -118,6 +139,10 @@ class DecoderConfig:
     learned_positions: bool = False
 
     def __post_init__(self):
+        for name, allowed in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ConfigError(f"{name}={value}: expected {allowed.describe()}.")
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation={self.activation!r}: expected one of {', '.join(ACTIVATIONS)}.")
         for name, allowed in (("norm", NORMS), ("qk_norm", QK_NORMS)):
@@ -132,8 +157,8 @@ class DecoderConfig:
                 f"rope_divisors has {len(self.rope_divisors)} numbers: expected {self.rotary_size // 2}, one for each "
                 "rotary frequency."
             )
-        if self.window is not None and self.window < 1:
-            raise ConfigError(f"window={self.window}: expected at least 1, or None.")
+        if any(divisor not in _FACTOR for divisor in self.rope_divisors):
+            raise ConfigError(f"rope_divisors has a number that is not {_FACTOR.describe()}.")
         for name in ("sliding_layers", "rotary_layers"):
             if (flags := getattr(self, name)) and len(flags) != self.num_layers:
                 raise ConfigError(f"{name} has {len(flags)} flags: expected one for each of {self.num_layers} layers.")

@@ -14,8 +14,9 @@ import safetensors
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families import FAMILIES, Family, LoadingError
-from edgesafe_jax.models.families.settings import check_sizes
-from edgesafe_jax.models.files import read_json
+from edgesafe_jax.models.families.settings import check_plausible, check_sizes
+from edgesafe_jax.models.files import read_json, sensible
+from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tensors import TensorReader, read_params
 from edgesafe_jax.models.tokenization import ChatTokenizer
 from edgesafe_jax.models.tokenizer_files import tokenizer_from_directory
@@ -39,12 +40,15 @@ def read_directory(
       LoadingError: a damaged file, an unsupported model, or a wrong set of tensors.
     """
     settings = read_settings(path) | {"max_context": max_context}
-    digest = hash_weights(path)
     family = family_of(settings)
+    with sensible(path / "config.json", LoadingError):
+        config = config_from_hf(settings)
+    digest = hash_weights(path)
     reader = _of_whole_model(safetensors_reader(path), family)
-    config = _with_its_head(config_from_hf(settings), family, reader)
+    config = _with_its_head(config, family, reader)
     params = read_params(family, config, _transformed(reader, family, config))
-    return config, params, tokenizer_from_directory(path), digest
+    with sensible(path, TokenizerError):
+        return config, params, tokenizer_from_directory(path), digest
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -56,6 +60,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     settings = read_json(file, LoadingError)
     check_sizes(settings, family_of(settings).sizes)
+    check_plausible(settings)
     if quantised := settings.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise LoadingError(

@@ -10,7 +10,9 @@ import numpy as np
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.families import FAMILIES, Family, LoadingError
 from edgesafe_jax.models.families.family import GgufHeader, GgufLayout
+from edgesafe_jax.models.files import sensible
 from edgesafe_jax.models.gguf_blocks import FLOATS, read_matrix
+from edgesafe_jax.models.gguf_header import check_gguf
 from edgesafe_jax.models.quantised import QuantizedMatrix
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tensors import TensorReader, read_params
@@ -33,30 +35,33 @@ def read_gguf(path: Path, *, keep: bool = False) -> tuple[DecoderConfig, dict[st
     Raises:
       LoadingError: a truncated or damaged file, another architecture, or a wrong set of tensors.
     """
+    check_gguf(path)
     try:
         reader = gguf.GGUFReader(str(path))
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the reader lets many kinds of exception through on a damaged file
         raise LoadingError(
             f"{path} is not a readable GGUF file ({type(error).__name__}: {error}). It may be truncated "
             f"({path.stat().st_size:,} bytes): delete it and fetch or copy it again."
         ) from error
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
-    if int(metadata.get("split.count", 1)) > 1:
+    with sensible(path, LoadingError):
+        number, count = (int(metadata.get(name, default)) for name, default in (("split.no", 0), ("split.count", 1)))
+    if count > 1:
         raise LoadingError(
-            f"{path} is part {int(metadata.get('split.no', 0)) + 1} of {metadata['split.count']} of a split GGUF file: "
-            "join the parts first (llama-gguf-split --merge)."
+            f"{path} is part {number + 1} of {count} of a split GGUF file: join the parts first (llama-gguf-split "
+            "--merge)."
         )
-    family, layout = layout_of(metadata.get("general.architecture"), path)
+    family, layout = layout_of(str(metadata.get("general.architecture")), path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def dequantised(name: str) -> np.ndarray:
         tensor = tensors[name]
         return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
 
-    try:
+    with sensible(path, LoadingError):
         config = layout.read_config(GgufHeader(layout.architecture, metadata, frozenset(tensors), dequantised))
-    except LoadingError as error:
-        raise LoadingError(f"{path}: {error}") from None
+    if config.num_layers > len(tensors):
+        raise LoadingError(f"{path} announces {config.num_layers} layers and has {len(tensors)} tensors.")
     names = {_hf_name(name, family, layout): name for name in tensors if name not in _ROPE_TENSORS}
 
     def read(name: str) -> np.ndarray | QuantizedMatrix:
@@ -72,14 +77,10 @@ def read_gguf(path: Path, *, keep: bool = False) -> tuple[DecoderConfig, dict[st
     if keep and all(tensor.tensor_type in FLOATS for tensor in tensors.values()):
         raise LoadingError(f"{path} has no quantised matrices to keep: use another quantization.")
 
-    try:
+    with sensible(path, LoadingError):
         params = read_params(family, config, TensorReader(frozenset(names), read, str(path)))
-    except LoadingError as error:
-        raise error if str(path) in str(error) else LoadingError(f"{path}: {error}") from None
-    try:
+    with sensible(path, TokenizerError):
         return config, params, tokenizer_from_gguf(metadata)
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from None
 
 
 def layout_of(architecture: object, path: Path) -> tuple[Family, GgufLayout]:

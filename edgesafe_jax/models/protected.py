@@ -6,19 +6,36 @@ whole chat goes through the tokenizer at once, with all that depends on what sta
 merges across the border), and still only the template's own strings become control tokens.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tokenizers
 
+from edgesafe_jax.errors import shortened
+from edgesafe_jax.models.files import is_panic
 from edgesafe_jax.models.templates import TokenizerError
 
 _BATCH = 512  # texts whose encodings, with their offsets, are held at once
+
+
+@contextlib.contextmanager
+def failures_named() -> Iterator[None]:
+    """Turns what the tokenizers library raises for a text, panics included, into a `TokenizerError`."""
+    try:
+        yield
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        raise TokenizerError(
+            f"The tokenizer fails on a text ({shortened(error, 200)}): its regular expressions or its vocabulary "
+            "cannot take it. Use the tokenizer of the model's own publisher."
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +137,8 @@ class ProtectedTokenizer:
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
         found = []
         for start in range(0, len(texts), _BATCH):
-            found += self._tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
+            with failures_named():
+                found += self._tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False)
         return found
 
 

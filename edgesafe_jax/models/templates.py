@@ -1,17 +1,35 @@
-"""Chat templates: rendered as transformers renders them, but independent of the day."""
+"""Chat templates: rendered as transformers renders them, but independent of the day and within bounds.
 
-import functools
+A template comes with a model file and is a program. Jinja's sandbox keeps it from the objects of the process; a process
+of its own, `template_worker`, bounds its time and its memory. That process is started by the first template and ends
+with the one that asks.
+"""
+
+import atexit
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
 from edgesafe_jax.errors import EdgesafeError
+from edgesafe_jax.models import template_worker
+
+SECONDS = 5.0
+"""Processor time of one rendering; a usual one takes less than a millisecond."""
+
+WAITING_SECONDS = 120.0
+"""Time of one rendering on the clock, however busy the machine is."""
+
+MEMORY = 2**30
+"""Bytes of the process that renders."""
+
+LONGEST = 20_000_000
+"""Characters of a chat."""
 
 
 class TokenizerError(EdgesafeError, ValueError):
@@ -23,53 +41,97 @@ def render_template(template: str, variables: Mapping[str, Any]) -> str:
 
     Args:
       template: the template of the model.
-      variables: `messages`, `add_generation_prompt` and what else the template reads.
+      variables: `messages`, `add_generation_prompt` and what else the template reads; plain data.
 
     Returns:
       The text of the chat.
 
     Raises:
-      TokenizerError: the template refuses the messages, or it cannot be rendered.
+      TokenizerError: the template refuses the messages, it cannot be rendered, or it takes too long, too much memory,
+        or makes too much text.
     """
+    limits = {"seconds": SECONDS, "memory": MEMORY, "longest": LONGEST}
     try:
-        return _compile(template).render({"tools": None, "documents": None, **variables})
-    except TokenizerError:
-        raise
-    except Exception as error:  # a template is a program, which can fail in any way
-        raise TokenizerError(f"The chat template cannot be rendered ({type(error).__name__}: {error}).") from error
+        request = json.dumps(
+            {"template": template, "variables": {"tools": None, "documents": None, **variables}, **limits}
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TokenizerError(
+            f"The chat template is given something that is no plain data ({error}): expected texts, numbers, lists and "
+            "mappings."
+        ) from error
+    reply = _WORKER.ask(request)
+    if "refusal" in reply:
+        raise TokenizerError(f"The chat template refuses these messages: {reply['refusal']}")
+    if "error" in reply:
+        raise TokenizerError(
+            f"The chat template cannot be rendered ({reply['error']}): use another one (config.chat_template), or "
+            "correct it."
+        )
+    return reply["text"]
 
 
-class _Generation(jinja2.ext.Extension):
-    """The block `{% generation %}`, which marks an assistant's text in templates and changes nothing in it."""
+class _Worker:
+    """The process that renders."""
 
-    tags = {"generation"}  # noqa: RUF012  (jinja's own way to declare it)
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0
+        self._lock = threading.Lock()
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def ask(self, request: str) -> dict[str, str]:
+        """Sends a request and returns the reply; of a process that ended, an error."""
+        with self._lock:
+            process = self._running()
+            timer = threading.Timer(WAITING_SECONDS, process.kill)
+            timer.daemon = True
+            timer.start()
+            try:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(f"{request}\n")
+                process.stdin.flush()
+                reply = process.stdout.readline()
+                if reply:
+                    return json.loads(reply)
+            except (OSError, ValueError):
+                pass
+            finally:
+                timer.cancel()
+            status = self.close()
+            if status is not None and -status == getattr(signal, "SIGPROF", 0):
+                return {"error": f"it takes more than {SECONDS:g} seconds"}
+            return {"error": "the process that renders it was ended: it takes too long or too much memory"}
+
+    def close(self) -> int | None:
+        """Ends the process; returns its exit status."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return None
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    continue
+        try:
+            return process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+            return self._process
+        self.close()
+        command = [sys.executable, str(Path(template_worker.__file__))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, text=True, encoding="utf-8", **pipes)
+        self._owner = os.getpid()
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([path for path in sys.path if isinstance(path, str)]) + "\n")
+        atexit.register(self.close)
+        return self._process
 
 
-@functools.lru_cache(maxsize=64)
-def _compile(template: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda fmt: "26 Jul 2024"  # fixed: a prompt must not depend on the day
-    environment.filters["tojson"] = _to_json
-    return environment.from_string(template)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """The filter `tojson` with the options and the order of arguments that transformers gives it."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _refuse(message: str) -> None:
-    raise TokenizerError(f"The chat template refuses these messages: {message}")
+_WORKER = _Worker()

@@ -18,7 +18,7 @@ from typing import Any
 import tokenizers
 
 from edgesafe_jax.errors import check_texts
-from edgesafe_jax.models.protected import Filled, ProtectedTokenizer
+from edgesafe_jax.models.protected import Filled, ProtectedTokenizer, failures_named
 from edgesafe_jax.models.templates import TokenizerError, render_template
 
 SLOT = "\ue000content\ue000"
@@ -174,7 +174,8 @@ class ChatTokenizer:
         """
         if not control:
             return self.encode_batch([text])[0]
-        return self._tokenizer.encode(_checked([text])[0], add_special_tokens=False).ids
+        with failures_named():
+            return self._tokenizer.encode(_checked([text])[0], add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes several texts, each by itself, none of whose characters become control tokens."""

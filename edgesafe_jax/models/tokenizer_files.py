@@ -6,13 +6,15 @@ from typing import Any
 
 import tokenizers
 
-from edgesafe_jax.models.files import read_json
+from edgesafe_jax.models.files import is_panic, read_json
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tokenization import ChatTokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # GGUF token types
 _ADDED_TYPES = (_CONTROL, _USER_DEFINED)
 _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # the ends of a sequence, a turn and a message
+
+_LONGEST_TOKEN = 2_000  # its ways to be merged are as many, and each is a copy of it
 
 _DIGIT_PRE_TOKENIZERS = ("smollm",)
 _PLAIN_PRE_TOKENIZERS = ("gpt-2", "default")
@@ -91,6 +93,8 @@ def _chat_tokenizer(
 def _sentence_piece_from_gguf(metadata: dict[str, Any], field: Callable[[str], Any]) -> ChatTokenizer:
     """Builds a SentencePiece tokenizer of BPE: the pair whose joined piece has the highest score is merged first."""
     tokens, scores, types = field("ggml.tokens"), field("ggml.scores"), field("ggml.token_type")
+    if (longest := max(map(len, tokens), default=0)) > _LONGEST_TOKEN:
+        raise TokenizerError(f"A token has {longest:,} characters: expected at most {_LONGEST_TOKEN:,}.")
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = []
     for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
@@ -155,7 +159,9 @@ def tokenizer_from_directory(path: Path) -> ChatTokenizer:
         }
         loaded = reader.from_pretrained(path, local_files_only=True, trust_remote_code=False, **tokens)
         tokenizer = loaded.backend_tokenizer
-    except Exception as error:  # of many kinds, some of them bare
+    except BaseException as error:  # of many kinds, some of them bare, and panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise TokenizerError(
             f"The tokenizer of {path} cannot be read ({type(error).__name__}: {error}); save the model with a fast "
             "tokenizer."
@@ -185,7 +191,9 @@ def _check_tokenizer_file(file: Path, settings: dict[str, Any]) -> None:
     """Checks that a tokenizer.json can be read and has the end token, which transformers would add to it."""
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises the bare class
+    except BaseException as error:  # the library raises the bare class, and panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise TokenizerError(f"{file} is damaged ({error}); copy or download it again.") from error
     end = settings.get("eos_token") or ""
     end = end["content"] if isinstance(end, dict) else end

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgesafe_jax.models.decoder_config import DecoderConfig
+from edgesafe_jax.errors import Range, shortened
+from edgesafe_jax.models.decoder_config import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, DecoderConfig
 from edgesafe_jax.models.families.family import SIZES, GgufHeader, LoadingError
 from edgesafe_jax.models.families.rope import read_rope
 
@@ -19,6 +20,37 @@ def check_sizes(settings: Mapping[str, Any], names: Sequence[str] = SIZES) -> No
     """
     if missing := [name for name in names if settings.get(name) is None]:
         raise LoadingError(f"config.json lacks {', '.join(missing)}.")
+
+
+_COUNT = Range(1, 10_000_000, integer=True)
+_PLAUSIBLE = {
+    **dict.fromkeys(("vocab_size", "intermediate_size", "n_inner"), _COUNT),
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), Range(1, MAX_LAYERS, integer=True)),
+    **dict.fromkeys(("hidden_size", "n_embd"), Range(1, MAX_WIDTH, integer=True)),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), Range(1, MAX_HEADS, integer=True)),
+    "head_dim": Range(1, MAX_HEADS, integer=True),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), Range(1, 2**31 - 1, integer=True)),
+    **dict.fromkeys(("sliding_window", "sliding_window_pattern"), Range(1, 2**31 - 1, integer=True)),
+    "num_labels": Range(0, 100_000, integer=True),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon"), Range(0, 1)),
+    **dict.fromkeys(("rope_theta", "rope_local_base_freq"), Range(1, 1e15)),
+}
+"""Ranges of the fields of a `config.json` by which something is allocated or divided."""
+
+
+def check_plausible(settings: Mapping[str, Any]) -> None:
+    """Checks the sizes of a `config.json` before anything is made of them.
+
+    Raises:
+      LoadingError: one that no model has.
+    """
+    for name, allowed in _PLAUSIBLE.items():
+        value = settings.get(name)
+        # transformers writes a window of 0 or false where there is none
+        if value is None or (not value and name in ("n_inner", "sliding_window", "sliding_window_pattern")):
+            continue
+        if value not in allowed:
+            raise LoadingError(f"config.json: {name}={shortened(value)}: expected {allowed.describe()}.")
 
 
 def read_config(
@@ -100,6 +132,7 @@ def read_gguf_config(header: GgufHeader, **options: Any) -> DecoderConfig:
       LoadingError: a field is missing, or RoPE is scaled in a way that is not supported.
     """
     num_heads, embed_dim = int(header.value("attention.head_count")), int(header.value("embedding_length"))
+    _check_header(header)
     rotary_dim = header.get("rope.dimension_count")
     head_dim = int(header.get("attention.key_length") or rotary_dim or embed_dim // num_heads)
     head_dim = int(options.pop("head_dim", head_dim))
@@ -121,6 +154,21 @@ def read_gguf_config(header: GgufHeader, **options: Any) -> DecoderConfig:
         "tie_embeddings": "output.weight" not in header.names,
     }
     return DecoderConfig(**{**fields, **options})
+
+
+def _check_header(header: GgufHeader) -> None:
+    """Checks the numbers by which something is divided, or made, before the config is."""
+    for name, most in (
+        ("attention.head_count", MAX_HEADS),
+        ("block_count", MAX_LAYERS),
+        ("embedding_length", MAX_WIDTH),
+        ("context_length", 2**31 - 1),
+    ):
+        value = header.value(name)
+        if value not in Range(1, most, integer=True):
+            raise LoadingError(f"{header.architecture}.{name}={shortened(value)}: expected 1 to {most}.")
+    if (size := header.get("rope.dimension_count")) is not None and size not in Range(0, MAX_HEADS, integer=True):
+        raise LoadingError(f"{header.architecture}.rope.dimension_count={size}: expected 0 to {MAX_HEADS}.")
 
 
 def _divisors(header: GgufHeader, rotary_dim: int) -> tuple[float, ...]:
