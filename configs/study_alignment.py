@@ -11,7 +11,8 @@ Any file of configs/ can be swept: `config.base` and `config.variant` name it, `
 it in all cells. `config.axes` mirrors it, with tuples of values, such as `config.axes.seed = (0, 1)`; where a value
 stands for several fields, `config.levels.AXIS.VALUE` holds them. `config.factors` holds factors on a field.
 
-Variants: `:lengths` soft prompts of 5 to 150 vectors, `:runlocal` a check of the machinery.
+Variants: `:lengths` soft prompts of 5 to 150 vectors, `:recovery` answers that begin with harm and then turn back,
+`:runlocal` a check of the machinery.
 """
 
 import ml_collections
@@ -38,9 +39,9 @@ _OBJECTIVES = (
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full study, or a `variant` of it: "lengths" or "runlocal"."""
-    if variant not in ("", "lengths", "runlocal"):
-        raise ValueError(f"Unknown variant {variant!r}: expected one of ('lengths', 'runlocal') or none.")
+    """Returns the full study, or a `variant` of it: "lengths", "recovery" or "runlocal"."""
+    if variant and variant not in _VARIANTS:
+        raise ValueError(f"Unknown variant {variant!r}: expected one of {tuple(_VARIANTS)} or none.")
     config = ml_collections.ConfigDict()
     config.task = "sweep"
     config.base = "align_soft_prompt"  # a file of configs/
@@ -102,10 +103,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.report.frontier = ("plain refused", "StrongREJECT refused")  # columns: to be small, to be large
     config.report.curve = ""  # an axis of numbers, along which columns are drawn
     config.report.along = ("StrongREJECT refused", "prefilled refused", "sensitive refused", "plain refused")
-    if variant == "lengths":
-        _lengths(config)
-    elif variant == "runlocal":
-        _runlocal(config)
+    if variant:
+        _VARIANTS[variant](config)
     return config
 
 
@@ -123,6 +122,29 @@ def _lengths(config: ml_collections.ConfigDict) -> None:
     config.levels = ml_collections.ConfigDict()
 
 
+def _recovery(config: ml_collections.ConfigDict) -> None:
+    """Fractions of refusals that are trained behind the beginning of an unsafe answer, by prefill attacks."""
+    config.update(
+        {
+            "changes": {
+                "decision_weight": 1.0,
+                "num_steps": 200,
+                "evaluation": {"attacks": {"prefill": 48, "prefill_5": 48, "prefill_10": 48}},
+            },
+            "selection": {"num_best": 0},
+            "factors": {"learning_rate": (1.0,)},
+        }
+    )
+    config.axes = ml_collections.ConfigDict(
+        {"method": ("soft_prompt", "lora"), "recovery": (0.5, 0.0, 0.25, 0.75), "seed": (0,)}
+    )
+    config.report.tables["Attacks"] = {
+        f"{name} {column}": f"alignment/{name}/student/{measure}"
+        for name in ("prefill", "prefill_5", "prefill_10")
+        for column, measure in (("refused", "refused"), ("safe", "sgs_judge"))
+    }
+
+
 def _runlocal(config: ml_collections.ConfigDict) -> None:
     """Four tiny cells, of which the better one runs a second seed."""
     config.variant = "runlocal"
@@ -138,3 +160,6 @@ def _runlocal(config: ml_collections.ConfigDict) -> None:
             "selection": {"num_best": 1},
         }
     )
+
+
+_VARIANTS = {"lengths": _lengths, "recovery": _recovery, "runlocal": _runlocal}
