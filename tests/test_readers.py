@@ -180,5 +180,5 @@ def test_a_chat_is_a_prompt_with_what_was_said_before(tmp_path):
     assert plain.chat == "How?"
     for bad in ([], "Hello", messages[:-1], [{"role": "user"}], [3]):
         path.write_text(as_lines({"messages": bad}))
-        with pytest.raises(CorpusError, match="line 1: expected 'messages'"):
+        with pytest.raises(CorpusError, match="line 1: expected a chat"):
             read_prompts(path)

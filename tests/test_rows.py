@@ -1,5 +1,7 @@
 """A user's own texts from JSON lines."""
 
+import json
+
 import pytest
 
 from edgesafe_jax.corpora import CorpusError, MissingCorpusError
@@ -12,10 +14,21 @@ def write(tmp_path, text):
     return file
 
 
+def read(file, **options):
+    return [(prompt.chat, prompt.category) for prompt in read_rows(file, **options)]
+
+
+def test_a_chat_is_a_prompt_as_a_text_is(tmp_path):
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a"}]
+    rows = [{"prompt": chat}, {"prompt": "a"}, {"prompt": chat}, {"prompt": chat[1:]}]
+    file = write(tmp_path, "".join(json.dumps(row) + "\n" for row in rows))
+    assert read(file) == [(chat, "answer"), ("a", "answer")]
+
+
 def test_texts_and_labels_are_read_in_order_and_a_repeated_text_counts_once(tmp_path):
     file = write(tmp_path, '\ufeff{"q": " a ", "topic": "x"}\n\n{"q": "b"}\n{"q": "a", "topic": "y"}\n')
-    assert read_rows(file, column="q", label_column="topic") == (["a", "b"], ["x", "answer"])
-    assert read_rows(file, column="q") == (["a", "b"], ["answer", "answer"])
+    assert read(file, column="q", label_column="topic") == [("a", "x"), ("b", "answer")]
+    assert read(file, column="q") == [("a", "answer"), ("b", "answer")]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +40,13 @@ def test_texts_and_labels_are_read_in_order_and_a_repeated_text_counts_once(tmp_
         ('{"prompt": "a"}\n{"text": "b"}', {}, "line 2: prompt is None: expected a text"),
         ('{"prompt": "  "}', {}, "line 1: prompt is '  '"),
         ('{"prompt": "a", "t": 3}', {"label_column": "t"}, "line 1: t is 3: expected a text, or none"),
+        ('{"prompt": [{"role": "user"}]}', {}, "line 1, prompt: expected a chat"),
+        (
+            '{"prompt": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
+            {},
+            "the last the user's",
+        ),
+        ('{"prompt": [{"role": "user", "content": " "}]}', {}, "line 1: prompt is ' '"),
         ("[1]", {}, "line 1 is a list: expected a JSON object"),
         ("{", {}, "line 1 is no JSON"),
         (b"\xff{}", {}, "line 1 is no JSON in UTF-8"),

@@ -9,6 +9,7 @@ on what the teacher does with each prompt, and is not trained by gradients of th
 Cost: the prompt is read once more, by the bare model, up to layer l.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ import scipy.optimize
 from edgesafe_jax.adapters.kind import AdapterKind, Cost, Examples, Option
 from edgesafe_jax.adapters.states import check_layers, prompt_states
 from edgesafe_jax.errors import COUNT, POSITIVE, ConfigError, Range
-from edgesafe_jax.models.chats import Chat
+from edgesafe_jax.models.chats import Chat, check_chats
 from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, PRNGKey
@@ -71,11 +72,12 @@ class Gate(Adapter):
 
     def opens(self, model: LanguageModel, prompts: Sequence[str | Chat]) -> np.ndarray:
         """Returns whether each of N prompts is above the threshold, `[N]` bool."""
-        distinct = list(dict.fromkeys(prompts))
-        states = prompt_states(model, distinct, layers=(self.layer,))[:, 0]
+        names = [json.dumps(prompt) for prompt in check_chats("prompts", prompts)]
+        distinct = dict(zip(names, prompts, strict=True))
+        states = prompt_states(model, list(distinct.values()), layers=(self.layer,))[:, 0]
         above = np.asarray(self.log_odds(jnp.asarray(states)) > self.threshold)
         found = dict(zip(distinct, above.tolist(), strict=True))
-        return np.array([found[prompt] for prompt in prompts], bool)
+        return np.array([found[name] for name in names], bool)
 
 
 def init_gate(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgesafe_jax.errors import ConfigError, EdgesafeError, Range, lookup
+from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter
@@ -59,11 +60,11 @@ class Examples:
     """Prompts with what a teacher does on them, from which parts of an adapter are fitted before the training.
 
     Attributes:
-      prompts: N user texts.
+      prompts: N user texts or chats.
       refusal_prob: `[N]`, the teacher's P(refuse).
     """
 
-    prompts: Sequence[str]
+    prompts: Sequence[str | Chat]
     refusal_prob: np.ndarray
 
 

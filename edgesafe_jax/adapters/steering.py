@@ -17,7 +17,8 @@ import numpy as np
 
 from edgesafe_jax.adapters.kind import AdapterKind, Cost, Examples, Option
 from edgesafe_jax.adapters.states import check_layers, prompt_states
-from edgesafe_jax.errors import NON_NEGATIVE, POSITIVE, POSITIVE_COUNT, ConfigError, check_texts, lookup
+from edgesafe_jax.errors import NON_NEGATIVE, POSITIVE, POSITIVE_COUNT, ConfigError, lookup
+from edgesafe_jax.models.chats import check_chats
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, PRNGKey
@@ -111,7 +112,7 @@ def contrastive_steering(
     layers = check_layers(model.config, tuple(layers) or (model.config.num_layers // 2,))
     means = []
     for name, prompts in (("harmful", harmful), ("harmless", harmless)):
-        if not check_texts(name, prompts):
+        if not check_chats(name, prompts):
             raise ConfigError(f"{name} is empty: a contrast needs prompts of both kinds.")
         means.append(np.mean(prompt_states(model, prompts, layers=layers), axis=0))
     return Steering(jnp.asarray(contrast * (means[0] - means[1]), jnp.float32), layers, model.config.num_layers)

@@ -382,7 +382,7 @@ def _parse_prompt(line: bytes, source: str) -> Prompt:
         raise CorpusError(f"expected a JSON object, got {type(row).__name__}")
     before: tuple[tuple[str, str], ...] = ()
     if "messages" in row and "prompt" not in row:
-        before, row = _parse_chat(row["messages"]), {**row, "prompt": row["messages"][-1]["content"]}
+        before, row = parse_chat(row["messages"]), {**row, "prompt": row["messages"][-1]["content"]}
     text = row.get("prompt")
     if not isinstance(text, str):
         got = type(text).__name__ if "prompt" in row else f"only the fields {sorted(row)}"
@@ -402,12 +402,16 @@ def _parse_prompt(line: bytes, source: str) -> Prompt:
     return Prompt(text=text.strip(), source=source, category=category, label=label, before=before)
 
 
-def _parse_chat(messages: object) -> tuple[tuple[str, str], ...]:
-    """What was said before the last message, as (role, text)."""
+def parse_chat(messages: object) -> tuple[tuple[str, str], ...]:
+    """Returns what was said before the last message of a chat, as (role, text).
+
+    Raises:
+        CorpusError: no list of messages, or one that does not end with the user.
+    """
     turns = [
         (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         for message in (messages if isinstance(messages, list) else [])
     ]
     if not turns or turns[-1][0] != "user" or not all(isinstance(part, str) for turn in turns for part in turn):
-        raise CorpusError("expected 'messages' as a list of objects with role and content, the last the user's")
+        raise CorpusError("expected a chat: a list of objects with role and content, the last the user's")
     return tuple((str(role), str(text)) for role, text in turns[:-1])

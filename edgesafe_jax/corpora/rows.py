@@ -1,43 +1,44 @@
-"""A user's own texts: JSON lines with a column of texts and, where wanted, one of labels."""
+"""A user's own prompts: JSON lines with a column of texts or chats and, where wanted, one of labels."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from edgesafe_jax.corpora.records import CorpusError, MissingCorpusError
+from edgesafe_jax.corpora.prompts import parse_chat
+from edgesafe_jax.corpora.records import CorpusError, MissingCorpusError, Prompt
 
 
 def read_rows(
     path: str | os.PathLike[str], *, column: str = "prompt", label_column: str = "", default_label: str = "answer"
-) -> tuple[list[str], list[str]]:
-    """Reads texts and labels from a JSONL file.
+) -> list[Prompt]:
+    """Reads prompts and labels from a JSONL file.
 
     Args:
       path: the file, in UTF-8: one JSON object per line, empty lines are skipped.
-      column: the field of the texts.
+      column: the field of the prompts: texts, or chats as lists of objects with role and content, the last the user's.
       label_column: the field of the labels; empty for none.
       default_label: of rows without a label.
 
     Returns:
-      N texts without outer space, and N labels; a text that occurs twice is taken once.
+      N prompts without outer space, the label as their category; a prompt that occurs twice is taken once.
 
     Raises:
       MissingCorpusError: there is no such file.
-      CorpusError: a line that is no JSON object, a missing column (named with the keys of the first row), a text that
-        is empty or no text, or no row at all.
+      CorpusError: a line that is no JSON object, a missing column (named with the keys of the first row), a prompt
+        that is empty or neither text nor chat, or no row at all.
 
     Example:
       >>> import tempfile
       >>> file = Path(tempfile.mkdtemp()) / "mine.jsonl"
       >>> _ = file.write_text('{"text": "How do I bake bread?", "label": "plain"}')
-      >>> read_rows(file, column="text", label_column="label")
-      (['How do I bake bread?'], ['plain'])
+      >>> [(p.text, p.category) for p in read_rows(file, column="text", label_column="label")]
+      [('How do I bake bread?', 'plain')]
     """
     path = Path(path)
     if not path.is_file():
         raise MissingCorpusError(f"There is no file {path}: expected JSON lines with a field {column!r}.")
-    found: dict[str, str] = {}
+    found: dict[tuple[Any, str], Prompt] = {}
     first: dict[str, Any] | None = None
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
@@ -50,14 +51,21 @@ def read_rows(
                     keys = ", ".join(row) or "none"
                     raise CorpusError(f"{path} has no column {name!r}: the keys of its first row are {keys}.")
         text, label = row.get(column), row.get(label_column) if label_column else None
+        before: tuple[tuple[str, str], ...] = ()
+        if isinstance(text, list):
+            try:
+                before, text = parse_chat(text), text[-1]["content"]
+            except CorpusError as error:
+                raise CorpusError(f"{path}, line {number}, {column}: {error}.") from None
         if not isinstance(text, str) or not text.strip():
-            raise CorpusError(f"{path}, line {number}: {column} is {text!r}: expected a text.")
+            raise CorpusError(f"{path}, line {number}: {column} is {text!r}: expected a text or a chat.")
         if label is not None and not (isinstance(label, str) and label.strip()):
             raise CorpusError(f"{path}, line {number}: {label_column} is {label!r}: expected a text, or none.")
-        found.setdefault(text.strip(), label or default_label)
+        prompt = Prompt(text.strip(), str(path), label or default_label, "unlabelled", before)
+        found.setdefault((before, prompt.text), prompt)
     if not found:
         raise CorpusError(f'{path} has no rows: expected lines such as {{"{column}": "How do I bake bread?"}}.')
-    return list(found), list(found.values())
+    return list(found.values())
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Chat: TypeAlias = Sequence[Mapping[str, str]]
 
 
 def check_chats(name: str, prompts: Iterable[str | Chat]) -> list[str | Chat]:
-    """Returns prompts, each a text or a chat, as a list.
+    """Returns prompts, each a text or a chat, as a list; chats as lists of dictionaries, which JSON keeps as they are.
 
     Args:
       name: of the argument.
@@ -23,9 +23,10 @@ def check_chats(name: str, prompts: Iterable[str | Chat]) -> list[str | Chat]:
     """
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
         check_texts(name, prompts)  # which raises
-    found = list(prompts)
-    for number, prompt in enumerate(found):
+    found: list[str | Chat] = []
+    for number, prompt in enumerate(prompts):
         if isinstance(prompt, str):
+            found.append(prompt)
             continue
         if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
             raise ConfigError(
@@ -39,6 +40,7 @@ def check_chats(name: str, prompts: Iterable[str | Chat]) -> list[str | Chat]:
                 )
         if not prompt or prompt[-1]["role"] != "user":
             raise ConfigError(f"{name}[{number}] does not end with a message of the role 'user'.")
+        found.append([dict(message) for message in prompt])
     return found
 
 

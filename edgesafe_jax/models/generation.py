@@ -425,15 +425,8 @@ def encode_rows(
     Returns:
       The head that all of them share, and the rows behind it.
     """
-    usual, rows = encode_wholes(model.tokenizer, prompts)
-    head, whole = head_of(model, adapter).tolist(), list(model.tokenizer.chat_parts.head)
-    if usual != whole:
-        if adapter is not None and len(head) != len(whole):
-            raise ConfigError(
-                f"The virtual positions at placement={adapter.placement!r} have no place in a chat with a system "
-                "message of its own: leave the message out."
-            )
-        head = usual
+    shared, rows = encode_wholes(model.tokenizer, prompts)
+    head = head_of(model, adapter, shared).tolist()
     behind_prompt = answer_ids(adapter)
     used = sum(token >= 0 for token in head) + (adapter.num_virtual if adapter is not None else 0)
     available = model.config.max_context

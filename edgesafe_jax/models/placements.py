@@ -4,10 +4,12 @@ Among the ids of a chat the id -1 - p stands for the p-th virtual embedding, see
 front of everything need no ids: the decoder puts them there.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.errors import lookup
+from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tokenization import ChatTokenizer
@@ -24,22 +26,33 @@ PLACEMENTS = {
 """The placements, and what each means."""
 
 
-def head_of(model: LanguageModel, adapter: Adapter | None) -> np.ndarray:
-    """Returns the ids with which all one-turn chats begin, with those of virtual positions among them.
+def head_of(model: LanguageModel, adapter: Adapter | None, shared: Sequence[int] | None = None) -> np.ndarray:
+    """Returns the ids with which all chats begin, with those of virtual positions among them.
 
     Args:
       model: gives tokenizer and template.
       adapter: whose virtual positions are placed; None for the bare model.
+      shared: what the chats begin with, see `encode_wholes`; None for the head of one-turn chats.
 
     Returns:
       `[T]` int32; what `encode_prompts` gives follows it.
 
     Raises:
+      ConfigError: the virtual positions have their place inside the head, and the chats have another one.
       TokenizerError: the template has no such place.
     """
+    usual = model.tokenizer.chat_parts.head
+    shared = usual if shared is None else tuple(shared)
     virtual = None if adapter is None else adapter.virtual_embeddings()
     if adapter is None or virtual is None:
-        return np.array(model.tokenizer.chat_parts.head, np.int32)
+        return np.array(shared, np.int32)
+    if shared != usual:
+        if adapter.placement in (AFTER_BOS, SYSTEM):
+            raise ConfigError(
+                f"The virtual positions at placement={adapter.placement!r} have no place in a chat with a system "
+                "message of its own: leave the message out."
+            )
+        return np.array(shared, np.int32)
     before, after = around(model.tokenizer, adapter.placement)
     inside = adapter.placement in (AFTER_BOS, SYSTEM)
     return np.array([*before, *(virtual_ids(len(virtual)) if inside else ()), *after], np.int32)

@@ -10,12 +10,14 @@ import numpy as np
 
 from edgesafe_jax import losses
 from edgesafe_jax.errors import ConfigError, check_counts, check_texts
+from edgesafe_jax.models.chats import Chat, check_chats
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.generation import (
     PROMPT_BUCKETS,
     bucket_length,
     encode_prompts,
+    encode_rows,
     encode_shared_once,
     pad_tokens,
 )
@@ -91,7 +93,7 @@ def _hidden_of(
 
 def _routed(
     model: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Chat],
     adapter: Adapter | None,
     run: Callable[[np.ndarray, Adapter | None], np.ndarray],
 ) -> np.ndarray | None:
@@ -185,13 +187,18 @@ def _margins(decoder: Decoder, params: Params, hidden: Array, token: Array) -> A
 
 
 def first_token_margins(
-    model: LanguageModel, prompts: Sequence[str], token: int, *, adapter: Adapter | None = None, batch_size: int = 32
+    model: LanguageModel,
+    prompts: Sequence[str | Chat],
+    token: int,
+    *,
+    adapter: Adapter | None = None,
+    batch_size: int = 32,
 ) -> np.ndarray:
-    """By how much a token leads where the answers to one-turn chats begin.
+    """By how much a token leads where the answers to chats begin.
 
     Args:
       model: the frozen language model.
-      prompts: N user texts.
+      prompts: N user texts, or chats of several turns.
       token: its id.
       adapter: a soft prompt, a LoRA or another adapter, or None.
       batch_size: rows that run at once.
@@ -206,13 +213,13 @@ def first_token_margins(
     check_counts(batch_size=batch_size)
     if not 0 <= token < model.config.vocab_size:
         raise ConfigError(f"token={token}: expected an id below {model.config.vocab_size}.")
-    prompts = check_texts("prompts", prompts)
+    prompts = check_chats("prompts", prompts)
     run = functools.partial(first_token_margins, model, token=token, batch_size=batch_size)
     routed = _routed(model, prompts, adapter, lambda rows, each: run([prompts[i] for i in rows], adapter=each))
     if routed is not None:
         return routed
-    rows = encode_prompts(model, prompts, max_tokens=1, adapter=adapter)
-    shared = encode_shared_once(model.decoder, model.params, adapter, head_of(model, adapter))
+    head, rows = encode_rows(model, prompts, max_tokens=1, adapter=adapter)
+    shared = encode_shared_once(model.decoder, model.params, adapter, jnp.array(head, jnp.int32))
     result = np.zeros(len(rows))
     for chosen, filled in _batches([len(row) for row in rows], batch_size):
         hidden, _, _ = _hidden_of(model, adapter, shared, [rows[i] for i in filled], [[] for _ in filled], 1)

@@ -31,7 +31,7 @@ def shared_teacher(
 
     Args:
       system: base model, guard and refusal.
-      prompts: S user texts.
+      prompts: S user texts or chats.
       labels: S names.
       folder: where runs share teachers. A process that needs one that another process is making waits for it.
       options: how it is sampled. Hidden states are kept in any case, for the runs that need them; `guard_id` has to

@@ -83,13 +83,13 @@ class SequenceTeacher:
     """The gated teacher at sequence level: with probability `safe_prob` the answer, otherwise the refusal (equation 1).
 
     Attributes:
-      prompts: N user texts x.
+      prompts: N user texts or chats x.
       responses: N answers y, drawn from the base model.
       safe_prob: `[N]`, a = p(s=1 | x, y).
       refusal: y_r.
     """
 
-    prompts: list[str]
+    prompts: list[str | Chat]
     responses: Generation
     safe_prob: np.ndarray
     refusal: str
@@ -116,7 +116,7 @@ class SafeSystem:
 
     def sequence_teacher(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Chat],
         *,
         key: PRNGKey,
         max_tokens: int,
@@ -128,7 +128,7 @@ class SafeSystem:
         """Samples an answer to each prompt from the base model and weighs it with the guard.
 
         Args:
-          prompts: N user texts.
+          prompts: N user texts or chats; of a chat the guard sees all that was said.
           key: random key of the sampling.
           max_tokens: longest answer, in tokens.
           temperature: 1 samples from p(y | x) itself, as equation 2 asks; 0 takes the most probable answer.
@@ -152,7 +152,7 @@ class SafeSystem:
             keep_hidden=keep_hidden,
             on_batch=on_batch,
         )
-        unsafe = checked(self.guard)(prompts, answers.texts)
+        unsafe = checked(self.guard)([flat_text(prompt) for prompt in prompts], answers.texts)
         return SequenceTeacher(list(prompts), answers, 1.0 - unsafe, self.refusal)
 
     def answer(

@@ -25,9 +25,10 @@ import safetensors.numpy
 from edgesafe_jax import losses
 from edgesafe_jax.errors import ConfigError, check_counts, check_texts
 from edgesafe_jax.guards.verdicts import checked
+from edgesafe_jax.models.chats import Chat, check_chats, flat_text
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
 from edgesafe_jax.models.finite import check_finite
-from edgesafe_jax.models.generation import Generation, bucket_length, encode_prompts, encode_shared, pad_tokens
+from edgesafe_jax.models.generation import Generation, bucket_length, encode_rows, encode_shared, pad_tokens
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.placements import answer_ids, insert_virtual
 from edgesafe_jax.models.scoring import first_token_margins
@@ -145,7 +146,12 @@ def project(decoder: Decoder, params: Params, hidden: Array) -> Array:
 
 
 def refusal_margins(
-    model: LanguageModel, adapter: Adapter | None, prompts: Sequence[str], refusal: str, *, batch_size: int = 32
+    model: LanguageModel,
+    adapter: Adapter | None,
+    prompts: Sequence[str | Chat],
+    refusal: str,
+    *,
+    batch_size: int = 32,
 ) -> np.ndarray:
     """Margins of the refusal's first token at the start of an answer, in nats.
 
@@ -154,7 +160,7 @@ def refusal_margins(
     Args:
       model: the frozen language model.
       adapter: the student's, or None.
-      prompts: N user texts.
+      prompts: N user texts or chats.
       refusal: the refusal.
       batch_size: rows that run at once.
 
@@ -171,7 +177,8 @@ class TeacherData:
     """The gated teacher of all training prompts, on the host, ready to be cut into batches.
 
     Attributes:
-      prompts: S token rows (user's text and template's tail), one per prompt.
+      head: what all chats begin with, in tokens.
+      prompts: S token rows (what follows of the user's text or chat, and the template's tail), one per prompt.
       sample: `[N]`, which prompt each row belongs to.
       outcomes: N token rows (answer or refusal, with the end of sequence where it ended).
       is_refusal: `[N]` bool.
@@ -183,6 +190,7 @@ class TeacherData:
       max_tokens: O, the longest outcome, in tokens.
     """
 
+    head: list[int]
     prompts: list[list[int]]
     sample: np.ndarray
     outcomes: list[list[int]]
@@ -285,7 +293,7 @@ def make_teacher_data(
         raise ConfigError(f"min_weight={min_weight}: expected in [0, 0.5), so that each prompt keeps an outcome.")
     refusal = refusal_ids(model, teacher.refusal).tolist()
     longest = max(max_tokens, len(refusal))
-    prompts = encode_prompts(model, teacher.prompts, max_tokens=longest)
+    shared, prompts = encode_rows(model, teacher.prompts, max_tokens=longest)
     # An answer keeps the end that the model gave it.
     ends = teacher.responses.ends or [model.tokenizer.end_id if done else None for done in teacher.responses.finished]
     answers = [
@@ -295,6 +303,7 @@ def make_teacher_data(
     safe = np.asarray(teacher.safe_prob, np.float32)
     answered, refused = (np.flatnonzero((weight > 0) & (weight >= min_weight)) for weight in (safe, 1 - safe))
     data = TeacherData(
+        head=shared,
         prompts=prompts,
         sample=np.concatenate([answered, refused]),
         outcomes=[*(answers[i] for i in answered), *(refusal for _ in refused)],
@@ -317,7 +326,7 @@ def make_teacher_data(
     plain = dataclasses.replace(
         data, sample=np.arange(len(prompts)), outcomes=answers, is_refusal=np.zeros(len(prompts), bool), weight=safe
     )
-    head = jnp.array(model.tokenizer.chat_parts.head, jnp.int32)
+    head = jnp.array(shared, jnp.int32)
     order = sorted(range(len(plain)), key=plain.lengths.tolist().__getitem__)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -369,24 +378,24 @@ class Teacher:
     Attributes:
       data: encoded rows.
       groups: row numbers by group: refusals, and answers by the label of their prompt.
-      held_out: texts of the prompts that are kept out of `groups`, by group.
+      held_out: the prompts that are kept out of `groups`, by group.
       texts: S prompts.
     """
 
     data: TeacherData
     groups: dict[str, list[int]]
-    held_out: dict[str, list[str]]
-    texts: list[str]
+    held_out: dict[str, list[str | Chat]]
+    texts: list[str | Chat]
 
 
 def make_teacher(
-    system: SafeSystem, prompts: Sequence[str], labels: Sequence[str], workdir: Path, options: TeacherOptions
+    system: SafeSystem, prompts: Sequence[str | Chat], labels: Sequence[str], workdir: Path, options: TeacherOptions
 ) -> Teacher:
     """Samples, gates and encodes the teacher, or reads back what the work directory keeps of it.
 
     Args:
       system: base model, guard and refusal.
-      prompts: S user texts.
+      prompts: S user texts or chats.
       labels: S names; answered prompts of one label are one group.
       workdir: where answers, verdicts and hidden states are kept.
       options: how it is sampled.
@@ -398,7 +407,7 @@ def make_teacher(
       ConfigError: one string where several are expected, a label that is called like the group of refusals, or a group
         without a row.
     """
-    texts, labels = check_texts("prompts", prompts), check_texts("labels", labels)
+    texts, labels = check_chats("prompts", prompts), check_texts("labels", labels)
     if len(labels) != len(texts):
         raise ConfigError(f"{len(labels)} labels for {len(texts)} prompts: expected as many.")
     if REFUSE in labels:
@@ -423,7 +432,7 @@ def make_teacher(
 
 
 def _kept_or_sampled(
-    system: SafeSystem, texts: list[str], workdir: Path, options: TeacherOptions
+    system: SafeSystem, texts: list[str | Chat], workdir: Path, options: TeacherOptions
 ) -> tuple[SequenceTeacher, TeacherData]:
     """Answers and verdicts on them, those of the work directory where it keeps any of these prompts."""
     file = workdir / RECORD
@@ -451,7 +460,7 @@ def _kept_or_sampled(
         else:
             if options.guard_id is not None:
                 _log.info("another guard than the one that weighed the kept answers: weighing them again")
-            safe_prob = 1.0 - checked(system.guard)(texts, answers.texts)
+            safe_prob = 1.0 - checked(system.guard)([flat_text(text) for text in texts], answers.texts)
         sequence = SequenceTeacher(texts, answers, safe_prob, system.refusal)
     data = _encoded(system.model, sequence, workdir, options, fresh=kept is None)
     if not judged:

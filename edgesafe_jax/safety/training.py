@@ -26,6 +26,7 @@ from edgesafe_jax import losses, parallel
 from edgesafe_jax.adapters import Examples, fit_adapter, make_adapter
 from edgesafe_jax.errors import ConfigError, check_texts
 from edgesafe_jax.guards.verdicts import Guard
+from edgesafe_jax.models.chats import Chat, check_chats
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.placements import head_of
@@ -94,7 +95,7 @@ class Aligned:
 def align(
     model: LanguageModel,
     guard: Guard,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Chat],
     *,
     labels: Sequence[str] | None = None,
     adapter: Adapter | None = None,
@@ -107,7 +108,8 @@ def align(
     Args:
       model: the frozen language model.
       guard: any callable from N prompts and N responses to P(unsafe) `[N]`.
-      prompts: user texts to train on, harmful and harmless ones.
+      prompts: user texts to train on, harmful and harmless ones, or chats: lists of messages with role and content,
+        the last one the user's.
       labels: one for each prompt, such as its topic: answered prompts of each label get their part of every batch,
         see `AlignSettings.mixture`. None puts all answered prompts in one group, "answer".
       adapter: what is trained; default a soft prompt of 23 vectors that starts from an instruction.
@@ -130,7 +132,7 @@ def align(
       >>> aligned = align(model, my_guard, my_prompts, workdir="runs/mine")  # doctest: +SKIP
       >>> generate(model, ["Hello"], max_tokens=40, adapter=aligned.adapter).texts  # doctest: +SKIP
     """
-    settings, prompts = settings or AlignSettings(), check_texts("prompts", prompts)
+    settings, prompts = settings or AlignSettings(), check_chats("prompts", prompts)
     labels = ["answer"] * len(prompts) if labels is None else check_texts("labels", labels)
     _checked_objective(settings, labels)
     gate = sharpened(guard, sharpness=settings.gate_sharpness, threshold=settings.gate_threshold)
@@ -159,7 +161,7 @@ def align(
 
 def distil(
     system: SafeSystem,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Chat],
     labels: Sequence[str],
     *,
     adapter: Adapter,
@@ -172,7 +174,7 @@ def distil(
 
     Args:
       system: base model, gate and refusal.
-      prompts: user texts.
+      prompts: user texts or chats.
       labels: one for each prompt.
       adapter: what is trained, as it starts.
       settings: how it is trained.
@@ -211,7 +213,7 @@ def distil(
 
 def _examples(teacher: Teacher) -> Examples:
     """The prompts that are trained on, with the teacher's P(refuse)."""
-    kept_out = {text for texts in teacher.held_out.values() for text in texts}
+    kept_out = [text for texts in teacher.held_out.values() for text in texts]
     chosen = [i for i, text in enumerate(teacher.texts) if text not in kept_out]
     return Examples([teacher.texts[i] for i in chosen], teacher.data.refusal_prob[chosen])
 
@@ -255,7 +257,7 @@ def _train(
     model = system.model
     # As many devices as divide the batch evenly.
     mesh = parallel.make_data_mesh(math.gcd(settings.batch_size, jax.device_count()))
-    step, state = make_step(model, objective, adapter, settings, mesh)
+    step, state = make_step(model, objective, adapter, settings, mesh, head=teacher.data.head)
     deal = functools.partial(make_batch_order, teacher.data.lengths, batch_size=settings.batch_size, seed=settings.seed)
     watched = {name: texts for name, texts in teacher.held_out.items() if texts}
 
@@ -374,7 +376,13 @@ def make_loss(decoder: Decoder, *, head: Sequence[int] | np.ndarray, objective: 
 
 
 def make_step(
-    model: LanguageModel, objective: Objective, adapter: Adapter, settings: AlignSettings, mesh: Mesh
+    model: LanguageModel,
+    objective: Objective,
+    adapter: Adapter,
+    settings: AlignSettings,
+    mesh: Mesh,
+    *,
+    head: Sequence[int] | None = None,
 ) -> tuple[StepFn, TrainState]:
     """Makes the jitted step and the state before the first one, both on all devices of the mesh.
 
@@ -384,6 +392,7 @@ def make_step(
       adapter: what is trained, as it starts.
       settings: optimiser and averaging.
       mesh: the devices.
+      head: what the chats begin with, see `TeacherData.head`; None for the head of one-turn chats.
 
     Returns:
       The step and the state. The state's parameters are the adapter and the running mean of it over the last part of
@@ -394,7 +403,7 @@ def make_step(
     own = objective.init_own(jax.random.fold_in(jax.random.key(settings.seed), 4), model)
     if has_own := bool(jax.tree.leaves(own)):
         optimizer = optax.partition({"adapter": optimizer, "own": objective.own_optimizer()}, ("adapter", "own"))
-    loss = make_loss(model.decoder, head=head_of(model, adapter), objective=objective)
+    loss = make_loss(model.decoder, head=head_of(model, adapter, head), objective=objective)
     first = int(settings.average_from * settings.num_steps + 1e-9)  # 0.29 times 100 is 29, not 28.99...
 
     @jax.jit

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from edgesafe_jax import corpora
 from edgesafe_jax.corpora.rows import read_rows
 from edgesafe_jax.errors import COUNT, ConfigError, check_ranges
+from edgesafe_jax.models.chats import Chat, flat_text
 from edgesafe_jax.safety import prompts
 from edgesafe_jax.safety.prompts import Split
 from edgesafe_jax.safety.settings import HARD, MiningSettings
@@ -24,7 +25,7 @@ class TrainingData:
 
     Attributes:
       path: a JSONL file; empty for the packaged prompts.
-      column: its field with the texts.
+      column: its field with the texts or chats.
       label_column: its field with the labels, each of which becomes a group of a batch; empty makes one group,
         "answer", of all answers.
       num_harmful: of the packaged prompts, None for all.
@@ -53,16 +54,16 @@ class TrainingData:
         """
         if not self.path:
             return PACKAGED_GROUPS
-        labels = dict.fromkeys(self._read()[1])
+        labels = dict.fromkeys(row.category for row in self._read())
         if REFUSE in labels:
             raise ConfigError(f"{self.path} has the label {REFUSE!r}, which names the refusals: use another one.")
         return (REFUSE, *labels)
 
-    def _read(self) -> tuple[list[str], list[str]]:
+    def _read(self) -> list[corpora.Prompt]:
         return read_rows(self.path, column=self.column, label_column=self.label_column)
 
 
-def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -> tuple[list[str], list[str]]:
+def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -> tuple[list[str | Chat], list[str]]:
     """Chooses the prompts, without any that overlaps an evaluation prompt.
 
     Args:
@@ -71,7 +72,8 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
       num_tokens: of a text.
 
     Returns:
-      N texts, and N labels: of a file its own; of the packaged prompts "plain" for everyday ones, else "sensitive".
+      N texts or chats, and N labels: of a file its own; of the packaged prompts "plain" for everyday ones, else
+      "sensitive".
 
     Raises:
       ConfigError: no prompt of some kind is short enough, or none is left.
@@ -79,17 +81,16 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
     longest = data.max_prompt_tokens
     fits = None if longest is None else lambda text: num_tokens(text.strip()) <= longest
     if data.path:
-        texts, labels = data._read()
-        rows = [corpora.Prompt(text, data.path, label, "unlabelled") for text, label in zip(texts, labels, strict=True)]
+        rows = data._read()
         kept, dropped = corpora.remove_overlap(rows, prompts.kept_out_of_training(split))
-        kept = [row for row in kept if fits is None or fits(row.text)]
-        if gone := set(labels) - {row.category for row in kept}:
+        kept = [row for row in kept if fits is None or fits(flat_text(row.chat))]
+        if gone := {row.category for row in rows} - {row.category for row in kept}:
             raise ConfigError(
                 f"{data.path}: no row with the label {sorted(gone)[0]!r} is left ({len(dropped)} of {len(rows)} rows "
                 f"are too close to an evaluation prompt; data.max_prompt_tokens={longest}): expected some."
             )
         _log.info(f"{len(dropped)} prompts left out, too close to an evaluation prompt")
-        return [row.text for row in kept], [row.category for row in kept]
+        return [row.chat for row in kept], [row.category for row in kept]
     chosen, removed = prompts.training_prompts(
         num_harmful=data.num_harmful,
         num_sensitive=data.num_sensitive,

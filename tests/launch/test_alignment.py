@@ -44,6 +44,7 @@ class EveryOtherGuard:
 
 
 EMPTY = teacher.TeacherData(
+    head=[],
     prompts=[],
     sample=np.zeros(0, int),
     outcomes=[],

@@ -16,6 +16,9 @@ pytestmark = pytest.mark.assets  # the evaluation sets, which own prompts must n
 
 TEXTS = [f"hello {word} in the user" for word in ("war", "sky", "sea", "sun", "fog", "ice", "mud", "oak")]
 
+CHAT = [{"role": "system", "content": "Be calm."}, {"role": "user", "content": TEXTS[4]}]
+PROMPTS = [*TEXTS[:4], CHAT, *TEXTS[5:]]
+
 
 @pytest.fixture
 def own(tmp_path, monkeypatch, tiny_model):
@@ -23,7 +26,7 @@ def own(tmp_path, monkeypatch, tiny_model):
     monkeypatch.setattr(startup, "load_model", lambda name, **_: tiny_model)
     monkeypatch.setattr(alignment, "load_judges", lambda config, guard, model: base_judges(guard))
     monkeypatch.chdir(tmp_path)
-    rows = [{"text": text, "topic": "even" if i % 2 else "odd"} for i, text in enumerate(TEXTS)]
+    rows = [{"text": prompt, "topic": "even" if i % 2 else "odd"} for i, prompt in enumerate(PROMPTS)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own_guard_for_test.py").write_text(
         "def judge(prompts, responses):\n    return [0.9 if prompt < 'hello n' else 0.1 for prompt in prompts]\n"
@@ -51,7 +54,7 @@ def test_own_prompts_guard_refusal_and_template_train_a_student_that_is_measured
     config["evaluation"] |= {"plain": 0, "strongreject": 2, "sensitive": 0, "multiple_choice": (), "num_kl": 0}
     alignment.train(config, tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "teacher.json").read_text())
-    assert kept["prompts"] == TEXTS
+    assert kept["prompts"] == PROMPTS
     assert kept["guard"] is None  # a function has no name by which its verdicts could be known again
     stored = json.loads((tmp_path / "run" / "adapter" / "adapter.json").read_text())
     assert stored["tokenizer_hash"] != tiny.make_tiny_tokenizer().hash

@@ -11,9 +11,11 @@ import pytest
 from edgesafe_jax.adapters import LoRA, SoftPrompt, init_lora
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.models.generation import generate
+from edgesafe_jax.models.placements import head_of
 from edgesafe_jax.safety import OBJECTIVES, AlignSettings, MiningSettings, Objective, align
 from edgesafe_jax.safety.settings import RANGES
-from edgesafe_jax.safety.teacher import TeacherBatch
+from edgesafe_jax.safety.system import SafeSystem
+from edgesafe_jax.safety.teacher import TeacherBatch, make_teacher_data
 from edgesafe_jax.safety.training import read_margins, write_margins
 from edgesafe_jax.training import WorkdirError
 
@@ -39,6 +41,30 @@ def test_a_users_own_prompts_and_guard_make_a_soft_prompt(tiny_model, aligned):
     assert [line["step"] for line in aligned.metrics] == [0, 1, 2]
     assert all(np.isfinite(line["loss"]) for line in aligned.metrics)
     generate(tiny_model, ["hello"], max_tokens=4, adapter=aligned.adapter)
+
+
+def test_chats_are_trained_on_as_texts_are(tiny_model, aligned):
+    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
+    found = align(tiny_model, unsafe_if_the, chats, settings=TINY)
+    chex.assert_trees_all_equal(found.adapter, aligned.adapter)
+    with pytest.raises(ConfigError, match=r"prompts\[0\] does not end with a message of the role 'user'"):
+        align(tiny_model, unsafe_if_the, [[{"role": "system", "content": "Be calm."}]], settings=TINY)
+
+
+def test_rows_of_chats_are_what_the_template_renders(tiny_model):
+    tokenizer = tiny_model.tokenizer
+    chat = [{"role": "system", "content": "Be calm."}, {"role": "user", "content": "a"}]
+    system = SafeSystem(tiny_model, unsafe_if_the)
+    drawn = system.sequence_teacher([chat, "the user"], key=jax.random.key(0), max_tokens=3)
+    np.testing.assert_allclose(drawn.safe_prob, [0.95, 0.05])
+    data = make_teacher_data(tiny_model, drawn, max_tokens=3, with_hidden=False)
+    texts = "<|im_start|>system\nBe calm.<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert [*data.head, *data.prompts[0]] == tokenizer.encode(texts, control=True)
+    assert [*data.head, *data.prompts[1]] == [*tokenizer.chat_parts.head, *tokenizer.encode_prompts(["the user"])[0]]
+    for placement in ("after_bos", "system"):
+        adapter = SoftPrompt(jnp.zeros((2, 16)), placement)
+        with pytest.raises(ConfigError, match="have no place in a chat with a system message of its own"):
+            head_of(tiny_model, adapter, data.head)
 
 
 def test_a_stopped_alignment_continues_to_the_same_bits(tiny_model, aligned, tmp_path, monkeypatch):

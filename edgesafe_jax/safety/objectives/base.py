@@ -15,6 +15,7 @@ from edgesafe_jax import losses
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards.verdicts import Guard
 from edgesafe_jax.losses.divergences import Divergence
+from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.batches import BatchOrder
@@ -167,7 +168,7 @@ class BatchSource:
       data: rows of the gated teacher.
       order: row numbers of each step.
       guard: for objectives that need a reward.
-      texts: the user texts of the prompts of `data`, for objectives that sample.
+      texts: the prompts of `data` as texts or chats, for objectives that sample.
       max_tokens: longest answer of the student, for objectives that sample.
       seed: of that sampling.
       needs: those of the whole objective, of which `Objective.batches` may be one term.
@@ -178,7 +179,7 @@ class BatchSource:
     data: TeacherData
     order: BatchOrder
     guard: Guard | None = None
-    texts: Sequence[str] = ()
+    texts: Sequence[str | Chat] = ()
     max_tokens: int = 40
     seed: int = 0
     needs: Needs = Needs()

@@ -129,7 +129,7 @@ class OnPolicyDistillation(TokenObjective):
                 max_tokens=data.max_tokens,
                 prefixes=source.prefixes(np.where(refuses, prompts, -1), step),
             )
-            hidden, log_prob = along(source.model, batch)
+            hidden, log_prob = along(source.model, batch, head=source.data.head)
             given = [np.asarray(each) for each in batch.certainty()]
             scores = posterior_of_refusal(batch, log_prob, data.refusal)
             certain, token = (np.where(sampled[:, None], *pair) for pair in zip(scores, given, strict=True))

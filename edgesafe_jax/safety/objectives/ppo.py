@@ -129,7 +129,7 @@ class PPO(Objective):
 
     def _rollouts(self, source: BatchSource, adapter: Adapter, own: PyTree, step: int) -> RolloutBatch:
         batch = sampled_rows(source, adapter, source.data.sample[source.order(step)], step)
-        hidden, log_prob = along(source.model, batch, adapter)
+        hidden, log_prob = along(source.model, batch, adapter, head=source.data.head)
         where = jnp.asarray(batch.outcome_where)
         gap = losses.kl_penalty(log_prob=log_prob, reference_log_prob=batch.reference_log_prob, where=where)
         last = np.arange(where.shape[1])[None] == np.sum(batch.outcome_where, axis=1)[:, None] - 1

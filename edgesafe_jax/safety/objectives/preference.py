@@ -82,7 +82,7 @@ class DPO(Objective):
                 max_tokens=data.max_tokens,
                 prefixes=[prefix for prefix in begun for _ in range(2)],
             )
-            _, log_prob = along(source.model, batch)
+            _, log_prob = along(source.model, batch, head=source.data.head)
             return PairBatch(**vars(batch), reference_log_prob=log_prob.sum(axis=1))
 
         return pairs

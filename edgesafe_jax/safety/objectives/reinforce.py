@@ -52,7 +52,7 @@ def sampled_rows(source: BatchSource, adapter: Adapter, prompts: np.ndarray, ste
         weight=everything,
         max_tokens=source.max_tokens,
     )
-    hidden, log_prob = along(source.model, batch)
+    hidden, log_prob = along(source.model, batch, head=source.data.head)
     if source.needs.teacher_hidden:
         batch = batch.replace(teacher_hidden=hidden)  # type: ignore[attr-defined]
     return SampledBatch(**vars(batch), reward=reward, reference_log_prob=log_prob)

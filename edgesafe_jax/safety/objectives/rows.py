@@ -11,6 +11,7 @@ import numpy as np
 from edgesafe_jax import losses, parallel
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards.verdicts import checked
+from edgesafe_jax.models.chats import flat_text
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel
@@ -88,18 +89,21 @@ def _along(
     return hidden, log_prob
 
 
-def along(model: LanguageModel, batch: TeacherBatch, adapter: Adapter | None = None) -> tuple[np.ndarray, np.ndarray]:
+def along(
+    model: LanguageModel, batch: TeacherBatch, adapter: Adapter | None = None, *, head: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Runs a model along the outcomes of rows, without a gradient.
 
     Args:
       model: the frozen language model.
       batch: B rows.
       adapter: on the model, or None for the base model.
+      head: what the chats begin with, see `TeacherData.head`; None for the head of one-turn chats.
 
     Returns:
       The hidden states that predict each token, `[B, O, D]` float32, and the log-probabilities of the tokens, `[B, O]`.
     """
-    head = jnp.array(head_of(model, adapter))
+    head = jnp.array(head_of(model, adapter, head))
     hidden, log_prob = _along(model.decoder, model.params, adapter, head, batch)
     return np.asarray(hidden, np.float32), np.asarray(log_prob)
 
@@ -147,5 +151,5 @@ def reward_of(source: BatchSource, prompts: np.ndarray, answers: Generation) -> 
     """
     if source.guard is None:
         raise ConfigError("The objective rewards answers by a guard: expected one in BatchSource.guard.")
-    unsafe = checked(source.guard)([source.texts[int(number)] for number in prompts], answers.texts)
+    unsafe = checked(source.guard)([flat_text(source.texts[int(number)]) for number in prompts], answers.texts)
     return np.asarray(1.0 - unsafe, np.float32)
