@@ -56,6 +56,8 @@ def test_it_opens_on_what_the_teacher_refuses(tiny_model, gated, examples):
     assert opened[: len(HARMFUL)].all()
     assert not opened[len(HARMFUL) :].any()
     assert gated.parts[0].opens(tiny_model, PROMPTS).tolist() == OPEN.tolist()
+    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
+    assert gated.parts[0].opens(tiny_model, chats).tolist() == OPEN.tolist()
 
 
 def test_closed_prompts_run_the_untouched_model_in_a_mixed_batch(tiny_model, gated):
