@@ -1,6 +1,8 @@
 r"""Benchmarks: `python -m launch.bench --suite=NAME [--workdir=DIR]`, with a name of `SUITES`.
 
-`planner_learned` and `planner_brax` are batches of problems; `large` is a 1B model, for accelerators.
+`planner_learned` and `planner_brax` are batches of problems; `large` is a 1B model, for accelerators; `all` runs those
+with peers and prints ratios alone. `XLA_FLAGS=--xla_cpu_max_isa=AVX2` limits the instructions that XLA compiles to, not
+those of the library kernels with which it multiplies matrices.
 
 Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured
 in the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
@@ -13,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from edgesafe_jax.benchmarks import align, batches, generation, guards, kills, large, offline_rl, planner
+from edgesafe_jax.benchmarks import align, batches, everything, generation, guards, kills, large, offline_rl, planner
 from edgesafe_jax.benchmarks.harness import machine
 from edgesafe_jax.benchmarks.offline_rl_peers import PEERS
 from edgesafe_jax.exporting import device
@@ -34,6 +36,7 @@ SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "planner_brax": batches.run_brax,
 }
 """The suites by name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
+SUITES["all"] = lambda: everything.run({name: SUITES[name] for name in everything.SUITES})
 
 
 def define_flags() -> None:

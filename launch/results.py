@@ -2,7 +2,7 @@ r"""Writes the page of measured results and README's table from the files of con
 
     python -m launch.results                             writes configs/RESULTS.md and the table in README.md
     python -m launch.results --check                     exits with status 1 if they disagree with the files
-    python -m launch.results --add WORKDIR [--name NAME] makes configs/results/NAME.json of a finished run
+    python -m launch.results --add WORKDIR [--name NAME] makes configs/results/NAME.json of a finished run or benchmark
     python -m launch.results --picture                   draws configs/results/overview.png
 
 Call `--add` on the machine and at the commit of the run. A file that exists keeps its title, notes and headlines.
@@ -53,6 +53,11 @@ def _arguments(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _add(workdir: str, name: str | None, folder: Path) -> Path:
+    if benches := sorted(Path(workdir).glob("bench_*.json")):
+        measured = results.benchmark_fields(benches[0], ROOT)
+        path = folder / f"{name or benches[0].stem}.json"
+        new = {"title": f"{path.stem}: a run of launch.bench", "room": "performance", "notes": measured.pop("notes")}
+        return _write(path, new, measured)
     config, summary = workdirs.read_config(workdir), workdirs.read_summary(workdir)
     stem, arguments = _arguments(config)
     path = folder / f"{name or stem}.json"
@@ -60,6 +65,11 @@ def _add(workdir: str, name: str | None, folder: Path) -> Path:
     command = f"python -m launch.{launcher} {arguments} --workdir=DIR"
     measured = results.environment(ROOT) | {"command": command, "numbers": results.numbers_from_summary(summary)}
     new = {"title": f"{path.stem}: a run of configs/{stem}.py", "room": ROOMS.get(config["task"], room)}
+    return _write(path, new, measured)
+
+
+def _write(path: Path, new: Mapping[str, Any], measured: Mapping[str, Any]) -> Path:
+    """A file that exists keeps what `new` has."""
     old = results.read_result(path) if path.exists() else None
     results.write_result(path, dataclasses.replace(old, **measured) if old else results.Result(**new, **measured))
     return path

@@ -28,6 +28,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,8 +48,12 @@ ROOMS: dict[str, str] = {
     "offline_rl": "Offline RL",
     "dynamics": "Tests of symmetries",
     "planning": "Planning",
+    "performance": "Performance",
 }
 """The parts of the results page, in order, and their titles."""
+
+MACHINE = ("device", "num_devices", "cpu_count", "platform", "isa", "xla_flags", "load_before")
+"""What a benchmark says of its machine beside the versions of packages."""
 
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "mujoco", "brax")
 MAX_HEADLINES = 12
@@ -301,6 +306,37 @@ def numbers_from_summary(summary: Mapping[str, Any]) -> tuple[Number, ...]:
         for name, value in found.items()
         if name not in ends
     )
+
+
+def benchmark_fields(file: str | os.PathLike[str], checkout: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the fields of a results file, without its title, for what a suite of `launch.bench` wrote.
+
+    Args:
+      file: `bench_SUITE.json`.
+      checkout: folder of the git checkout.
+
+    Returns:
+      `command`, `commit`, `date`, `device`, `isa`, `versions`, `notes` and `numbers`.
+
+    Raises:
+      ConfigError: the file is no such file.
+    """
+    path = Path(file)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        machine, values = dict(content["machine"]), dict(content["values"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: expected what launch.bench --workdir writes, a machine and values.") from error
+    flags = f"XLA_FLAGS={shlex.quote(machine['xla_flags'])} " if machine.get("xla_flags") else ""
+    suite = path.stem.removeprefix("bench_")
+    versions = {name: version for name, version in machine.items() if name not in MACHINE}
+    return environment(checkout) | {
+        "command": f"{flags}python -m launch.bench --suite={suite} --workdir=DIR",
+        "isa": machine.get("isa"),
+        "versions": versions,
+        "notes": (f"Load average before the run: {machine.get('load_before', math.nan):.2f}.",),
+        "numbers": numbers_from_summary(values),
+    }
 
 
 def results_page(results: Mapping[str, Result]) -> str:

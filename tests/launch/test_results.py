@@ -71,6 +71,22 @@ def test_a_run_is_taken_in_with_the_command_that_makes_it(checkout, monkeypatch)
     assert "my_run" in (checkout / "configs" / "RESULTS.md").read_text()
 
 
+def test_a_benchmark_is_taken_in_with_its_machine(checkout, monkeypatch, capsys):
+    machine = {"device": "cpu", "isa": "avx2", "xla_flags": "--xla_cpu_max_isa=AVX2", "load_before": 0.5, "jax": "9.9"}
+    values = {"align/step/ratio": 0.4, "align/step/ratio_low": 0.3, "align/step/ratio_high": 0.5}
+    run = checkout / "run"
+    run.mkdir()
+    workdirs.write_json(run / "bench_all.json", {"machine": machine, "rows": [], "values": values})
+    cli.run(monkeypatch, results, f"--add={run}", "--name=performance")
+    result = files.read_result(checkout / "configs" / "results" / "performance.json")
+    assert result.command == ("XLA_FLAGS=--xla_cpu_max_isa=AVX2 python -m launch.bench --suite=all --workdir=DIR")
+    assert (result.room, result.isa, result.versions) == ("performance", "avx2", {"jax": "9.9"})
+    assert result.notes == ("Load average before the run: 0.50.",)
+    assert result.numbers == (files.Number("align/step/ratio", 0.4, 0.3, 0.5),)
+    (run / "bench_all.json").write_text("[]")
+    assert "bench_all.json: expected what" in cli.refused(monkeypatch, capsys, results, f"--add={run}")
+
+
 def test_a_run_that_replaces_a_file_keeps_its_words(checkout, monkeypatch):
     path = checkout / "configs" / "results" / "plan_ablation.json"
     before = files.read_result(path)
