@@ -17,6 +17,7 @@ from edgesafe_jax.fields import check_fields
 from edgesafe_jax.guards import named
 from edgesafe_jax.guards.probe import load_sentence_encoder
 from edgesafe_jax.guards.verdicts import Guard, judged_once
+from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.parallel import is_main_process, main_process_first
 from edgesafe_jax.safety import evaluation, judging, report, requested, settings, training
@@ -122,8 +123,8 @@ def training_data(config: Config) -> TrainingData:
     return TrainingData(data["path"], data["column"], data["label_column"], **counts)
 
 
-def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str], list[str]]:
-    """Chooses the prompts of a config: N texts, and N labels."""
+def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str | Chat], list[str]]:
+    """Chooses the prompts of a config: N texts or chats, and N labels."""
     split = dataclasses.replace(requested.data_split(config), seed=int(config["seed"]))
     return choose(training_data(config), split, lambda text: len(model.tokenizer.encode(text)))
 

@@ -18,7 +18,7 @@ import numpy as np
 from edgesafe_jax.adapters.kind import AdapterKind, Cost, Examples, Option
 from edgesafe_jax.adapters.states import check_layers, prompt_states
 from edgesafe_jax.errors import NON_NEGATIVE, POSITIVE, POSITIVE_COUNT, ConfigError, lookup
-from edgesafe_jax.models.chats import check_chats
+from edgesafe_jax.models.chats import Chat, check_chats
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.typing import Adapter, Array, PRNGKey
@@ -87,8 +87,8 @@ def init_steering(
 def contrastive_steering(
     model: LanguageModel,
     *,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: Sequence[str | Chat],
+    harmless: Sequence[str | Chat],
     layers: Sequence[int] = (),
     contrast: float = 1.0,
 ) -> Steering:
@@ -98,7 +98,7 @@ def contrastive_steering(
 
     Args:
       model: the frozen language model.
-      harmful: prompts that are to be refused.
+      harmful: prompts that are to be refused, texts or chats.
       harmless: prompts that are to be answered.
       layers: numbers of the layers, counted from 0; none for the middle one.
       contrast: c.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.system import SafeSystem
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def shared_teacher(
-    system: SafeSystem, prompts: Sequence[str], labels: Sequence[str], folder: Path, options: TeacherOptions
+    system: SafeSystem, prompts: Sequence[str | Chat], labels: Sequence[str], folder: Path, options: TeacherOptions
 ) -> Teacher:
     """Makes the teacher of a run, or reads the one that another run with the same teacher has made.
 

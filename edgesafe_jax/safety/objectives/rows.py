@@ -103,8 +103,8 @@ def along(
     Returns:
       The hidden states that predict each token, `[B, O, D]` float32, and the log-probabilities of the tokens, `[B, O]`.
     """
-    head = jnp.array(head_of(model, adapter, head))
-    hidden, log_prob = _along(model.decoder, model.params, adapter, head, batch)
+    placed = jnp.array(head_of(model, adapter, head))
+    hidden, log_prob = _along(model.decoder, model.params, adapter, placed, batch)
     return np.asarray(hidden, np.float32), np.asarray(log_prob)
 
 
