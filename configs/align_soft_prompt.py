@@ -223,7 +223,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # the guard has spoken
     config.data = ml_collections.ConfigDict()
     config.data.path = ""  # JSON lines of one's own prompts, which replace the packaged ones and their mixtures
-    config.data.column = "prompt"  # of the text
+    config.data.column = "prompt"  # of the text, or of a chat: a list of messages with role and content
     config.data.label_column = ""  # of labels, whose answered prompts share a batch evenly; empty for one group
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
