@@ -47,9 +47,9 @@ def test_texts_and_labels_are_read_in_order_and_a_repeated_text_counts_once(tmp_
             "the last the user's",
         ),
         ('{"prompt": [{"role": "user", "content": " "}]}', {}, "line 1: prompt is ' '"),
-        ("[1]", {}, "line 1 is a list: expected a JSON object"),
-        ("{", {}, "line 1 is no JSON"),
-        (b"\xff{}", {}, "line 1 is no JSON in UTF-8"),
+        ("[1]", {}, "line 1: expected a JSON object, got list"),
+        ("{", {}, "line 1: not valid JSON"),
+        (b"\xff{}", {}, "line 1: not UTF-8 text"),
         ("\n", {}, "has no rows"),
     ],
 )

@@ -3,13 +3,13 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 import yaml
 
 from edgesafe_jax import assets
-from edgesafe_jax.corpora.files import read_csv, read_jsonl
+from edgesafe_jax.corpora.files import json_lines, read_csv, read_jsonl
 from edgesafe_jax.corpora.records import CorpusError, Label, MissingCorpusError, Prompt, ScoredPair
 from edgesafe_jax.errors import lookup
 
@@ -360,26 +360,17 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
             f"There is no prompt file {path}; expected a JSONL file or one of {', '.join(sorted(PROMPT_SETS))}."
         )
     prompts: list[Prompt] = []
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            try:
-                prompts.append(_parse_prompt(line, path.stem))
-            except ValueError as error:
-                raise CorpusError(f"{path}, line {number}: {error}") from None
+    for number, row in json_lines(path.read_bytes(), path):
+        try:
+            prompts.append(_parse_prompt(row, path.stem))
+        except CorpusError as error:
+            raise CorpusError(f"{path}, line {number}: {error}") from None
     if not prompts:
         raise CorpusError(f'{path} has no prompts; expected lines such as {{"prompt": "...", "label": "benign"}}.')
     return prompts
 
 
-def _parse_prompt(line: bytes, source: str) -> Prompt:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"not UTF-8 text ({error})") from None
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"not valid JSON ({error.msg}, column {error.colno})") from None
-    if not isinstance(row, dict):
-        raise CorpusError(f"expected a JSON object, got {type(row).__name__}")
+def _parse_prompt(row: Mapping[str, Any], source: str) -> Prompt:
     before: tuple[tuple[str, str], ...] = ()
     if "messages" in row and "prompt" not in row:
         before, row = parse_chat(row["messages"]), {**row, "prompt": row["messages"][-1]["content"]}

@@ -1,10 +1,10 @@
 """A user's own prompts: JSON lines with a column of texts or chats and, where wanted, one of labels."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from edgesafe_jax.corpora.files import json_lines
 from edgesafe_jax.corpora.prompts import parse_chat
 from edgesafe_jax.corpora.records import CorpusError, MissingCorpusError, Prompt
 
@@ -40,10 +40,7 @@ def read_rows(
         raise MissingCorpusError(f"There is no file {path}: expected JSON lines with a field {column!r}.")
     found: dict[tuple[Any, str], Prompt] = {}
     first: dict[str, Any] | None = None
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        row = _parse(line, f"{path}, line {number}")
+    for number, row in json_lines(path.read_bytes(), path):
         if first is None:
             first = row
             for name in filter(None, (column, label_column)):
@@ -66,13 +63,3 @@ def read_rows(
     if not found:
         raise CorpusError(f'{path} has no rows: expected lines such as {{"{column}": "How do I bake bread?"}}.')
     return list(found.values())
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except ValueError as error:
-        raise CorpusError(f"{where} is no JSON in UTF-8 ({error}).") from None
-    if not isinstance(row, dict):
-        raise CorpusError(f"{where} is a {type(row).__name__}: expected a JSON object.")
-    return row

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgesafe_jax.corpora.files import json_lines
 from edgesafe_jax.corpora.records import CorpusError, MissingCorpusError
 from edgesafe_jax.errors import shortened
 
@@ -82,18 +83,7 @@ def _parse(text: str, suffix: str, path: str | os.PathLike[str]) -> list[Row]:
         if not isinstance(whole, list) or not all(isinstance(row, dict) for row in whole):
             raise CorpusError(f"{path}: expected a JSON list of objects.")
         return whole
-    rows: list[Row] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}).") from None
-        if not isinstance(row, dict):
-            raise CorpusError(f"{path}, line {number}: expected a JSON object, got {shortened(line)}.")
-        rows.append(row)
-    return rows
+    return [row for _, row in json_lines(text.encode("utf-8"), path)]
 
 
 def as_text(row: Row, column: str, path: str | os.PathLike[str], number: int) -> str:
