@@ -250,6 +250,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.final_learning_rate = 0.1  # as a fraction of the peak, at the end of a cosine
     config.clip_norm = 1.0
     config.average_from = 0.7  # the adapter that is stored is the mean over the steps after this fraction of the run
+    config.parallel = ml_collections.ConfigDict({"fsdp": 1, "tensor": 1})  # devices that share one copy of the model
+    config.wandb = ""  # project of Weights & Biases that metrics are logged to, with the extra `wandb`; empty for none
     config.log_every = 5
     config.save_every = 50
 

@@ -19,12 +19,13 @@ from edgesafe_jax.guards.probe import load_sentence_encoder
 from edgesafe_jax.guards.verdicts import Guard, judged_once
 from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.parallel import is_main_process, main_process_first
+from edgesafe_jax.parallel import Layout, is_main_process, main_process_first, make_mesh
 from edgesafe_jax.safety import evaluation, judging, report, requested, settings, training
 from edgesafe_jax.safety.shared import keep_answers
 from edgesafe_jax.safety.system import SafeSystem, sharpened
 from edgesafe_jax.safety.training_data import TrainingData, choose, even_mining
 from edgesafe_jax.training import open_workdir, read_metrics
+from edgesafe_jax.training.metric_writers import check_wandb
 from edgesafe_jax.training.precision import keep_precision
 from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Adapter
@@ -64,10 +65,6 @@ def check(config: Config) -> settings.AlignSettings:
         requested.evaluation_settings(config)
         requested.data_split(config)
         corpora.read_files(config["evaluation"]["files"])
-    if jax.process_count() > 1 and int(config["batch_size"]) % jax.device_count():
-        raise ConfigError(
-            f"config.batch_size={config['batch_size']}: expected a multiple of the {jax.device_count()} devices."
-        )
     chosen = settings.MiningSettings(**mining)
     groups, mixture = training_data(config).groups(), data["mixture"]
     if data["path"]:
@@ -80,8 +77,11 @@ def check(config: Config) -> settings.AlignSettings:
     given: dict[str, Any] = {name: config[name] for name in names}
     given |= {"num_held_out": data["num_held_out"], "mixture": mixture, "mining": chosen}
     with _named("config."):
+        given["parallel"] = Layout(**config["parallel"])
         found = settings.AlignSettings(**given)
         training.check_groups(found, groups)
+        make_mesh(found.parallel, batch_size=found.batch_size)
+        check_wandb(found.wandb)
     return found
 
 
@@ -147,7 +147,7 @@ def train(config: Config, workdir: str | Path, *, shared: Path | None = None) ->
     adapter = make_adapter(config, model)
     chosen = training_prompts(config, model)
     with main_process_first("alignment/workdir"):
-        workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
+        workdir = open_workdir(workdir, config, ignore=(*training.UNBOUND, "evaluation"))
         if config["matmul_dtype"] == "auto":
             keep_precision(model, workdir)
     identity = named.guard_identity(config["guard"], guard)

@@ -17,7 +17,7 @@ from edgesafe_jax import assets
 from edgesafe_jax.benchmarks.compilation import keep_compiled, profiled
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.models.loading import LanguageModel, load_model
-from edgesafe_jax.parallel import check_platform, initialize_multihost
+from edgesafe_jax.parallel import Layout, check_platform, initialize_multihost, make_model_mesh
 from edgesafe_jax.training import check_folder
 from edgesafe_jax.training.precision import with_kept_precision
 from .errors import reported
@@ -61,7 +61,7 @@ def template_variables(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_config_model(config: Mapping[str, Any], workdir: str | Path) -> LanguageModel:
-    """Loads the language model of a config: its `model`, `quantization`, `matmul_dtype` and `template_variables`.
+    """Loads the model of a config: `model`, `quantization`, `matmul_dtype`, `template_variables` and `parallel`.
 
     Args:
       config: of the run.
@@ -72,7 +72,8 @@ def load_config_model(config: Mapping[str, Any], workdir: str | Path) -> Languag
     """
     name = config["matmul_dtype"]
     dtype = lookup(MATMUL_DTYPES, name, "config.matmul_dtype")
-    model = load_model(config["model"], matmul_dtype=dtype, quantization=config.get("quantization") or None)
+    mesh = make_model_mesh(Layout(**config.get("parallel", {})))
+    model = load_model(config["model"], matmul_dtype=dtype, quantization=config.get("quantization") or None, mesh=mesh)
     if name == "auto":
         model = with_kept_precision(model, workdir)
     tokenizer = model.tokenizer

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from edgesafe_jax import parallel
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.parallel import initialize_multihost, make_data_mesh, replicate, shard_batch
+from edgesafe_jax.parallel import Layout, initialize_multihost, make_data_mesh, make_mesh, replicate, shard_batch
 from tests import multihost_run
 from tests.processes import run_connected
 
@@ -107,7 +107,74 @@ def test_sharded_gradient_step_equals_the_step_on_one_device(num_devices):
     ],
 )
 def test_clusters_are_told_from_single_machines(environment, expected):
-    assert parallel._is_cluster(environment) is expected
+    assert parallel.hosts.is_cluster(environment) is expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, True),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1"}, True),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, False),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False),
+    ],
+)
+def test_one_process_on_each_host_takes_all_its_devices(environment, expected):
+    assert parallel.hosts.is_alone_on_host(environment) is expected
+
+
+def test_open_mpi_tells_the_numbers_and_asks_for_the_address(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
+    for name, value in {"SIZE": "4", "RANK": "3", "LOCAL_SIZE": "1"}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    with pytest.raises(parallel.MultihostError, match="Open MPI does not tell the address of process 0: set JAX_COORD"):
+        initialize_multihost()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:34564")
+    initialize_multihost()
+    ((args, options),) = calls
+    assert args == ("localhost:34564", 4, 3)
+    assert options["local_device_ids"] == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "batch_size", "message"),
+    [
+        (Layout(fsdp=4, tensor=4), None, r"parallel.fsdp=4 x parallel.tensor=4 needs 16 devices; there are 8 \(cpu\)"),
+        (Layout(fsdp=4), 6, "batch_size=6: expected a multiple of parallel.fsdp=4"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(layout, batch_size, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(layout, batch_size=batch_size)
+    with pytest.raises(ConfigError, match=r"parallel\.tensor=0"):
+        Layout(tensor=0)
+
+
+def test_copies_take_as_many_devices_as_divide_the_batch():
+    assert dict(make_mesh(Layout(fsdp=2), batch_size=6).shape) == {"data": 1, "fsdp": 2, "tensor": 1}
+    assert dict(make_mesh(Layout(fsdp=2), batch_size=8).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert dict(make_mesh(Layout(tensor=3)).shape) == {"data": 2, "fsdp": 1, "tensor": 3}
+    mesh = make_mesh(Layout(fsdp=2, tensor=2))
+    rows = shard_batch(np.zeros((8, 2)), mesh)
+    assert {shard.data.shape for shard in rows.addressable_shards} == {(2, 2)}  # the same rows on two devices
+
+
+def test_processes_hold_whole_copies(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    with pytest.raises(ConfigError, match="needs 8 devices; there are 4 in each process"):
+        make_mesh(Layout(fsdp=8))
+    with pytest.raises(ConfigError, match=r"batch_size=12: expected a multiple of 8, .* \(8 devices, tensor=1\)"):
+        make_mesh(Layout(fsdp=2), batch_size=12)
+
+
+def test_each_process_plans_on_its_own_devices(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    assert parallel.pmap_problems(lambda x: 2 * x)(jnp.arange(4.0)).tolist() == [0, 2, 4, 6]
 
 
 def test_one_machine_is_left_alone(monkeypatch):

@@ -16,14 +16,16 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.models.attention import Attention, causal_mask
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.layers import FeedForward, add_bias, make_norm, softcap, weight
 from edgesafe_jax.models.matmul import matmul
-from edgesafe_jax.models.quantised import look_up
+from edgesafe_jax.models.quantised import QuantizedMatrix, look_up
 from edgesafe_jax.models.rope import View, make_views
+from edgesafe_jax.models.sharding import constrain
 from edgesafe_jax.typing import IN_FRONT, Adapter, Array, LowRank, Params
 
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -66,6 +68,7 @@ class Block(nn.Module):
 
     config: DecoderConfig
     matmul_dtype: jnp.dtype
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(
@@ -90,6 +93,7 @@ class Block(nn.Module):
         x = x + self._added(fed, "mlp_post_norm")
         if (steering := changes.get("output")) is not None:
             x = add_bias(x, steering)
+        x = constrain(x, self.mesh, "batch", None, None)
         return x, (key_values, x)
 
     def _normed(self, x: Array, name: str) -> Array:
@@ -119,11 +123,13 @@ class Decoder(nn.Module):
       config: sizes and constants.
       dtype: dtype of activations; norms, softmax and attention scores are float32.
       matmul_dtype: dtype of the factors of matrix products, see `matmul`; None for that of the activations.
+      mesh: devices over which parameters and activations are split, see `models.sharding`; None for one.
     """
 
     config: DecoderConfig
     dtype: jnp.dtype = FLOAT32
     matmul_dtype: jnp.dtype | None = None
+    mesh: Mesh | None = None
 
     def setup(self):
         """Declares embedding tables, layers, final norm and head."""
@@ -139,7 +145,7 @@ class Decoder(nn.Module):
             out_axes=0,
             length=c.num_layers,
         )
-        self.layers = scanned(c, self.factors_dtype)
+        self.layers = scanned(c, self.factors_dtype, self.mesh)
         self.final_norm = make_norm(c)
         if not c.tie_embeddings:
             self.head = weight(self, "head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
@@ -163,11 +169,14 @@ class Decoder(nn.Module):
     def logits(self, hidden: Array) -> Array:
         """Maps hidden states `[..., D]` to float32 logits `[..., V]`."""
         head = self.embedding if self.config.tie_embeddings else self.head
+        if not isinstance(head, QuantizedMatrix):
+            head = constrain(head, self.mesh, *(("vocab", None) if self.config.tie_embeddings else (None, "vocab")))
         # As float32 from here on, so that low-precision factors have a float32 result.
         hidden = hidden.astype(self.dtype).astype(jnp.float32)
         logits = matmul(hidden, head, dtype=self.factors_dtype, transposed=self.config.tie_embeddings)
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
+        logits = constrain(logits, self.mesh, "batch", *(None,) * (logits.ndim - 2), "vocab")
         return softcap(logits, self.config.logit_softcap)
 
     def __call__(
@@ -261,6 +270,7 @@ class Decoder(nn.Module):
         )
         past_arrays = tuple((b.keys.astype(self.dtype), b.values.astype(self.dtype)) for b in past)
         changes = {**of_adapter.get("low_rank", {}), **_given(output=of_adapter.get("steering"))}
+        embeddings = constrain(embeddings, self.mesh, "batch", None, None)
         x, ((keys, values), layer_hidden) = self.layers(embeddings, past_arrays, changes, kinds, views)
         if prefix is not None:
             keys, values = (_joined(*pair) for pair in zip(past_arrays[0], (keys, values), strict=True))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
+from edgesafe_jax.models.sharding import constrain
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
 _BLOCK = 256  # of the vocabulary, in `_argmax` and `_sample`
@@ -128,6 +129,7 @@ def empty_slots(
     """B = `num` slots without an answer, of `size` positions each."""
     c = decoder.config
     cache = jnp.zeros((c.num_layers, num, c.num_kv_heads, size, c.head_dim), decoder.dtype)
+    cache = constrain(cache, decoder.mesh, None, "batch", "kv_heads", None, None)
     zeros = jnp.zeros((num,), jnp.int32)
     return Slots(
         keys=cache,

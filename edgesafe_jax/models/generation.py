@@ -185,7 +185,7 @@ def generate(
     finite = np.ones(len(rows), bool)
     hidden = np.zeros((len(rows), max_tokens, model.config.embed_dim), np.float32) if keep_hidden else None
     done, started = 0, time.monotonic()
-    for finished in _side_by_side([run.answers(stream) for stream in run.streams()]):
+    for finished in _side_by_side([run.answers(stream) for stream in run.streams()], run.in_threads):
         for index, answer, states, good in finished:
             finite[index] = good
             if hidden is not None:
@@ -264,6 +264,11 @@ class _Run:
     keep_hidden: bool
     batch_size: int
 
+    @property
+    def in_threads(self) -> bool:
+        """Whether two streams run at a time: on one CPU device; collectives of two programs would block each other."""
+        return jax.default_backend() == "cpu" and self.model.mesh is None
+
     @functools.cached_property
     def num_forced(self) -> int:
         return min(bucket_length(max(map(len, self.forced))), self.max_tokens) if any(self.forced) else 0
@@ -284,7 +289,7 @@ class _Run:
             group.append(row)
             if number < len(order) and (len(group) < self.batch_size or self.size(row) == self.size(order[number])):
                 continue
-            halve = len(group) > self.batch_size and jax.default_backend() == "cpu"
+            halve = len(group) > self.batch_size and self.in_threads
             streams += [group[::2], group[1::2]] if halve else [group]
             group = []
         return streams
@@ -343,9 +348,9 @@ class _Run:
         return Prompts(tokens, where, forced, begin.sum(axis=1, dtype=np.int32), self.keys[np.array(rows)])
 
 
-def _side_by_side(streams: Sequence[Iterator[list[_Answer]]]) -> Iterator[list[_Answer]]:
-    """What the streams yield; on CPU two of them run at a time. None goes on when the caller stops."""
-    if len(streams) == 1 or jax.default_backend() != "cpu":
+def _side_by_side(streams: Sequence[Iterator[list[_Answer]]], in_threads: bool) -> Iterator[list[_Answer]]:
+    """What the streams yield; in threads, two of them run at a time. None goes on when the caller stops."""
+    if len(streams) == 1 or not in_threads:
         for stream in streams:
             yield from stream
         return

@@ -9,17 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from edgesafe_jax import assets
 from edgesafe_jax.errors import ConfigError, Range, lookup
 from edgesafe_jax.models.converted import hash_gguf, load_gguf
 from edgesafe_jax.models.decoder import FLOAT32, Decoder
 from edgesafe_jax.models.decoder_config import DecoderConfig
-from edgesafe_jax.models.directories import read_directory
+from edgesafe_jax.models.directories import config_from_hf, read_directory, read_settings
 from edgesafe_jax.models.families import LoadingError
 from edgesafe_jax.models.gguf_files import read_gguf
 from edgesafe_jax.models.matmul import pack_bfloat16, unpack_bfloat16
 from edgesafe_jax.models.quantised import QuantizedMatrix, to_int8
+from edgesafe_jax.models.sharding import check_mesh, path_name, put
 from edgesafe_jax.models.tokenization import ChatTokenizer
 from edgesafe_jax.typing import Array, Params
 
@@ -42,6 +44,7 @@ class LanguageModel:
       dtype: dtype of activations.
       matmul_dtype: dtype of the factors of matrix products; None for that of the activations.
       decoding_dtype: the same while answers are generated; None for `matmul_dtype`.
+      mesh: devices over which the parameters are split, see `models.sharding`; None for one device.
     """
 
     name: str
@@ -52,11 +55,12 @@ class LanguageModel:
     dtype: jnp.dtype = FLOAT32
     matmul_dtype: jnp.dtype | None = None
     decoding_dtype: jnp.dtype | None = None
+    mesh: Mesh | None = dataclasses.field(default=None, repr=False)
 
     @functools.cached_property
     def decoder(self) -> Decoder:
         """The module whose parameters these are."""
-        return Decoder(self.config, self.dtype, self.matmul_dtype)
+        return Decoder(self.config, self.dtype, self.matmul_dtype, self.mesh)
 
     @functools.cached_property
     def for_decoding(self) -> "LanguageModel":
@@ -74,6 +78,7 @@ def load_model(
     template_variables: Mapping[str, Any] | None = None,
     max_context: int | None = None,
     quantization: str | None = None,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
     """Loads a frozen language model with its tokenizer.
 
@@ -93,12 +98,14 @@ def load_model(
       quantization: None for floats; "keep" for the quantised matrices of a GGUF file as they are, the same numbers in
         the file's bits; "int8" for 8 bits and one scale per output. The products make floats of one layer's matrix, or
         of a block of rows, at a time. An adapter that is trained so is trained on what a device with that file runs.
+      mesh: devices over which the parameters are split, such as `parallel.make_model_mesh` makes; every part is put
+        straight onto its devices. None for the default device.
 
     Returns:
       The model.
 
     Raises:
-      ConfigError: a context below 1, or beyond the model's.
+      ConfigError: a context below 1, or beyond the model's; or sizes that the mesh does not divide.
       LoadingError: a damaged or unsupported file; the message names the tensor.
       edgesafe_jax.assets.AssetError: nothing is found under `spec`, or it cannot be fetched.
     """
@@ -113,7 +120,9 @@ def load_model(
     elif source.kind == "gguf":
         config, params, tokenizer, digest = load_gguf(path)
     else:
+        check_mesh(config_from_hf(read_settings(path) | {"max_context": max_context}), mesh)
         config, params, tokenizer, digest = read_directory(path, max_context=max_context)
+    check_mesh(config, mesh)
     if max_context is not None and max_context != config.max_context:
         config, params = _with_context(config, params, max_context)
     if tokenizer.max_id >= config.vocab_size:
@@ -124,7 +133,7 @@ def load_model(
     if source.chat_template:
         tokenizer = tokenizer.with_template(source.chat_template)
     tokenizer = tokenizer.with_variables(template_variables)
-    model = LanguageModel(spec, config, params, tokenizer, digest)
+    model = LanguageModel(spec, config, params, tokenizer, digest, mesh=mesh)
     if quantization == "int8":
         digest = hashlib.sha256(f"{digest} int8".encode()).hexdigest()
         model = dataclasses.replace(model, params=to_int8(params), hash=digest)
@@ -160,13 +169,20 @@ def with_precision(
     packed = matrices == jnp.bfloat16 and matrices != dtype
 
     def convert(path: tuple[Any, ...], leaf: Array | QuantizedMatrix) -> Array | QuantizedMatrix:
+        place = functools.partial(put, path_name(path), leaf, model.mesh)
         if isinstance(leaf, QuantizedMatrix):
-            return jax.tree.map(jnp.asarray, leaf)
+            return jax.tree_util.tree_map_with_path(
+                lambda part, array: put(path_name((*path, *part)), array, model.mesh, jnp.asarray), leaf
+            )
         in_layers = path[0].key == "layers"
         if leaf.ndim == (2 if in_layers else 1):  # a vector: a norm's scale, or a bias
-            return jnp.asarray(leaf, dtype=dtype)
-        matrix = unpack_bfloat16(jnp.asarray(leaf)).astype(matrices)
-        return pack_bfloat16(matrix) if packed and in_layers else matrix
+            return place(lambda part: part.astype(dtype))
+
+        def matrix(part: Array) -> Array:
+            found = unpack_bfloat16(part).astype(matrices)
+            return pack_bfloat16(found) if packed and in_layers else found
+
+        return place(matrix)
 
     params = jax.tree_util.tree_map_with_path(
         convert, model.params, is_leaf=lambda leaf: isinstance(leaf, QuantizedMatrix)

@@ -17,6 +17,7 @@ from edgesafe_jax.errors import (
     lookup,
 )
 from edgesafe_jax.losses import Normalization
+from edgesafe_jax.parallel import Layout
 from edgesafe_jax.safety.batches import row_counts
 from edgesafe_jax.safety.objectives import OBJECTIVES, Objective, make_objective
 
@@ -99,6 +100,8 @@ class AlignSettings:
       average_from: the adapter is the mean over the steps after this fraction of the run; 1 for the last step's.
       log_every: steps between two reads of the metrics.
       save_every: steps between two checkpoints.
+      parallel: how the model is split over devices; the rest of them share the batch.
+      wandb: project of Weights & Biases that metrics are logged to; empty for none.
 
     Raises:
       ConfigError: a value outside its range, an unknown name, or a batch too small for its mixture.
@@ -128,6 +131,8 @@ class AlignSettings:
     average_from: float = 0.7
     log_every: int = 5
     save_every: int = 50
+    parallel: Layout = dataclasses.field(default_factory=Layout)
+    wandb: str = ""
 
     def __post_init__(self):
         lookup(OBJECTIVES, self.objective, "objective")

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edgesafe_jax import losses, parallel
 from edgesafe_jax.adapters import Examples, fit_adapter, make_adapter
@@ -69,6 +68,9 @@ MARGINS = "margins.json"
 
 INSTRUCTION = f"Answer helpfully. If the request would harm people, say: {REFUSAL}"
 """Initial text of the soft prompt of `align`."""
+
+UNBOUND = ("log_every", "save_every", "parallel", "wandb")
+"""Settings that a run may be continued with other values of."""
 
 BEHAVIOUR = {"behaviour": "adapter", "behaviour_own": "own"}
 """Parameters of a state that sampled the present batch, where one serves several steps, and what they are copies of."""
@@ -152,7 +154,7 @@ def align(
             "settings": dataclasses.asdict(settings),
         }
         with parallel.main_process_first("alignment/workdir"):
-            open_workdir(workdir, about, ignore=("settings.log_every", "settings.save_every"))
+            open_workdir(workdir, about, ignore=[f"settings.{name}" for name in UNBOUND])
         stack.callback(close_workdir, workdir)
         return distil(
             SafeSystem(model, gate, refusal), prompts, labels, adapter=adapter, settings=settings, workdir=workdir
@@ -255,8 +257,7 @@ def _train(
 ) -> Trained:
     """Runs the loop, in two parts where hard prompts are mined between them."""
     model = system.model
-    # As many devices as divide the batch evenly.
-    mesh = parallel.make_data_mesh(math.gcd(settings.batch_size, jax.device_count()))
+    mesh = parallel.make_mesh(settings.parallel, batch_size=settings.batch_size)
     step, state = make_step(model, objective, adapter, settings, mesh, head=teacher.data.head)
     deal = functools.partial(make_batch_order, teacher.data.lengths, batch_size=settings.batch_size, seed=settings.seed)
     watched = {name: texts for name, texts in teacher.held_out.items() if texts}
@@ -270,7 +271,7 @@ def _train(
         }
 
     with (
-        MetricWriter(workdir) as writer,
+        MetricWriter(workdir, wandb=settings.wandb) as writer,
         Checkpoints(workdir / "checkpoints", save_interval=settings.save_every) as checkpoints,
     ):
 
@@ -403,10 +404,10 @@ def make_step(
     own = objective.init_own(jax.random.fold_in(jax.random.key(settings.seed), 4), model)
     if has_own := bool(jax.tree.leaves(own)):
         optimizer = optax.partition({"adapter": optimizer, "own": objective.own_optimizer()}, ("adapter", "own"))
-    loss = make_loss(model.decoder, head=head_of(model, adapter, head), objective=objective)
+    decoder = model.decoder.clone(mesh=mesh if mesh.size > 1 else None)
+    loss = make_loss(decoder, head=head_of(model, adapter, head), objective=objective)
     first = int(settings.average_from * settings.num_steps + 1e-9)  # 0.29 times 100 is 29, not 28.99...
 
-    @jax.jit
     def step(params: Any, state: TrainState, batch: TeacherBatch) -> tuple[TrainState, dict[str, Array]]:
         trained, mean = state.params["adapter"], state.params["mean"]
         argnums = (1, 3) if has_own else 1
@@ -433,7 +434,11 @@ def make_step(
     if every > 1:
         begin |= {name: begin[source] for name, source in BEHAVIOUR.items() if source in begin}
     initial = initial.replace(params=jax.tree.map(jnp.copy, begin))
-    return functools.partial(step, parallel.replicate(model.params, mesh)), parallel.replicate(initial, mesh)
+    params, initial = parallel.distribute((model.params, initial), mesh)
+    split = jax.tree.map(lambda leaf: leaf.sharding, initial) if mesh.size > 1 else None
+    # The state stays split as it is.
+    compiled = jax.jit(step, out_shardings=split and (split, NamedSharding(mesh, PartitionSpec())))
+    return functools.partial(compiled, params), initial
 
 
 def write_margins(workdir: Path, margins: np.ndarray) -> None:

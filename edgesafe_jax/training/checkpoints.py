@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from edgesafe_jax.errors import EdgesafeError, StorageError, check_counts, describe_storage_problem, storage_errors
-from edgesafe_jax.parallel import place
+from edgesafe_jax.parallel import place, to_host
 from edgesafe_jax.typing import PyTree
 
 _log = logging.getLogger(__name__)
@@ -117,14 +117,14 @@ class Checkpoints:
 
         Args:
           like: a state of the same structure; its leaves give the types, the random key implementation and the
-            sharding of the restored ones.
+            sharding of the restored ones, which may be of other devices and of more or fewer than it was saved on.
 
         Returns:
           The steps done and the state, equal bit for bit to what was saved; None if there is no checkpoint.
 
         Raises:
           CheckpointError: there are checkpoints and none is whole, or a whole one has other leaves, shapes or dtypes
-            than `like`.
+            than `like`, or does not fit into the devices of `like`.
           StorageError: no permission to read one.
         """
         steps = self.steps()
@@ -229,7 +229,15 @@ class Checkpoints:
                     f"{where}: leaf {name!r} is {found[0]} {found[2]}{list(found[1])}, expected {kind} "
                     f"{array.dtype.name}{list(array.shape)}; {way_out}"
                 )
-            restored.append(_decode(arrays[name], leaf))
+            try:
+                restored.append(_decode(arrays.pop(name), leaf))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise CheckpointError(
+                    f"{where}: there is no room on the devices for the rest of it, from leaf {name!r} of "
+                    f"{array.nbytes} bytes on. Split the run over more devices, by fsdp or tensor"
+                ) from error
         return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
@@ -291,7 +299,7 @@ def _encode(name: str, leaf: Any) -> tuple[str, np.ndarray]:
     if _is_key(leaf):
         return f"random key {jax.random.key_impl(leaf)}", np.asarray(jax.random.key_data(leaf))
     if isinstance(leaf, jax.Array):
-        return "jax", np.asarray(leaf)
+        return "jax", to_host(leaf)
     if isinstance(leaf, (bool, int, float)) and not isinstance(leaf, np.generic):
         array = np.asarray(leaf)
         if array.dtype != object:

@@ -1,10 +1,12 @@
-"""Scalars of every training step, as JSON lines and for TensorBoard."""
+"""Scalars of every training step, as JSON lines, for TensorBoard and for Weights & Biases."""
 
 import contextlib
+import importlib
 import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -17,13 +19,15 @@ from edgesafe_jax.training.workdir import WorkdirError, to_json, write_text
 _log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+WANDB = "wandb_run.txt"
+"""Where a work directory keeps the number of its run of Weights & Biases."""
 FLUSH_SECONDS = 60
 """Longest time after which TensorBoard sees new points."""
 _RESERVED = ("step", "time")
 
 
 class MetricWriter:
-    """Appends scalars to ``metrics.jsonl`` and to TensorBoard.
+    """Appends scalars to ``metrics.jsonl``, to TensorBoard and to Weights & Biases.
 
     A line is ``{"step": 7, "time": 1700000000.0, "loss": 0.25}``: the step counted from 0, the wall time in seconds
     since 1970 at which it was written, and the scalars, ``null`` where one is not finite. Each line is flushed to the
@@ -39,17 +43,24 @@ class MetricWriter:
       [0.5]
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, tensorboard: bool = True):
+    def __init__(self, workdir: str | os.PathLike[str], *, tensorboard: bool = True, wandb: str = ""):
         """Prepares a writer; no file is touched before the first `resume` or `write`.
 
         Args:
           workdir: the run's directory.
           tensorboard: whether to write ``tensorboard/`` too.
+          wandb: project of Weights & Biases to log to; empty for none. What else its client needs, such as the key and
+            whether it works offline, it takes from its own settings.
+
+        Raises:
+          ConfigError: a project is given and the package wandb is not installed.
         """
         self._workdir = Path(workdir)
         self._use_tensorboard = tensorboard
+        self._project = wandb
+        check_wandb(wandb)
         self._file: IO[str] | None = None
-        self._board: _Board | None = None
+        self._boards: list[_Board | _Wandb] = []
 
     def resume(self, step: int) -> None:
         """Drops, atomically, what an interrupted run wrote for this step and later ones.
@@ -98,8 +109,8 @@ class MetricWriter:
         with storage_errors(self._workdir / METRICS):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-            if self._board is not None:
-                self._board.write(step, now, numbers)
+            for board in self._boards:
+                board.write(step, now, numbers)
 
     def sync(self) -> None:
         """Waits until everything written is on the disk.
@@ -117,15 +128,15 @@ class MetricWriter:
                     "its files there. Start the same command with the directory's new place; it continues from the "
                     "last checkpoint"
                 )
-        if self._board is not None:
-            with storage_errors(self._workdir / "tensorboard"):
-                self._board.flush()
+        with storage_errors(self._workdir / "tensorboard"):
+            for board in self._boards:
+                board.flush()
 
     def close(self) -> None:
         """Closes the files; a later `write` opens them again."""
-        file, board, self._file, self._board = self._file, self._board, None, None
+        file, boards, self._file, self._boards = self._file, self._boards, None, []
         with storage_errors(self._workdir / METRICS), contextlib.ExitStack() as opened:
-            for one in (file, board):
+            for one in (file, *boards):
                 if one is not None:
                     opened.callback(one.close)
 
@@ -146,7 +157,62 @@ class MetricWriter:
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._file = file.open("a", encoding="utf-8")
             if self._use_tensorboard:
-                self._board = _Board(self._workdir / "tensorboard", step)
+                self._boards.append(_Board(self._workdir / "tensorboard", step))
+            if self._project:
+                self._boards.append(_Wandb(self._workdir, self._project))
+
+
+def check_wandb(project: str) -> Any:
+    """Imports the client of Weights & Biases, if there is a project to log to.
+
+    Raises:
+      ConfigError: the package wandb is not installed.
+    """
+    if not project:
+        return None
+    try:
+        client = importlib.import_module("wandb")
+        client.init  # noqa: B018 - a folder `wandb` can be imported too
+    except (ImportError, AttributeError):
+        raise ConfigError(
+            f"wandb={project!r}: the package wandb is not installed; pip install 'edgesafe-jax[wandb]', or leave the "
+            "project empty"
+        ) from None
+    return client
+
+
+class _Wandb:
+    """A run of Weights & Biases, the same one whenever its work directory is continued.
+
+    Its curves are drawn over ``step``: what an interrupted run logged twice lies on the same points.
+    """
+
+    def __init__(self, workdir: Path, project: str):
+        """Opens the run whose number the work directory keeps."""
+        file = workdir / WANDB
+        if not file.exists():
+            write_text(file, uuid.uuid4().hex[:12])
+        config = workdir / "config.json"
+        self._run: Any = check_wandb(project).init(
+            project=project,
+            id=file.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(workdir),
+            config=json.loads(config.read_text(encoding="utf-8")) if config.exists() else None,
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, now: float, numbers: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
+        del now
+        self._run.log({"step": step, **numbers})
+
+    def flush(self) -> None:
+        """Does nothing: the client sends what it has in a process of its own."""
+
+    def close(self) -> None:
+        """Ends the run, once everything is sent."""
+        self._run.finish()
 
 
 class _Board:

@@ -1,10 +1,13 @@
 import json
+import sys
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.training import MetricWriter, read_metrics
 
 
@@ -93,3 +96,30 @@ def test_bad_scalars_are_named_and_nothing_is_written(tmp_path):
             with pytest.raises(ValueError, match=f"metric '{next(iter(scalars))}': expected one number"):
                 writer.write(0, scalars)
     assert read_metrics(tmp_path) == []
+
+
+def test_weights_and_biases_gets_the_same_numbers_under_one_run(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def __getattr__(self, name):
+            return lambda *args, **options: calls.append((name, *args))
+
+    client = types.ModuleType("wandb")
+    client.init = lambda **options: calls.append(("init", options)) or Run()  # type: ignore
+    monkeypatch.setitem(sys.modules, "wandb", client)
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    for step in (0, 1):
+        with MetricWriter(tmp_path, tensorboard=False, wandb="safe") as writer:
+            writer.write(step, {"loss": jnp.float32(0.5)})
+    assert [name for name, *_ in calls] == ["init", "define_metric", "log", "finish"] * 2
+    first, second = (call[1] for call in calls if call[0] == "init")
+    assert first == second
+    assert (first["project"], first["resume"], first["config"]) == ("safe", "allow", {"seed": 3})
+    assert [args[0] for name, *args in calls if name == "log"] == [{"step": n, "loss": 0.5} for n in (0, 1)]
+
+
+def test_weights_and_biases_without_its_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"wandb='safe': the package wandb is not installed; .*edgesafe-jax\[wandb\]"):
+        MetricWriter(tmp_path, wandb="safe")
