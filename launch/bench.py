@@ -1,8 +1,9 @@
 r"""Benchmarks: `python -m launch.bench --suite=NAME [--workdir=DIR]`, with a name of `SUITES`.
 
-`planner_learned` and `planner_brax` are batches of problems; `large` is a 1B model, for accelerators; `all` runs those
-with peers and prints ratios alone. `XLA_FLAGS=--xla_cpu_max_isa=AVX2` limits the instructions that XLA compiles to, not
-those of the library kernels with which it multiplies matrices.
+`planner_learned` and `planner_brax` are batches of problems; `large` is a 1B model, for accelerators; `scaling`
+compiles a 1B and an 8B model for 8 and 256 simulated devices; `all` runs those with peers and prints ratios alone.
+`XLA_FLAGS=--xla_cpu_max_isa=AVX2` limits the instructions that XLA compiles to, not those of the library kernels with
+which it multiplies matrices.
 
 Each suite separates compilation from running, waits for the device, and prints ratios against a peer that is measured
 in the same run, the two in turn. Peers that are not installed are left out. Tests never measure time.
@@ -15,7 +16,18 @@ from typing import Any
 
 from absl import flags
 
-from edgesafe_jax.benchmarks import align, batches, everything, generation, guards, kills, large, offline_rl, planner
+from edgesafe_jax.benchmarks import (
+    align,
+    batches,
+    everything,
+    generation,
+    guards,
+    kills,
+    large,
+    offline_rl,
+    planner,
+    scaling,
+)
 from edgesafe_jax.benchmarks.harness import machine
 from edgesafe_jax.benchmarks.offline_rl_peers import PEERS
 from edgesafe_jax.exporting import device
@@ -34,6 +46,7 @@ SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "planner": planner.run,
     "planner_learned": batches.run_learned,
     "planner_brax": batches.run_brax,
+    "scaling": scaling.run,
 }
 """The suites by name: from nothing to `rows` (a table), `values` (flat numbers) and perhaps `figures` (PNGs)."""
 SUITES["all"] = lambda: everything.run({name: SUITES[name] for name in everything.SUITES})

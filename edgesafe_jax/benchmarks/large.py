@@ -5,9 +5,9 @@ vocabulary 128256): the time of a dense model does not depend on their values. A
 states at the last quarter of each row, full vocabulary, with the gradient of a soft prompt of 46 vectors. Its model
 FLOPs are two per weight and position forward and two backward (a frozen weight has no gradient of its own), the
 attention products, and three products with the output head. They are divided by the time and by the rate of products of
-large square bfloat16 matrices measured in the same run. Decoding is greedy; the bytes of a step are the weights and the
-keys and values that exist, divided by the time and by the rate at which the device copies a large array. On a CPU the
-sizes are small: that checks the suite and measures nothing.
+large square bfloat16 matrices measured in the same run; MFU divides by the data sheet's rate instead. Decoding is
+greedy; the bytes of a step are the weights and the keys and values that exist, divided by the time and by the rate at
+which the device copies a large array. On a CPU the sizes are small: that checks the suite and measures nothing.
 """
 
 import dataclasses
@@ -41,6 +41,9 @@ CONFIG = DecoderConfig(
     max_context=8192,
 )
 VIRTUAL, HEAD = 46, 24
+
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+"""FLOP/s of dense bfloat16 products by the data sheet, by a part of the device's name."""
 
 
 def make_params(decoder: Decoder, config: DecoderConfig) -> Any:
@@ -133,6 +136,7 @@ def run() -> dict[str, Any]:
     """Measures step and decoding; returns rows of a table and flat numbers."""
     small = not on_accelerator()
     config = dataclasses.replace(CONFIG, num_layers=2, embed_dim=256, mlp_dim=512, vocab_size=4096) if small else CONFIG
+    peak = next((value for part, value in PEAKS.items() if part in jax.devices()[0].device_kind), None)
     flops, copied = product_rate(jnp.bfloat16, 512 if small else 8192), copy_rate(1 << (26 if small else 32))
     rows: list[dict[str, Any]] = [{"what": "large products", "TFLOP/s": flops / 1e12}]
     rows.append({"what": "copy", "GB/s": copied / 1e9})
@@ -149,8 +153,10 @@ def run() -> dict[str, Any]:
                     "ms": seconds * 1e3,
                     "TFLOP/s": rate / 1e12,
                     "fraction of the device's rate": rate / flops,
+                    "MFU": rate / peak if peak else None,
                 }
             )
+            values |= {f"step/{name}/{batch}/mfu": rate / peak} if peak else {}
             values |= {f"step/{name}/{batch}/seconds": seconds, f"step/{name}/{batch}/fraction": rate / flops}
         for batch in (1, 2) if small else (1, 32, 128):
             sizes = {"batch": batch, "prompt": 16 if small else 128, "num_steps": 16 if small else 128}
