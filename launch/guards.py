@@ -15,6 +15,7 @@ from edgesafe_jax.guards.sets import SetChoice, consistency_sets
 from edgesafe_jax.guards.sources import ParaphraseSettings
 from edgesafe_jax.guards.tunables import MOVING_TARGETS, tune_guards
 from edgesafe_jax.guards.tuning import HeadTuning, LoraTuning, NewLora, TuningSettings
+from edgesafe_jax.guards.unseen_study import UnseenSettings, run_unseen
 from edgesafe_jax.models.loading import LanguageModel, load_model
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import open_workdir, write_summary
@@ -167,6 +168,28 @@ def evaluate_consistency(workdir: str | Path, report_dir: str | Path | None = No
     written = report.write_section(target, "guards", section, tables)
     print(f"report, with all quantities and their intervals: {written}")
     return values
+
+
+# Ways of left-out makers ----------------------------------------------------------------------------------------------
+
+
+def train_unseen(config: Config, workdir: str | Path) -> Path:
+    """Runs the study of a config of configs/guard_unseen.py and returns the work directory.
+
+    Raises:
+      ConfigError: a field that cannot be used.
+      MakerError: a package of a maker is not installed.
+    """
+    check_fields(config)
+    model = load_config_model(config, workdir)
+    workdir = open_workdir(workdir, config)
+    if config["matmul_dtype"] == "auto":
+        keep_precision(model, workdir)
+    settings = _settings(UnseenSettings, config)
+    values = run_unseen(settings, model=model, encode=load_sentence_encoder().encode, workdir=workdir)
+    write_summary(workdir, "guard_unseen", values)
+    print(make_table([{"quantity": name, "value": value} for name, value in values.items()]).to_text())
+    return workdir
 
 
 # SmolGuard ------------------------------------------------------------------------------------------------------------

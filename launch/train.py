@@ -18,6 +18,7 @@ TASKS: dict[str, startup.Task] = {
     "guard_judge": guards.train_judge,
     "guard_consistency": guards.train_consistency,
     "guard_smol": guards.train_smolguard,
+    "guard_unseen": guards.train_unseen,
     "offline_rl": offline.train,
 }
 """The tasks, by the names that `config.task` takes."""

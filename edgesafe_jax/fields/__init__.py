@@ -11,7 +11,7 @@ from typing import Any
 from edgesafe_jax.errors import lookup
 from edgesafe_jax.fields.alignment import alignment_fields
 from edgesafe_jax.fields.declared import Field, Fields, Name, check_declared
-from edgesafe_jax.fields.guards import consistency_fields, head_fields, smolguard_fields
+from edgesafe_jax.fields.guards import consistency_fields, head_fields, smolguard_fields, unseen_fields
 from edgesafe_jax.fields.offline_rl import dynamics_fields, offline_rl_fields
 from edgesafe_jax.fields.planning import planning_fields, planning_study_fields
 from edgesafe_jax.fields.sweeps import sweep_fields
@@ -25,6 +25,7 @@ FIELDS: dict[str, Callable[[], Fields]] = {
     "guard_judge": lambda: head_fields("judge"),
     "guard_probe": lambda: head_fields("teacher"),
     "guard_smol": smolguard_fields,
+    "guard_unseen": unseen_fields,
     "offline_rl": offline_rl_fields,
     "planning": planning_fields,
     "planning_study": planning_study_fields,

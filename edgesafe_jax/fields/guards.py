@@ -1,10 +1,11 @@
-"""The fields of configs with the tasks "guard_probe", "guard_judge", "guard_consistency" and "guard_smol"."""
+"""The fields of the configs of guards, `configs/guard_*.py`."""
 
 from edgesafe_jax.adapters.lora import TARGETS
 from edgesafe_jax.errors import COUNT_OR_ALL, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, Range
-from edgesafe_jax.fields.declared import AnyOf, Each, Field, Fields, File, Name
+from edgesafe_jax.fields.declared import TEXT, AnyOf, Each, Field, Fields, File, Name
 from edgesafe_jax.fields.kinds import MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT
 from edgesafe_jax.guards.examples import GuardRole
+from edgesafe_jax.guards.makers import MAKERS
 from edgesafe_jax.guards.sources import SOURCES
 from edgesafe_jax.guards.styles import STYLES
 from edgesafe_jax.guards.targets import RULES
@@ -92,6 +93,23 @@ def consistency_fields() -> Fields:
         "data.length_ratio": Each(POSITIVE, least=2, most=2),
         "data.teacher_sets": File("sets of paraphrases as JSON lines"),
         "data.held_out_sets": File("sets of paraphrases as JSON lines"),
+    }
+
+
+def unseen_fields() -> Fields:
+    """Returns the fields of the study of ways of left-out makers, without `task`."""
+    makers = ("style", "edit", *MAKERS)
+    return {
+        **MODEL,
+        **dict.fromkeys(("num_train", "num_chosen", "num_test"), Range(2, 10_000, integer=True)),
+        "train_fraction": Range(0, 1, above=True),
+        **dict.fromkeys((f"num_ways.{maker}" for maker in makers), POSITIVE_COUNT),
+        "left_out": Each(TEXT),
+        **dict.fromkeys(("max_words", "max_response", "max_prompt"), TOKENS),
+        "counts": Each(POSITIVE_COUNT, least=1),
+        "num_readings": Each(Range(0, 10_000, integer=True), least=1),
+        **dict.fromkeys(("num_draws", "num_seeds"), Range(1, 10_000, integer=True)),
+        "num_samples": Range(1, 10_000_000, integer=True),
     }
 
 

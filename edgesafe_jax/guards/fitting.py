@@ -19,7 +19,7 @@ from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.evaluation import human_auroc
 from edgesafe_jax.guards.examples import OwnAnswers
 from edgesafe_jax.guards.heads import GatedHead, calibrate_head, fit_head, head_logits
-from edgesafe_jax.guards.hidden_states import QUESTION, layers_at, pair_features
+from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, layers_at, pair_features
 from edgesafe_jax.guards.kept import Features, kept_answers, kept_features
 from edgesafe_jax.guards.probe import encoder_features, head_probability, probe_features, save_head
 from edgesafe_jax.guards.verdicts import Encode
@@ -258,7 +258,12 @@ def _human_values(pairs: Sequence[ScoredPair], probs: np.ndarray, name: str) -> 
 
 
 def hidden_state_features(
-    model: LanguageModel, *, layers: Sequence[float], max_response: int, batch_size: int = 32
+    model: LanguageModel,
+    *,
+    layers: Sequence[float],
+    max_response: int,
+    max_prompt: int = MAX_PROMPT,
+    batch_size: int = 32,
 ) -> Features:
     """Makes the features of the teacher: hidden states of the guarded model, with progress.
 
@@ -266,6 +271,7 @@ def hidden_state_features(
       model: the guarded model.
       layers: which layers are read, numbers or fractions of the depth, see `layers_at`.
       max_response: tokens of a response that are read.
+      max_prompt: tokens of a prompt that are read, its last ones.
       batch_size: pairs that run at once.
 
     Returns:
@@ -284,6 +290,7 @@ def hidden_state_features(
                 responses,
                 layers=read,
                 max_response=max_response,
+                max_prompt=max_prompt,
                 batch_size=batch_size,
                 on_batch=progress,
             )

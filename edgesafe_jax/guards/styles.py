@@ -132,6 +132,18 @@ def _replace_words(text: str, pairs: Sequence[tuple[str, str]]) -> str:
     return text
 
 
+def without_contractions(text: str) -> str:
+    """Writes contractions out; typographic apostrophes count too."""
+    return _replace_words(text.replace("’", "'"), _CONTRACTIONS)
+
+
+def without_short_forms(text: str) -> str:
+    """Writes the short forms of chats out, such as "u" for "you"."""
+    for full, short in _SHORT_FORMS:
+        text = re.sub(rf"(?<![\w/]){re.escape(short)}(?![\w/.])", full, text)
+    return text
+
+
 def split_sentences(text: str) -> list[str]:
     """Splits a text behind full stops, exclamation and question marks, and at line breaks."""
     return [part.strip() for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+", text) if part.strip()]
