@@ -25,7 +25,7 @@ from edgesafe_jax.planning.study import (
 from edgesafe_jax.reporting import build_report, make_table, write_fragment
 from edgesafe_jax.reporting.episodes import study_section
 from edgesafe_jax.reporting.progress import ProgressBar
-from edgesafe_jax.training import open_workdir, write_json, write_summary
+from edgesafe_jax.training import is_whole, open_workdir, write_json, write_summary
 from . import errors, startup
 from .planning import Config
 
@@ -72,7 +72,7 @@ def study(config: Config, workdir: str | Path) -> Path:
     folder = workdir / "cells"
     folder.mkdir(exist_ok=True)
     wanted = make_cells(config["environments"], config["cells"], num_seeds=int(config["num_seeds"]))
-    missing = in_order([cell for cell in wanted if not (folder / cell.file_name).exists()])
+    missing = in_order([cell for cell in wanted if not is_whole(folder / cell.file_name)])
     minutes, begun = float(config["max_minutes"]), time.monotonic()
     done = run_cells(
         missing,
@@ -84,7 +84,7 @@ def study(config: Config, workdir: str | Path) -> Path:
     with ProgressBar("study") as progress:
         progress(len(wanted) - len(missing), len(wanted))
         for number, (cell, row) in enumerate(done, start=1):
-            write_json(folder / cell.file_name, row)
+            write_json(folder / cell.file_name, row, checked=True)
             progress(len(wanted) - len(missing) + number, len(wanted))
             print(f"{cell.file_name.removesuffix('.json')}: {row['return']}", file=sys.stderr)
     return _report(config, workdir, wanted)
@@ -95,7 +95,7 @@ def _report(config: Config, workdir: Path, wanted: Sequence[Cell]) -> Path:
     cells: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for cell in wanted:
         file = workdir / "cells" / cell.file_name
-        if file.exists():
+        if is_whole(file):
             row = json.loads(file.read_text(encoding="utf-8"))
             cells.setdefault((cell.environment, cell.planner, cell.budget), []).append(row)
     rows, values = study_results(cells)

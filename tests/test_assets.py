@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -209,7 +210,7 @@ def test_without_member_patterns_everything_is_unpacked(online, cache, monkeypat
         assert (folder / name).read_bytes() == content
 
 
-@pytest.mark.parametrize("damage", ["removed", "truncated", "marker", "members", "hash"])
+@pytest.mark.parametrize("damage", ["removed", "truncated", "changed", "marker", "members", "hash"])
 def test_a_damaged_or_outdated_folder_is_made_again(online, cache, monkeypatch, damage):
     folder = assets.fetch(NAME)
     weights = folder / "tiny_asset/weights.bin"
@@ -218,6 +219,10 @@ def test_a_damaged_or_outdated_folder_is_made_again(online, cache, monkeypatch, 
         weights.unlink()
     elif damage == "truncated":
         weights.write_bytes(WEIGHTS[:100])
+    elif damage == "changed":  # as many other bytes, and the time of the last change set back
+        times = weights.stat()
+        weights.write_bytes(WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1]))
+        os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     elif damage == "marker":
         marker.write_text("{")
     elif damage == "members":
@@ -228,6 +233,44 @@ def test_a_damaged_or_outdated_folder_is_made_again(online, cache, monkeypatch, 
     assert len(online.ranges) == 2
     assert (folder / "tiny_asset/code.py").exists() == (damage == "members")
     assert leftovers(cache) == []
+
+
+def test_a_folder_of_an_earlier_version_gets_digests(online, cache):
+    marker = assets.fetch(NAME) / ".edgesafe-asset.json"
+    about = json.loads(marker.read_text())
+    marker.write_text(json.dumps({name: value for name, value in about.items() if name not in ("digests", "seen")}))
+    assert_good(assets.fetch(NAME))
+    assert json.loads(marker.read_text())["digests"] == about["digests"]
+    assert len(online.ranges) == 1
+
+
+def test_a_large_file_is_hashed_when_its_times_change(online, cache, monkeypatch):
+    monkeypatch.setattr(cache_module, "_SMALL", 0)
+    weights = assets.fetch(NAME) / "tiny_asset/weights.bin"
+    assets.fetch(NAME)  # which keeps the times
+    hashed, plain = [], cache_module.sha256_of
+    monkeypatch.setattr(cache_module, "sha256_of", lambda path: hashed.append(path.name) or plain(path))
+    for change, names in ((False, []), (True, ["weights.bin"])):
+        cache_module._known.clear()  # as in another process
+        if change:
+            weights.write_bytes(WEIGHTS)
+        assert_good(assets.fetch(NAME))
+        assert hashed == names
+
+
+def test_files_of_the_package_are_those_that_ship_with_it(tmp_path):
+    for name in ("edgesafe_jax/guards/data", "edgesafe_jax/adapters/data"):
+        shutil.copytree(pathlib.Path(assets.__file__).parents[2] / name, tmp_path, dirs_exist_ok=True)
+        files = [file for file in tmp_path.iterdir() if file.name != "SHA256SUMS"]
+        for file in files:
+            assets.check_packaged(file)
+        contents = bytearray(files[0].read_bytes())
+        contents[len(contents) // 2] ^= 1
+        files[0].write_bytes(contents)
+        with pytest.raises(assets.AssetError, match="other bytes than those that ship"):
+            assets.check_packaged(files[0])
+        for file in tmp_path.iterdir():
+            file.unlink()
 
 
 def test_the_cache_variable_is_read_at_each_call(online, cache, tmp_path, monkeypatch):

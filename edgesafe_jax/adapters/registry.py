@@ -5,6 +5,7 @@ To add a kind, write one file that ends in an `AdapterKind` and add a line to `A
 the names of its kinds joined by `+`, such as "soft_prompt+lora".
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,6 +136,8 @@ def save_adapter(
     arrays = dict(stored.arrays)
     bound = (model.name, model.hash, model.tokenizer.hash, dict(training or {}))
     about = {"kind": stored.kind, **stored.fields, **dict(zip(_BOUND, bound, strict=True))}
+    about = json.loads(json.dumps(about))
+    about["sha256"] = _digest(arrays, about)
     text = json.dumps(about, indent=2, sort_keys=True) + "\n"
     write_atomically(path, lambda part: safetensors.numpy.save_file(arrays, part))
     write_atomically(_sidecar(path), lambda part: part.write_text(text, encoding="utf-8"))
@@ -199,6 +202,8 @@ def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = N
         raise AdapterError(
             f"{path} is not a readable adapter ({type(error).__name__}: {error}); it needs {sidecar.name} beside it."
         ) from error
+    # Sidecars of earlier versions have no digest.
+    is_whole = about.pop("sha256", None) in (None, _digest(arrays, about))
     found = about.pop("kind", None)
     kinds = found.split("+") if isinstance(found, str) else []
     if not kinds or not set(kinds) <= set(ADAPTERS):
@@ -209,7 +214,22 @@ def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = N
         raise AdapterError(f"{sidecar} has no {', '.join(absent)}: expected the sidecar that save_adapter writes.")
     bound = {name: about.pop(name) for name in _BOUND}
     _check_base(path, bound, model)
-    return _restored(path, StoredAdapter(found, arrays, about), model)
+    adapter = _restored(path, StoredAdapter(found, arrays, about), model)
+    if not is_whole:
+        raise AdapterError(
+            f"{path} or {sidecar.name} is damaged: their contents are not those that were written together. Copy both "
+            "again, or train the adapter again."
+        )
+    return adapter
+
+
+def _digest(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
+    """Of the arrays of an adapter and of its sidecar but the digest."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _parts(path: Path, stored: StoredAdapter) -> list[StoredAdapter]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.adapters.kind import LENGTH, AdapterKind, Cost, Option, attention_cost, check_length
+from edgesafe_jax.assets import check_packaged
 from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, check_counts, lookup
 from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token
 from edgesafe_jax.models.loading import LanguageModel
@@ -168,4 +169,6 @@ def packaged_soft_prompt() -> Path:
     It belongs to SmolLM2-135M-Instruct and is what configs/align_soft_prompt.py trains; its results are in
     configs/RESULTS.md.
     """
-    return Path(str(importlib.resources.files("edgesafe_jax.adapters") / "data" / "smollm2_soft_prompt.safetensors"))
+    path = Path(str(importlib.resources.files("edgesafe_jax.adapters") / "data" / "smollm2_soft_prompt.safetensors"))
+    check_packaged(path.with_suffix(".json"))
+    return check_packaged(path)

@@ -22,6 +22,7 @@ Example:
 
 from edgesafe_jax.assets.cache import CACHE_VARIABLE, AssetError, cache_dir, write_atomically
 from edgesafe_jax.assets.catalogue import ASSETS, CHAT_TEMPLATES, MODEL_ALIASES, NPM_ASSETS, Asset, JoinedFile
+from edgesafe_jax.assets.digests import check_packaged, is_whole, write_checked
 from edgesafe_jax.assets.fetching import fetch, fetch_npm
 from edgesafe_jax.assets.models import ModelSource, resolve_model
 
@@ -36,8 +37,11 @@ __all__ = [
     "JoinedFile",
     "ModelSource",
     "cache_dir",
+    "check_packaged",
     "fetch",
     "fetch_npm",
+    "is_whole",
     "resolve_model",
     "write_atomically",
+    "write_checked",
 ]

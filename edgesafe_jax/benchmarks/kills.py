@@ -23,7 +23,7 @@ from edgesafe_jax.training import Checkpoints, TrainingError, read_metrics
 NUM_KILLS = 20
 NUM_STEPS = 60
 KINDS = ("kill", "terminate", "damage", *(("full disk",) if sys.platform == "linux" else ()))
-RESULT = Path("adapter", "soft_prompt.safetensors")
+RESULT = Path("adapter", "adapter.safetensors")
 START_SECONDS = 20.0
 """The part of a start in which a process is ended without a step."""
 

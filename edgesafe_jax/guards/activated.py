@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.adapters import AdapterError, LoRA, load_adapter, save_adapter
-from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.assets import is_whole, write_checked
 from edgesafe_jax.errors import POSITIVE_COUNT
 from edgesafe_jax.guards.probe import packaged_head
 from edgesafe_jax.guards.registry import FORMATS
@@ -91,9 +91,9 @@ class PairStates:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, value in (("states", self.states), ("offsets", self.offsets), ("hidden", self.hidden)):
-            write_atomically(folder / f"{name}.npy", functools.partial(_save_array, value))
+            write_checked(folder / f"{name}.npy", functools.partial(_save_array, value))
         text = json.dumps(about)
-        write_atomically(folder / "about.json", lambda part: part.write_text(text, encoding="utf-8"))
+        write_checked(folder / "about.json", lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _save_array(value: np.ndarray, path: Path) -> None:
@@ -105,7 +105,9 @@ def load_states(folder: str | Path, about: str) -> PairStates | None:
     """Maps stored states, or returns None where there are none that belong to `about`."""
     folder = Path(folder)
     file = folder / "about.json"
-    if not file.exists() or json.loads(file.read_text(encoding="utf-8")) != about:
+    if not is_whole(file) or json.loads(file.read_text(encoding="utf-8")) != about:
+        return None
+    if not all(is_whole(folder / f"{name}.npy") for name in ("states", "offsets", "hidden")):
         return None
     states = np.load(folder / "states.npy", mmap_mode="r")
     return PairStates(states, np.load(folder / "offsets.npy"), np.load(folder / "hidden.npy"))

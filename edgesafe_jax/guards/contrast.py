@@ -2,7 +2,9 @@
 
 import importlib.resources
 import json
+from pathlib import Path
 
+from edgesafe_jax.assets import check_packaged
 from edgesafe_jax.corpora import Prompt
 
 
@@ -13,7 +15,8 @@ def contrast_prompts() -> list[Prompt]:
       Prompts whose `source` is "contrast" and whose `category` is "topic/intent"; everyday ones have the intent
       "plain".
     """
-    file = importlib.resources.files("edgesafe_jax.guards") / "data" / "contrast_prompts.jsonl"
+    folder = Path(str(importlib.resources.files("edgesafe_jax.guards") / "data"))
+    file = check_packaged(folder / "contrast_prompts.jsonl")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [Prompt(row["prompt"], "contrast", f"{row['topic']}/{row['intent']}", row["label"]) for row in rows]
 

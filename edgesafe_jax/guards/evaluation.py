@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from edgesafe_jax import metrics
-from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.assets import write_checked
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, cross_fitted, robustness, vote
 from edgesafe_jax.metrics import Interval
+from edgesafe_jax.training import check_whole
 
 SCORES_FILE = "scores.npz"
 """File of the scores of all guards, rules and seeds in a work directory."""
@@ -46,7 +47,7 @@ def write_scores(workdir: str | Path, scores: Mapping[str, Mapping[str, Scored]]
             for rule, seeds in found.after.items():
                 for seed, after in enumerate(seeds):
                     arrays[f"{guard}/{rule}/{seed}/{group}"] = after.unsafe
-    write_atomically(Path(workdir) / SCORES_FILE, lambda part: np.savez(part, **arrays))
+    write_checked(Path(workdir) / SCORES_FILE, lambda part: np.savez(part, **arrays))
 
 
 def read_scores(workdir: str | Path) -> dict[str, dict[str, Scored]]:
@@ -60,6 +61,7 @@ def read_scores(workdir: str | Path) -> dict[str, dict[str, Scored]]:
         raise ConfigError(
             f"{workdir} has no {SCORES_FILE}: its training is not finished. The same launch.train command continues it."
         )
+    check_whole(file, "delete it, and the same launch.train command measures the tuned guards again")
     with np.load(file) as stored:
         arrays = {name: stored[name] for name in stored.files}
     labels = {name.removeprefix("labels/"): array for name, array in arrays.items() if name.startswith("labels/")}

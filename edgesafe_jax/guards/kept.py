@@ -9,7 +9,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
-from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.assets import is_whole, write_checked
 from edgesafe_jax.corpora import Prompt
 from edgesafe_jax.guards.examples import pair_key
 from edgesafe_jax.models.generation import generate
@@ -47,7 +47,7 @@ def kept_answers(
     """
     file = Path(folder) / f"{name}.json"
     texts = [p.text for p in prompts]
-    if file.exists():
+    if is_whole(file):
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["prompts"] == texts:
             return kept["responses"]
@@ -61,8 +61,7 @@ def kept_answers(
             batch_size=batch_size,
             on_batch=progress,
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"prompts": texts, "responses": answers.texts})
+    write_json(file, {"prompts": texts, "responses": answers.texts}, checked=True)
     return answers.texts
 
 
@@ -79,7 +78,7 @@ def kept_features(features: Features, folder: str | Path) -> Features:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     known: dict[str, np.ndarray] = {}
-    for file in sorted(folder.glob("*.npz")):
+    for file in filter(is_whole, sorted(folder.glob("*.npz"))):
         with np.load(file) as stored:
             known |= dict(zip(stored["keys"].tolist(), stored["values"], strict=True))
 
@@ -91,7 +90,7 @@ def kept_features(features: Features, folder: str | Path) -> Features:
             fresh = {keys[i]: value for i, value in zip(missing, values, strict=True)}
             # A file of its own for each reading: one of the same name would replace what was read before.
             reading = hashlib.sha256("".join(fresh).encode()).hexdigest()[:12]
-            write_atomically(
+            write_checked(
                 folder / f"{name}-{reading}.npz",
                 lambda part: np.savez(part, keys=np.array(list(fresh)), values=np.stack(list(fresh.values()))),
             )

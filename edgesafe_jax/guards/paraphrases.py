@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.assets import write_checked
 from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.guards.styles import split_sentences, words_of
 from edgesafe_jax.guards.verdicts import Encode
@@ -252,9 +252,9 @@ def write_sets(path: str | Path, sets: Sequence[ParaphraseSet], about: Mapping[s
     """
     path = Path(path)
     lines = [json.dumps(dataclasses.asdict(s), ensure_ascii=False) + "\n" for s in sets]
-    write_atomically(path, lambda part: part.write_text("".join(lines), encoding="utf-8"))
+    write_checked(path, lambda part: part.write_text("".join(lines), encoding="utf-8"))
     text = json.dumps(dict(about), indent=2, sort_keys=True) + "\n"
-    write_atomically(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
+    write_checked(path.with_suffix(".json"), lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_sets(path: str | Path) -> list[ParaphraseSet]:

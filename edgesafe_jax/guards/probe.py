@@ -27,7 +27,7 @@ import safetensors.numpy
 
 from edgesafe_jax import assets
 from edgesafe_jax.adapters import LoRA, load_adapter, save_adapter
-from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.assets import check_packaged, write_atomically
 from edgesafe_jax.errors import POSITIVE_COUNT, EdgesafeError, Range, check_counts
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
 from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, encode_conversations, read_features
@@ -220,8 +220,18 @@ def save_head(path: str | Path, head: GatedHead, about: Mapping[str, Any]) -> No
     }
     if bad := [name for name, value in arrays.items() if not np.all(np.isfinite(value))]:
         raise GuardFileError(f"{path} is not written: {bad[0]} of the head is not finite, its training diverged.")
-    metadata = {"about": json.dumps(dict(about), sort_keys=True)}
+    text = json.dumps(dict(about), sort_keys=True)
+    metadata = {"about": text, "sha256": _digest(arrays, text)}
     write_atomically(Path(path), lambda file: safetensors.numpy.save_file(arrays, file, metadata=metadata))
+
+
+def _digest(arrays: Mapping[str, np.ndarray], about: str) -> str:
+    """Of the numbers of a head and of what belongs to it."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _parts(head: GatedHead) -> dict[str, dict[str, Any]]:
@@ -248,7 +258,10 @@ def load_head(path: str | Path) -> tuple[GatedHead, dict[str, Any]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata["about"])
         _check_arrays(arrays)
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        # Heads of earlier versions have no digest.
+        if metadata.get("sha256", digest := _digest(arrays, metadata["about"])) != digest:
+            raise ValueError("its bytes are not those that were written")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         why = "there is no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise GuardFileError(
             f"{path} is not a readable guard ({why}). Train one with launch.train and configs/guard_probe.py, or "
@@ -290,7 +303,9 @@ def packaged_head(name: str) -> Path:
     path = Path(str(importlib.resources.files("edgesafe_jax.guards") / "data" / f"{name}.safetensors"))
     if not path.exists():
         raise GuardFileError(f"No packaged guard {name!r} at {path}: expected 'teacher' or 'judge', or 'smolguard'.")
-    return path
+    if (sidecar := path.with_suffix(".json")).exists():
+        check_packaged(sidecar)
+    return check_packaged(path)
 
 
 def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None) -> HiddenStateGuard:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgesafe_jax.assets import is_whole
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.paraphrases import (
@@ -85,7 +86,7 @@ def human_sets(
       ConfigError: a source that `SOURCES` does not have.
     """
     file = Path(folder) / f"{role}.jsonl"
-    if file.exists() and file.with_suffix(".json").exists():
+    if is_whole(file) and is_whole(file.with_suffix(".json")):
         return read_sets(file)
     pairs = examples.human_sample(role, num)
     with ProgressBar(f"paraphrasing {len(pairs)} answers ({role})") as progress:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgesafe_jax import metrics
+from edgesafe_jax.assets import is_whole, write_checked
 from edgesafe_jax.planning import mpc
 from edgesafe_jax.planning.mpc import Episode
 from edgesafe_jax.planning.physics import MujocoState
@@ -43,7 +44,7 @@ def kept_episode(
       plan_seconds, in real time missed and num_iterations and, with C MuJoCo, physics and mocap, which draw the poses.
     """
     file = Path(file)
-    if not file.exists():
+    if not is_whole(file):
         run = run_realtime if realtime else mpc.run_episode
         episode = run(make(), task, seed=seed, num_steps=num_steps, on_step=on_step)
         save_episode(file, episode)
@@ -53,7 +54,6 @@ def kept_episode(
 
 def save_episode(file: Path, episode: Episode) -> None:
     """Writes an episode as an npz; of the states only what draws them."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = {
         "reward": episode.results.reward,
         "cost": episode.results.cost,
@@ -68,9 +68,7 @@ def save_episode(file: Path, episode: Episode) -> None:
         kept |= {"missed": episode.missed, "num_iterations": episode.num_iterations}
     if isinstance(episode.states, MujocoState):
         kept |= {"physics": episode.states.physics, "mocap": episode.states.mocap}
-    part = file.with_suffix(".part.npz")
-    np.savez(part, allow_pickle=False, **kept)
-    part.replace(file)
+    write_checked(file, lambda part: np.savez(part, allow_pickle=False, **kept))
 
 
 def episode_row(episode: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training: a run's work directory, metrics, checkpoints and the training loop."""
 
+from edgesafe_jax.assets.digests import is_whole, write_checked
 from edgesafe_jax.training.checkpoints import CheckpointError, Checkpoints
 from edgesafe_jax.training.data_order import make_data_order
 from edgesafe_jax.training.loop import (
@@ -20,9 +21,7 @@ from edgesafe_jax.training.workdir import (
     check_output,
     check_whole,
     close_workdir,
-    is_whole,
     open_workdir,
-    write_checked,
     write_json,
     write_summary,
 )

@@ -8,10 +8,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from edgesafe_jax.assets.digests import is_whole, write_checked
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.precision import Precision, choose_precision, with_chosen
 from edgesafe_jax.parallel import is_main_process, main_process_first
-from edgesafe_jax.training.workdir import CONFIG, is_whole, write_checked
+from edgesafe_jax.training.workdir import CONFIG
 
 _log = logging.getLogger(__name__)
 

@@ -16,17 +16,17 @@ JSON has no NaN and no infinity: a number that is not finite is written as ``nul
 """
 
 import errno
-import hashlib
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.assets.digests import find_damage, write_checked
 from edgesafe_jax.errors import ConfigError, EdgesafeError, storage_errors
 from edgesafe_jax.parallel import is_main_process
 from edgesafe_jax.training import locks
@@ -93,55 +93,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any, *, checked: bool = False) -> None:
     """Writes a value as JSON, atomically.
 
     Args:
       path: the file; missing parent directories are made.
       value: what `to_json` accepts; a number that is not finite is written as ``null``.
+      checked: whether its digest is written beside it, see `write_checked`.
     """
-    write_text(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
-
-
-def write_checked(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
-    """Writes a file atomically, with its SHA-256 in ``NAME.sha256`` beside it, as ``sha256sum`` writes it.
-
-    Args:
-      path: the file; missing parent directories are made.
-      write: called with the path of a temporary file, which it has to create.
-
-    Returns:
-      The file.
-
-    Raises:
-      StorageError: the operating system refuses.
-
-    Example:
-      >>> import tempfile
-      >>> file = write_checked(tempfile.mkdtemp() + "/margins.json", lambda part: part.write_text("[1, 2]"))
-      >>> is_whole(file)
-      True
-    """
-    path = Path(path)
-
-    def fill(part: Path) -> None:
-        write(part)
-        write_text(_digest_file(path), f"{_digest(part)}  {path.name}\n")
-
-    with storage_errors(path):
-        return write_atomically(path, fill)
-
-
-def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a file of `write_checked` is there with the bytes that were written.
-
-    Args:
-      path: the file. If it is there and damaged, or has no digest, a warning says that it is made again.
-    """
-    if damage := _find_damage(Path(path)):
-        _log.warning("%s %s: it is made again", path, damage)
-        return False
-    return Path(path).exists()
+    text = json.dumps(to_json(value), indent=2, allow_nan=False) + "\n"
+    if checked:
+        write_checked(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
+    else:
+        write_text(path, text)
 
 
 def check_whole(path: str | os.PathLike[str], way_out: str) -> None:
@@ -154,29 +118,9 @@ def check_whole(path: str | os.PathLike[str], way_out: str) -> None:
     Raises:
       WorkdirError: the file is missing or damaged.
     """
-    damage = _find_damage(Path(path)) if Path(path).exists() else "is missing"
+    damage = find_damage(Path(path)) if Path(path).exists() else "is missing"
     if damage:
         raise WorkdirError(f"{path} {damage}: {way_out}")
-
-
-def _find_damage(path: Path) -> str:
-    """What is wrong with a file that is there; empty for nothing."""
-    with storage_errors(path):
-        if not path.exists():
-            return ""
-        if not _digest_file(path).exists():
-            return "has no digest beside it"
-        stored = _digest_file(path).read_text(encoding="utf-8", errors="replace").split()
-        return "" if stored[:1] == [_digest(path)] else "is damaged (its bytes are not those that were written)"
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> Path:

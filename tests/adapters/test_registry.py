@@ -71,7 +71,7 @@ def test_a_lora_comes_back_from_disk(tiny_model, stored_lora):
 
 def test_a_lora_whose_sidecar_says_no_rank_is_read(tiny_model, stored_lora):
     path, lora = stored_lora
-    change_sidecar(path, rank=...)
+    change_sidecar(path, rank=..., sha256=...)  # as earlier versions wrote it
     chex.assert_trees_all_equal(load_adapter(path, tiny_model), lora)
 
 
@@ -265,13 +265,15 @@ def test_round_trip_keeps_every_bit(tiny_model, stored):
 
 def test_a_soft_prompt_whose_sidecar_says_no_placement_stands_in_front(tiny_model, stored):
     path, prompt = stored
-    change_sidecar(path, placement=...)
+    change_sidecar(path, placement=..., sha256=...)  # as earlier versions wrote it
     assert load_adapter(path, tiny_model).placement == prompt.placement == "before_chat_template"
 
 
 def test_sidecar_says_what_it_belongs_to(tiny_model, stored):
     path, _ = stored
-    assert json.loads(path.with_suffix(".json").read_text()) == {
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert len(about.pop("sha256")) == 64
+    assert about == {
         "kind": "soft_prompt",
         "num_virtual": 6,
         "placement": "before_chat_template",
@@ -282,6 +284,23 @@ def test_sidecar_says_what_it_belongs_to(tiny_model, stored):
     }
     assert sorted(file.name for file in path.parent.iterdir()) == ["mine.json", "mine.safetensors"]
     assert safetensors.numpy.load_file(path)["embeddings"].shape == (6, 16)
+
+
+@pytest.mark.parametrize("damage", ["weights", "sidecar", "pair"])
+def test_contents_that_were_not_written_together_are_noticed(tiny_model, stored, damage):
+    path, prompt = stored
+    if damage == "weights":  # one bit, in the last number
+        contents = bytearray(path.read_bytes())
+        contents[-4] ^= 1
+        path.write_bytes(contents)
+    elif damage == "sidecar":
+        change_sidecar(path, training={"objective": "kl"})
+    else:
+        before = path.read_bytes()
+        save_adapter(path, prompt.replace(embeddings=prompt.embeddings + 1), tiny_model)
+        path.write_bytes(before)
+    with pytest.raises(AdapterError, match=r"mine\.json is damaged"):
+        load_adapter(path, tiny_model)
 
 
 def test_saving_again_replaces_both_files(tiny_model, stored):

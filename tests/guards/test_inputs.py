@@ -73,6 +73,17 @@ def guards(tiny_model):
 # Tokens, not characters -----------------------------------------------------------------------------------------------
 
 
+def test_numbers_of_a_head_that_were_changed_are_noticed(tiny_model, tmp_path):
+    path = tmp_path / "guard.safetensors"
+    save_head(path, make_head(64), facts(tiny_model))
+    load_head(path)
+    contents = bytearray(path.read_bytes())
+    contents[-4] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(GuardFileError, match="not those that were written"):
+        load_head(path)
+
+
 def test_every_token_of_an_answer_is_read_by_a_window(tiny_model):
     answers = [KOREAN, "🤖" * 9 + " hello the user", "hello", "", "ab " * 40]
     assert len(KOREAN) > 24 > len("hello")
@@ -335,7 +346,7 @@ def test_smolguards_sidecar_says_how_much_it_reads(tmp_path, tiny_model, guards)
     save_guard(path, dataclasses.replace(guards["language_model"], adapter=lora), {})
     assert load_smolguard(tiny_model, path).max_response == 24
     about = json.loads(path.with_suffix(".json").read_text())
-    del about["training"]["guard"]["max_response"]
+    del about["training"]["guard"]["max_response"], about["sha256"]
     path.with_suffix(".json").write_text(json.dumps(about))
     with pytest.raises(AdapterError, match="max_response=None: expected at least 1 token"):
         load_smolguard(tiny_model, path)

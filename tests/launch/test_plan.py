@@ -146,7 +146,7 @@ def test_a_study_in_two_processes_is_that_of_one(monkeypatch, tmp_path, capsys):
     cli.run(monkeypatch, plan, *two, "--config.max_minutes=0")
     assert "0 of 4 episodes are done" in capsys.readouterr().out
     cli.run(monkeypatch, plan, *two, "--config.num_processes=2")
-    kept = sorted(file.name for file in (tmp_path / "one" / "cells").iterdir())
+    kept = sorted(file.name for file in (tmp_path / "one" / "cells").glob("*.json"))
     assert len(kept) == 4
     for name in kept:
         alone, pooled = (json.loads((tmp_path / run / "cells" / name).read_text()) for run in ("one", "two"))
