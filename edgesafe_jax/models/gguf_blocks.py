@@ -13,7 +13,7 @@ _ONE = np.float16(1).tobytes()
 FLOATS = (_Type.F32, _Type.F16, _Type.BF16)
 
 
-def read_matrix(tensor: gguf.ReaderTensor) -> QuantizedMatrix:
+def read_matrix(tensor: gguf.ReaderTensor, *, round_inputs: bool = False) -> QuantizedMatrix:
     """Reads a quantised matrix.
 
     4-bit codes stay packed; those of 5, 6 and 8 bits take 8. The scales of a K-quant, products of two numbers, become
@@ -21,6 +21,7 @@ def read_matrix(tensor: gguf.ReaderTensor) -> QuantizedMatrix:
 
     Args:
       tensor: of a GGUF file.
+      round_inputs: whether inputs are rounded before a product, in the blocks that ggml uses with this type.
 
     Returns:
       The matrix, outputs first, with NumPy arrays; its numbers are exactly those of the file.
@@ -36,10 +37,11 @@ def read_matrix(tensor: gguf.ReaderTensor) -> QuantizedMatrix:
             "Load the file without quantization='keep'."
         )
     rows = tensor.data.shape[0]
-    blocks = np.asarray(tensor.data).reshape(-1, gguf.GGML_QUANT_SIZES[tensor.tensor_type][1])
+    size, num_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    blocks = np.asarray(tensor.data).reshape(-1, num_bytes)
     codes, scales, lows, bits, zero = read(blocks)
     arrays = (None if array is None else array.reshape(rows, -1) for array in (codes, scales, lows))
-    return QuantizedMatrix(*arrays, bits=bits, zero=zero)  # type: ignore[arg-type]
+    return QuantizedMatrix(*arrays, bits=bits, zero=zero, input_block=size if round_inputs else 0)  # type: ignore[arg-type]
 
 
 _Read = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray | None, int, int]]

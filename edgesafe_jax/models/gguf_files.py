@@ -22,12 +22,15 @@ from edgesafe_jax.models.tokenizer_files import tokenizer_from_gguf
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # read with the metadata
 
 
-def read_gguf(path: Path, *, keep: bool = False) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:
+def read_gguf(
+    path: Path, *, keep: bool = False, round_inputs: bool = False
+) -> tuple[DecoderConfig, dict[str, Any], ChatTokenizer]:
     """Reads a GGUF file.
 
     Args:
       path: the `.gguf` file.
       keep: whether quantised matrices stay as they are, see `gguf_blocks.read_matrix`; else they become floats.
+      round_inputs: whether the inputs of products with kept matrices are rounded as ggml rounds them.
 
     Returns:
       Config, float32 parameters and tokenizer.
@@ -68,7 +71,7 @@ def read_gguf(path: Path, *, keep: bool = False) -> tuple[DecoderConfig, dict[st
         tensor = tensors[names[name]]
         if not keep or tensor.tensor_type in FLOATS:
             return layout.transform(config, name, dequantised(tensor.name))
-        matrix = read_matrix(tensor)
+        matrix = read_matrix(tensor, round_inputs=round_inputs)
         order = layout.transform(config, name, np.arange(matrix.shape[0])[:, None])  # of the rows
         if order.shape != (matrix.shape[0], 1):
             raise LoadingError(f"the quantised matrices of {layout.architecture} models cannot be kept.")

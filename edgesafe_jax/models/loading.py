@@ -96,8 +96,10 @@ def load_model(
         depend on it: a directory with one of these is read for the context of its first training stage, and
         `max_context` beyond that asks for the long frequencies, for sequences of all lengths.
       quantization: None for floats; "keep" for the quantised matrices of a GGUF file as they are, the same numbers in
-        the file's bits; "int8" for 8 bits and one scale per output. The products make floats of one layer's matrix, or
-        of a block of rows, at a time. An adapter that is trained so is trained on what a device with that file runs.
+        the file's bits; "ggml" for the same with the inputs of their products rounded to 8 bits, as llama.cpp rounds
+        them on CPU, see `quantised.round_inputs`; "int8" for 8 bits and one scale per output. The products make floats
+        of one layer's matrix, or of a block of rows, at a time. An adapter that is trained so is trained on what a
+        device with that file runs.
       mesh: devices over which the parameters are split, such as `parallel.make_model_mesh` makes; every part is put
         straight onto its devices. None for the default device.
 
@@ -112,10 +114,11 @@ def load_model(
     lookup(QUANTIZATIONS, str(quantization), "quantization")
     source = assets.resolve_model(spec)
     path = Path(source.path)
-    if quantization == "keep" and source.kind != "gguf":
-        raise ConfigError(f"quantization='keep': {spec} is a directory of floats; expected a GGUF file, or 'int8'.")
-    if quantization == "keep":
-        config, params, tokenizer = read_gguf(path, keep=True)
+    kept = quantization in ("keep", "ggml")
+    if kept and source.kind != "gguf":
+        raise ConfigError(f"quantization={quantization!r}: {spec} is a directory of floats; expected a GGUF file.")
+    if kept:
+        config, params, tokenizer = read_gguf(path, keep=True, round_inputs=quantization == "ggml")
         digest = hash_gguf(path)
     elif source.kind == "gguf":
         config, params, tokenizer, digest = load_gguf(path)
@@ -143,6 +146,7 @@ def load_model(
 QUANTIZATIONS: Mapping[str, str] = {
     "None": "floats",
     "keep": "the quantised matrices of a GGUF file as they are",
+    "ggml": "the same, and inputs of their products rounded to 8 bits as llama.cpp does on CPU",
     "int8": "8 bits, one scale per output",
 }
 """How `load_model` can hold matrices, and what that means."""

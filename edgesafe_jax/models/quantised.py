@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.models.integer_products import integer_matmul, is_few
 from edgesafe_jax.typing import Array, Params
 
@@ -27,6 +28,8 @@ class QuantizedMatrix:
       lows: `[..., outputs, blocks]`, or None for zeros.
       bits: 8 or 4.
       zero: the code of zero.
+      input_block: how many numbers of an input share a scale when `round_inputs` rounds it before a product; 0 where
+        inputs stay as they are.
     """
 
     codes: Array
@@ -34,6 +37,7 @@ class QuantizedMatrix:
     lows: Array | None = None
     bits: int = flax.struct.field(pytree_node=False, default=8)
     zero: int = flax.struct.field(pytree_node=False, default=0)
+    input_block: int = flax.struct.field(pytree_node=False, default=0)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +69,36 @@ def dequantize(matrix: QuantizedMatrix) -> Array:
     if matrix.lows is not None:
         values = values + jnp.asarray(matrix.lows).astype(jnp.float32)[..., None]
     return values.reshape(matrix.shape)
+
+
+HALF_BLOCK = 32
+"""Numbers in a block of Q8_0 and Q8_1, whose scales and sums are float16; those of Q8_K are not."""
+
+
+def round_inputs(x: Array, block: int) -> tuple[Array, Array]:
+    """Rounds inputs of a product to 8 bits in blocks, as the CPU kernels of ggml do before they multiply.
+
+    With a the largest absolute number of a block, x becomes the code `q = round(127 x / a)` and stands for `q a / 127`.
+    In blocks of 32 (Q8_0, Q8_1) the scale `a / 127` is float16, and so is the sum of the block (Q8_1), by which the
+    lows of a matrix are multiplied; in blocks of 256 (Q8_K) the scale is float32 and the sum exact.
+
+    Args:
+      x: `[..., inputs]` floats.
+      block: numbers in a block, 32 or 256.
+
+    Returns:
+      The numbers `[..., inputs]` and the sums of blocks `[..., inputs / block]`, float32.
+
+    Reference: ggml, `quantize_row_q8_0`, `quantize_row_q8_1` and `quantize_row_q8_K` of ggml-cpu.
+    """
+    blocks = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, block)
+    largest = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True)
+    codes = jnp.round(blocks * jnp.where(largest == 0, 0.0, 127.0 / largest))
+    scales, totals = largest / 127, jnp.sum(codes, axis=-1)
+    sums = scales[..., 0] * totals
+    if block == HALF_BLOCK:
+        scales, sums = (leaf.astype(jnp.float16).astype(jnp.float32) for leaf in (scales, sums))
+    return (codes * scales).reshape(x.shape), sums
 
 
 def look_up(table: Array | QuantizedMatrix, ids: Array) -> Array:
@@ -113,6 +147,11 @@ def quantize_int8(matrix: Array, *, outputs_first: bool = False) -> QuantizedMat
 def stack(matrices: list[QuantizedMatrix]) -> QuantizedMatrix:
     """Stacks the matrices of the layers; those of several types become 8-bit ones of the same numbers."""
     kinds = {(m.bits, m.zero, m.scales.shape, m.scales.dtype, m.lows is None) for m in matrices}
+    if len(blocks := {m.input_block for m in matrices}) > 1:
+        raise ConfigError(
+            f"one matrix has layers whose inputs are rounded in blocks of {' and '.join(map(str, sorted(blocks)))}, "
+            "which cannot be stacked: use quantization='keep'."
+        )
     if len(kinds) > 1:
         num_blocks = math.lcm(*(m.scales.shape[-1] for m in matrices))
         any_low = any(m.lows is not None for m in matrices)
@@ -126,7 +165,7 @@ def _as_8_bits(matrix: QuantizedMatrix, num_blocks: int, with_lows: bool) -> Qua
 
     codes, scales = np.asarray(integers(matrix)).reshape(matrix.shape), repeated(matrix.scales)
     lows = np.zeros_like(scales) if matrix.lows is None else repeated(matrix.lows)
-    return QuantizedMatrix(codes, scales, lows if with_lows else None)  # type: ignore[arg-type]
+    return QuantizedMatrix(codes, scales, lows if with_lows else None, input_block=matrix.input_block)  # type: ignore[arg-type]
 
 
 def num_bytes(params: Params) -> int:
@@ -143,13 +182,30 @@ def to_int8(params: Params) -> dict[str, Any]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def quantized_matmul(dtype: jnp.dtype, x: Array, matrix: QuantizedMatrix) -> Array:
-    """Multiplies `[..., inputs]` by a matrix, with factors of `dtype` and sums in float32; x alone has a gradient."""
+    """Multiplies `[..., inputs]` by a matrix, with factors of `dtype` and sums in float32; x alone has a gradient.
+
+    Where the matrix asks for rounded inputs, factors are float32, in which the products of codes are exact, and the
+    gradient is that of the product without the rounding (straight-through).
+    """
     if is_few(x) and matrix.bits == 8 and not matrix.zero and matrix.lows is None and matrix.scales.shape[-1] == 1:
         return integer_matmul(x, jnp.asarray(matrix.codes), jnp.asarray(matrix.scales))
+    if matrix.input_block:
+        product = functools.partial(_rounded_dot, *round_inputs(x, matrix.input_block), x.dtype)
+    else:
+        product = lambda part: _dot(x, dequantize(part), 1, dtype)  # noqa: E731
     if (count := _num_parts(matrix)) == 1:
-        return _dot(x, dequantize(matrix), 1, dtype)
-    parts = jax.lax.map(lambda part: _dot(x, dequantize(part), 1, dtype), _parts(matrix, count))
+        return product(matrix)
+    parts = jax.lax.map(product, _parts(matrix, count))
     return jnp.moveaxis(parts, 0, -2).reshape(*x.shape[:-1], matrix.shape[0])
+
+
+def _rounded_dot(rounded: Array, sums: Array, dtype: jnp.dtype, matrix: QuantizedMatrix) -> Array:
+    """The product with rounded inputs, the lows with the sums of the blocks as they are stored."""
+    y = _dot(rounded, dequantize(matrix), 1, jnp.dtype(jnp.float32))
+    if matrix.lows is not None and matrix.input_block == HALF_BLOCK:
+        lost = sums - jnp.sum(rounded.reshape(*sums.shape, HALF_BLOCK), axis=-1)
+        y = y + _dot(lost, matrix.lows, 1, jnp.dtype(jnp.float32))
+    return y.astype(dtype)
 
 
 def _forward(dtype: jnp.dtype, x: Array, matrix: QuantizedMatrix) -> tuple[Array, QuantizedMatrix]:

@@ -79,6 +79,59 @@ def test_products_and_gradients_are_those_of_the_floats(monkeypatch, largest):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
 
 
+def ggml_product(tensor, x):
+    """A product with one row of inputs as ggml's CPU kernels define it: integers within blocks, blocks added up."""
+    size = gguf.GGML_QUANT_SIZES[tensor.tensor_type][0]
+    total = np.zeros(len(tensor.data))
+    for number, part in enumerate(x.reshape(-1, size)):
+        largest = np.float32(np.abs(part).max())
+        codes = np.rint(part * (np.float32(127) / largest if largest else np.float32(0))).astype(np.int64)
+        scale = np.float64(largest / np.float32(127))
+        stored = np.float64(np.float16(scale)) if size == 32 else scale
+        if tensor.tensor_type == Q.Q4_1:
+            blocks = tensor.data.reshape(len(total), -1, 20)[:, number]
+            scales, lows = np.ascontiguousarray(blocks[:, :4]).view(np.float16).astype(np.float64).T
+            weights = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], axis=1).astype(np.int64)
+            total += scales * stored * (weights @ codes) + lows * np.float64(np.float16(scale * codes.sum()))
+        else:
+            weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+            total += stored * (weights[:, number * size : (number + 1) * size] @ codes)
+    return total
+
+
+@pytest.mark.parametrize("kind", [Q.Q4_1, Q.Q8_0, Q.Q4_K, Q.Q6_K], ids=lambda kind: kind.name)
+def test_products_with_rounded_inputs_are_those_of_ggml(kind):
+    tensor = random_blocks(kind)
+    x = np.random.default_rng(1).standard_normal((3, 512)).astype(np.float32) * np.array([[1], [1e-3], [100]], "f")
+    x[0, :256] = 0
+    matrix = read_matrix(tensor, round_inputs=True)
+    found = np.asarray(quantized_matmul(jnp.dtype(jnp.bfloat16), jnp.asarray(x), matrix))
+    for row, one in zip(found, x, strict=True):
+        expected = ggml_product(tensor, one)
+        np.testing.assert_allclose(row, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
+    plain = quantized_matmul(FLOAT32, jnp.asarray(x), read_matrix(tensor))
+    assert 1e-4 < np.abs(found - plain).max() / np.abs(plain).max() < 0.02
+
+
+def test_rounding_of_inputs_passes_gradients_straight_through():
+    tensor, x = random_blocks(Q.Q4_1), jax.random.normal(jax.random.key(0), (2, 512))
+    total = jax.grad(lambda x, matrix: jnp.sum(quantized_matmul(FLOAT32, x, matrix)))
+    found, expected = (total(x, read_matrix(tensor, round_inputs=rounded)) for rounded in (True, False))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_layers_whose_inputs_are_rounded_in_different_blocks_cannot_be_one():
+    matrices = [read_matrix(random_blocks(kind), round_inputs=True) for kind in (Q.Q4_K, Q.Q8_0)]
+    with pytest.raises(ConfigError, match=r"in blocks of 32 and 256.*quantization='keep'"):
+        stack(matrices)
+    low, other = (read_matrix(random_blocks(kind), round_inputs=True) for kind in (Q.Q8_0, Q.Q5_1))
+    x = jax.random.normal(jax.random.key(0), (2, 512))
+    both = jax.tree.map(jnp.asarray, stack([low, other]))
+    for layer, matrix in enumerate((low, other)):
+        found = quantized_matmul(FLOAT32, x, both.rows(layer))
+        np.testing.assert_allclose(found, quantized_matmul(FLOAT32, x, matrix), rtol=1e-5, atol=1e-4)
+
+
 def test_rounding_to_8_bits():
     matrix = jax.random.normal(jax.random.key(0), (3, 40, 8)) * jnp.logspace(-3, 3, 8)[None, None]
     found = quantize_int8(matrix.at[:, :, 0].set(0))
@@ -192,7 +245,7 @@ def test_a_model_in_8_bits(file, tmp_path, monkeypatch):
 
 
 def test_errors(tmp_path, file):
-    with pytest.raises(ConfigError, match="quantization='int4': expected one of None, int8, keep"):
+    with pytest.raises(ConfigError, match="quantization='int4': expected one of None, ggml, int8, keep"):
         load_model(str(file), quantization="int4")
     plain = write_gguf(tmp_path / "plain.gguf", CONFIG, hf_tensors(CONFIG, random_params(CONFIG)))
     with pytest.raises(LoadingError, match="has no quantised matrices to keep"):
