@@ -148,14 +148,21 @@ def empty_slots(
 
 
 def _choose(
-    decoder: Decoder, params: Params, hidden: Array, slots: Slots, temperature: Array | None
+    decoder: Decoder,
+    params: Params,
+    hidden: Array,
+    slots: Slots,
+    temperature: Array | None,
+    suppressed_ids: tuple[int, ...],
 ) -> tuple[Array, Array]:
     """The next token of each slot, `[B]`, and whether its logits are finite."""
-    logits = decoder.apply({"params": params}, hidden, method=Decoder.logits)
+    logits: Array = decoder.apply({"params": params}, hidden, method=Decoder.logits)  # type: ignore[assignment]
+    if suppressed_ids:
+        logits = logits.at[:, jnp.array(suppressed_ids, jnp.int32)].set(-jnp.inf)
     if temperature is None:
-        chosen, finite = _argmax(logits)  # type: ignore[arg-type]
+        chosen, finite = _argmax(logits)
     else:
-        chosen, finite = _sample(logits, jax.vmap(jax.random.fold_in)(slots.random, slots.count), temperature)  # type: ignore[arg-type]
+        chosen, finite = _sample(logits, jax.vmap(jax.random.fold_in)(slots.random, slots.count), temperature)
     if slots.forced.shape[1] == 0:
         return chosen, finite
     column = jnp.minimum(slots.count, slots.forced.shape[1] - 1)
@@ -170,9 +177,10 @@ def _append(
     slots: Slots,
     temperature: Array | None,
     eos_ids: tuple[int, ...],
+    suppressed_ids: tuple[int, ...],
 ) -> Slots:
     """Chooses the next token of each unfinished slot from its hidden state `[B, D]` and writes both down."""
-    token, finite = _choose(decoder, params, hidden, slots, temperature)
+    token, finite = _choose(decoder, params, hidden, slots, temperature, suppressed_ids)
     max_tokens = slots.answers.shape[1]
     rows = jnp.arange(len(token), dtype=jnp.int32)
     column = jnp.where(slots.done, max_tokens, slots.count)  # behind the end: not written
@@ -191,7 +199,9 @@ def _append(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "eos_ids", "pad_id"), donate_argnames=("slots",))
+@functools.partial(
+    jax.jit, static_argnames=("decoder", "eos_ids", "suppressed_ids", "pad_id"), donate_argnames=("slots",)
+)
 def fill(
     decoder: Decoder,
     params: Params,
@@ -203,6 +213,7 @@ def fill(
     temperature: Array | None,
     *,
     eos_ids: tuple[int, ...],
+    suppressed_ids: tuple[int, ...] = (),
     pad_id: int,
 ) -> Slots:
     """Reads N prompts into slots, each with the first token of its answer.
@@ -217,6 +228,7 @@ def fill(
       places: `[N]` int32, the slots.
       temperature: of the sampling; None for greedy answers.
       eos_ids: tokens that end an answer.
+      suppressed_ids: tokens that are never chosen.
       pad_id: what stands behind an answer.
 
     Returns:
@@ -243,7 +255,7 @@ def fill(
         num_forced=jnp.asarray(prompts.num_forced),
         random=prompts.keys,
     )
-    fresh = _append(decoder, params, last, fresh, temperature, eos_ids)
+    fresh = _append(decoder, params, last, fresh, temperature, eos_ids, suppressed_ids)
     cache = {
         "keys": slots.keys.at[:, places, :, :length].set(fresh.keys.astype(slots.keys.dtype)),
         "values": slots.values.at[:, places, :, :length].set(fresh.values.astype(slots.values.dtype)),
@@ -252,7 +264,7 @@ def fill(
     return Slots(**cache, **{name: getattr(slots, name).at[places].set(getattr(fresh, name)) for name in names})
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "eos_ids"), donate_argnames=("slots",))
+@functools.partial(jax.jit, static_argnames=("decoder", "eos_ids", "suppressed_ids"), donate_argnames=("slots",))
 def decode(
     decoder: Decoder,
     params: Params,
@@ -263,6 +275,7 @@ def decode(
     temperature: Array | None,
     *,
     eos_ids: tuple[int, ...],
+    suppressed_ids: tuple[int, ...] = (),
 ) -> Slots:
     """Decodes all slots, one token at a time, until `limit` of them are finished; other arguments as `fill`'s."""
     num, size = slots.keys.shape[1], slots.keys.shape[3]
@@ -287,6 +300,6 @@ def decode(
         slots = slots.replace(  # type: ignore[attr-defined]
             keys=put(slots.keys, output.key_values.keys), values=put(slots.values, output.key_values.values)
         )
-        return _append(decoder, params, output.hidden[:, 0], slots, temperature, eos_ids)
+        return _append(decoder, params, output.hidden[:, 0], slots, temperature, eos_ids, suppressed_ids)
 
     return jax.lax.while_loop(lambda slots: jnp.sum(slots.done, dtype=jnp.int32) < limit, advance, slots)

@@ -300,7 +300,8 @@ class _Run:
         Finished slots are filled again a quarter of them at a time. When no rows are left to begin and three quarters
         of the slots are finished, the others go on alone.
         """
-        model, eos_ids = self.model, self.model.tokenizer.eos_ids
+        model, pad_id = self.model, self.model.tokenizer.pad_id
+        ids = {"eos_ids": model.tokenizer.eos_ids, "suppressed_ids": model.tokenizer.suppressed_ids}
         common = (model.decoder, model.params, self.attached, self.shared)
         temperature = jnp.float32(self.temperature) if self.temperature > 0 else None
         num = min(self.batch_size, 1 << (len(pending) - 1).bit_length())
@@ -311,7 +312,7 @@ class _Run:
             max_tokens=self.max_tokens,
             num_forced=self.num_forced,
             keep_hidden=self.keep_hidden,
-            pad_id=model.tokenizer.pad_id,
+            pad_id=pad_id,
         )
         rows = np.full(num, -1)  # the row in each slot
         while pending or np.any(rows >= 0):
@@ -323,11 +324,9 @@ class _Run:
                 # A group that is not full is filled up with repeats, so that one compilation serves it.
                 places = np.pad(places, (0, part - len(group)), mode="edge").astype(np.int32)
                 prompts = self._prompts([int(row) for row in rows[places]])
-                slots = fill(
-                    *common, slots, prompts, places, temperature, eos_ids=eos_ids, pad_id=model.tokenizer.pad_id
-                )
+                slots = fill(*common, slots, prompts, places, temperature, pad_id=pad_id, **ids)
             enough = np.sum(rows < 0) + min(part, len(pending)) if pending else len(rows) - part * (part < len(rows))
-            slots = decode(*common, slots, np.int32(enough), temperature, eos_ids=eos_ids)
+            slots = decode(*common, slots, np.int32(enough), temperature, **ids)
             finished = np.flatnonzero(np.asarray(slots.done) & (rows >= 0))
             # Copies: the memory of slots is used again.
             found = (

@@ -53,6 +53,7 @@ class ChatTokenizer:
 
     Attributes:
       pad_id: id that fills unused positions; never attended to.
+      suppressed_ids: ids that are never generated, as the model's files name them.
       template_variables: what the chat template is given beside the messages, such as `{"enable_thinking": False}`.
     """
 
@@ -66,6 +67,7 @@ class ChatTokenizer:
         bos_token: str = "",
         eos_token: str = "",
         template_variables: Mapping[str, Any] | None = None,
+        suppressed_ids: Iterable[int] = (),
     ):
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
@@ -76,6 +78,7 @@ class ChatTokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.template_variables = dict(template_variables or {})
+        self.suppressed_ids = tuple(sorted(set(suppressed_ids)))
 
     def with_variables(self, variables: Mapping[str, Any] | None) -> "ChatTokenizer":
         """Returns the tokenizer with further variables for its chat template.
@@ -112,6 +115,7 @@ class ChatTokenizer:
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
             "template_variables": self.template_variables,
+            "suppressed_ids": self.suppressed_ids,
         }
         return ChatTokenizer(self._tokenizer, **{**fields, **changes})
 

@@ -87,6 +87,7 @@ def _chat_tokenizer(
         pad_id=int(metadata.get("tokenizer.ggml.padding_token_id", eos)),
         bos_token=tokens[int(bos)] if bos is not None else "",
         eos_token=tokens[eos],
+        suppressed_ids=metadata.get("tokenizer.ggml.suppress_tokens", ()),
     )
 
 
@@ -184,6 +185,7 @@ def tokenizer_from_directory(path: Path) -> ChatTokenizer:
         pad_id=eos[0] if loaded.pad_token_id is None else loaded.pad_token_id,
         bos_token=loaded.bos_token or "",
         eos_token=loaded.eos_token or "",
+        suppressed_ids=generation.get("suppress_tokens") or (),
     )
 
 

@@ -41,9 +41,13 @@ def naive_logits(model, ids, adapter=None):
     return np.asarray(next_logits(model.decoder, model.params, tokens, where, adapter))
 
 
-def naive_answer(model, prompt, adapter=None, begin=()):
+def prompt_ids(model, prompt):
     parts = model.tokenizer.chat_parts
-    ids = [*parts.head, *model.tokenizer.encode(prompt.strip()), *parts.tail]
+    return [*parts.head, *model.tokenizer.encode(prompt.strip()), *parts.tail]
+
+
+def naive_answer(model, prompt, adapter=None, begin=()):
+    ids = prompt_ids(model, prompt)
     answer = list(begin[:MAX_TOKENS])
     while len(answer) < MAX_TOKENS:
         answer.append(int(np.argmax(naive_logits(model, ids + answer, adapter))))
@@ -52,10 +56,11 @@ def naive_answer(model, prompt, adapter=None, begin=()):
     return answer
 
 
-def with_eos(model, *eos_ids):
-    """The model with other tokens as the end of its answers."""
+def with_eos(model, *eos_ids, suppressed_ids=()):
+    """The model with other tokens as the end of its answers, and some that are never generated."""
     old = model.tokenizer
-    tokenizer = ChatTokenizer(old._tokenizer, chat_template=old.chat_template, eos_ids=eos_ids, pad_id=old.pad_id)
+    fields = {"chat_template": old.chat_template, "eos_ids": eos_ids, "pad_id": old.pad_id}
+    tokenizer = ChatTokenizer(old._tokenizer, **fields, suppressed_ids=suppressed_ids)
     return dataclasses.replace(model, tokenizer=tokenizer)
 
 
@@ -72,6 +77,19 @@ def test_greedy_equals_a_loop_without_cache(tiny_model, adapter, greedy):
     assert len({tuple(tokens) for tokens in expected}) >= 6  # the prompts matter
     assert (answers.tokens != greedy.tokens) == (adapter is not None)  # and so does the adapter
     assert answers.texts == [tiny_model.tokenizer.decode(tokens).strip() for tokens in expected]
+
+
+def test_suppressed_tokens_are_never_chosen(tiny_model, greedy):
+    kept = {int(np.argsort(naive_logits(tiny_model, prompt_ids(tiny_model, prompt)))[-2]) for prompt in PROMPTS[:2]}
+    suppressed = {token for row in greedy.tokens for token in row} - kept
+    model = with_eos(tiny_model, 2, suppressed_ids=suppressed)
+    found = generate(model, PROMPTS, max_tokens=MAX_TOKENS, batch_size=BATCH)
+    assert not suppressed & {token for row in found.tokens for token in row}
+    for prompt, row in zip(PROMPTS, found.tokens, strict=True):
+        logits = naive_logits(model, prompt_ids(model, prompt)).copy()
+        logits[list(suppressed)] = -np.inf
+        assert row[:1] == [int(np.argmax(logits))]
+    assert model.tokenizer.with_variables({"a": 1}).suppressed_ids == tuple(sorted(suppressed))
 
 
 def test_answers_do_not_depend_on_batches_neighbours_or_surrounding_spaces(tiny_model, greedy):
