@@ -25,16 +25,25 @@ class Format:
     """A format in which an adapter leaves this library.
 
     Attributes:
-      carries: kinds of adapters (names of `adapters.ADAPTERS`) that it can hold.
+      carries: kinds of adapters (names of `adapters.ADAPTERS`) that it can hold, and compositions such as
+        `soft_prompt+lora` in any order.
       write: `write(adapter, model, folder)` fills an existing empty folder. It raises `ExportError` before it writes
         anything where this adapter or this base model has no place in the format. It returns what the model card says
         of the files beside their names and sizes, by title.
       usage: how the result is run, in Markdown; `{path}` stands for the directory.
+      composes: whether it can hold any composition of the kinds that it carries.
     """
 
     carries: tuple[str, ...]
     write: Callable[[Any, LanguageModel, Path], Mapping[str, str]]
     usage: str
+    composes: bool = False
+
+    def holds(self, kind: str) -> bool:
+        """Whether it can hold an adapter of a kind, or a composition whose kinds are joined by `+`."""
+        parts = sorted(kind.split("+"))
+        whole = any(parts == sorted(known.split("+")) for known in self.carries)
+        return whole or (self.composes and set(parts) <= set(self.carries))
 
 
 def base_files(model: LanguageModel) -> ModelSource:

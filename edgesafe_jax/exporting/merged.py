@@ -31,7 +31,8 @@ def _matrices(model: LanguageModel, lora: LoRA) -> dict[tuple[str, int], np.ndar
     return found
 
 
-def _write(adapter: LoRA, model: LanguageModel, folder: Path) -> Mapping[str, str]:
+def write_merged(adapter: LoRA, model: LanguageModel, folder: Path) -> Mapping[str, str]:
+    """Writes the base model's file with a LoRA in its weights; returns what the model card says of it."""
     source = base_files(model)
     if source.kind == "gguf":
         base = GgufBase(Path(source.path), model.config)
@@ -52,7 +53,7 @@ def _write(adapter: LoRA, model: LanguageModel, folder: Path) -> Mapping[str, st
 
 MERGED = Format(
     carries=("lora",),
-    write=_write,
+    write=write_merged,
     usage=(
         "```\nllama-cli -m {path}/model.gguf -cnv\n```\n\n"
         "or `load_model('{path}')` where the base model is a Hugging Face directory."

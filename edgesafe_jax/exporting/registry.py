@@ -9,6 +9,7 @@ from pathlib import Path
 from edgesafe_jax.adapters import stored_form
 from edgesafe_jax.errors import lookup
 from edgesafe_jax.exporting.card import CARD_FILE, Provenance, make_card
+from edgesafe_jax.exporting.compositions import advice, simplified
 from edgesafe_jax.exporting.exporter import ExportError, Format, new_directory
 from edgesafe_jax.exporting.gguf_adapters import CONTROL_VECTOR, LORA_GGUF
 from edgesafe_jax.exporting.merged import MERGED
@@ -51,15 +52,18 @@ class Exporter:
             name that is taken.
           StorageError: the directory cannot be written.
         """
+        adapter = simplified(adapter)
         stored = stored_form(adapter)
-        if stored.kind not in self.format.carries:
-            able = [name for name, exporter in EXPORTERS.items() if stored.kind in exporter.format.carries]
+        if not self.format.holds(stored.kind):
+            able = [name for name, exporter in EXPORTERS.items() if exporter.format.holds(stored.kind)]
             raise ExportError(
                 f"The format {self.name!r} cannot carry a {stored.kind}, only {' or '.join(self.format.carries)}. "
-                f"Formats for a {stored.kind}: {', '.join(able) or 'none'}."
+                f"Formats for a {stored.kind}: {', '.join(able) or 'none'}.{advice(adapter)}"
             )
-        if (placement := stored.fields.get("placement", IN_FRONT)) != IN_FRONT:
-            raise ExportError(f"A soft prompt with placement={placement!r} cannot be exported, only {IN_FRONT!r}.")
+        if adapter.placement != IN_FRONT:
+            raise ExportError(
+                f"A soft prompt with placement={adapter.placement!r} cannot be exported, only {IN_FRONT!r}."
+            )
         path = Path(path)
         with new_directory(path) as folder:
             details = self.format.write(adapter, model, folder)

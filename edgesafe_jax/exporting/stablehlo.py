@@ -143,6 +143,7 @@ def _write(adapter: Adapter, model: LanguageModel, folder: Path) -> Mapping[str,
 
 STABLEHLO = Format(
     carries=("soft_prompt", "prefix", "lora", "steering"),
+    composes=True,
     write=_write,
     usage=(
         "```python\nfrom pathlib import Path\n\nimport jax.export\n\n"

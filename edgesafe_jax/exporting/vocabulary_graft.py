@@ -10,10 +10,14 @@ are rows of the head, and trained vectors do win: without suppression such a fil
 new tokens as suppressed (`tokenizer.ggml.suppress_tokens` of llama.cpp, `suppress_tokens` of transformers), and only
 runtimes that read this can run it. For any other, the format `vocabulary_graft_untied` stores a head of its own, which
 costs the size of the table.
+
+Of a soft prompt with a LoRA, the LoRA is merged into the weights first, as the format `merged` does it.
 """
 
 import functools
 import json
+import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +25,17 @@ from typing import Any
 import gguf
 import numpy as np
 
-from edgesafe_jax.adapters import SoftPrompt
+from edgesafe_jax.adapters import LoRA, SoftPrompt
+from edgesafe_jax.exporting.compositions import part_of
 from edgesafe_jax.exporting.directory_base import copy_settings, read_tensors, write_tensors
 from edgesafe_jax.exporting.exporter import ExportError, Format, base_files
-from edgesafe_jax.exporting.gguf_base import GGUF_FILE, Field, GgufBase, Tensor, copy_gguf, stored_as
+from edgesafe_jax.exporting.gguf_base import GGUF_FILE, Field, GgufBase, QuantType, Tensor, copy_gguf, stored_as
+from edgesafe_jax.exporting.merged import write_merged
 from edgesafe_jax.models.files import read_json
 from edgesafe_jax.models.loading import LanguageModel
-from edgesafe_jax.typing import IN_FRONT
+from edgesafe_jax.typing import IN_FRONT, Adapter
+
+_log = logging.getLogger(__name__)
 
 ROW_MULTIPLE = 64
 """The number of rows of a GGUF table is filled up to a multiple, which the fast matrix products of runtimes need."""
@@ -80,8 +88,10 @@ def _write_gguf(model: LanguageModel, path: Path, target: Path, vectors: np.ndar
         )
     names, filling = new_tokens(num, tokens), -(old + num) % ROW_MULTIPLE
     spare = new_tokens(filling, tokens, "unused_row")
-    added = _encoded(path, np.concatenate([vectors, np.zeros((filling, vectors.shape[1]), np.float32)]), table)
-    tensors = {_TABLE: Tensor(np.concatenate([table.data, added.data]), added.type)}
+    grown, details = grown_table(
+        path, table, np.concatenate([vectors, np.zeros((filling, vectors.shape[1]), np.float32)])
+    )
+    tensors = {_TABLE: grown}
     if untie or head is not None:
         kept = table if head is None else head
         copied = int(np.argmin(np.sum(np.square(gguf.quants.dequantize(kept.data, kept.tensor_type)), axis=1)))
@@ -108,11 +118,11 @@ def _write_gguf(model: LanguageModel, path: Path, target: Path, vectors: np.ndar
     if (scores := base.value("tokenizer.ggml.scores")) is not None:
         fields["tokenizer.ggml.scores"] = _like(base, "tokenizer.ggml.scores", [*scores, *[0.0] * (num + filling)])
     copy_gguf(base, target, tensors=tensors, fields=fields)
-    error = gguf.quants.dequantize(added.data, added.type)[:num] - vectors
+    error = gguf.quants.dequantize(grown.data[old : old + num], grown.type) - vectors
     return {
         "New tokens": f"{num} (ids {old} to {old + num - 1}), {never}; {filling} unused rows behind them",
-        "Rounding of the vectors": f"{table.tensor_type.name}, {_relative(error, vectors):.2g} of their length",
-        "Size": f"{target.stat().st_size / path.stat().st_size - 1:+.3%} of the base file",
+        "Rounding of the vectors": f"{grown.type.name}, {_relative(error, vectors):.2g} of their length",
+        **details,
     }
 
 
@@ -120,15 +130,44 @@ def _relative(error: np.ndarray, vectors: np.ndarray) -> float:
     return float(np.linalg.norm(error) / np.linalg.norm(vectors))
 
 
-def _encoded(path: Path, rows: np.ndarray, table: Any) -> Tensor:
+def grown_table(path: Path, table: gguf.ReaderTensor, rows: np.ndarray) -> tuple[Tensor, dict[str, str]]:
+    """Puts rows behind an embedding table.
+
+    The old rows stay as they are, block for block, where their type can be written here. Those of a K-quant cannot: the
+    whole table is then stored again as Q8_0.
+
+    Args:
+      path: the file, for messages.
+      table: the table.
+      rows: `[N, D]` float32.
+
+    Returns:
+      The table, and what storing it again costs, for the model card.
+
+    Raises:
+      ExportError: a type that can be neither written nor read.
+    """
     try:
-        return stored_as(rows, table.tensor_type)
+        added = stored_as(rows, table.tensor_type)
+        return Tensor(np.concatenate([table.data, added.data]), added.type), {}
+    except NotImplementedError:
+        pass
+    try:
+        old = gguf.quants.dequantize(table.data, table.tensor_type)
     except NotImplementedError as error:
         raise ExportError(
-            f"The vocabulary of {path} cannot grow: nothing here writes rows of its embedding table's type "
-            f"{table.tensor_type.name}. Expected F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0 or Q4_1: make the file again "
-            "with llama-quantize --token-embedding-type q8_0."
+            f"The vocabulary of {path} cannot grow: its embedding table is of type {table.tensor_type.name}, which "
+            "nothing here reads: make the file again with llama-quantize --token-embedding-type q8_0."
         ) from error
+    grown = stored_as(np.concatenate([old, rows]), QuantType.Q8_0)
+    kept = grown.data[: len(old)]
+    error = _relative(gguf.quants.dequantize(kept, grown.type) - old, old)
+    cost = (
+        f"{table.tensor_type.name} stored again as Q8_0, because rows of {table.tensor_type.name} cannot be written: "
+        f"{kept.nbytes / table.data.nbytes:.2f} times the size, {error:.2g} of its length of rounding"
+    )
+    _log.info(f"embedding table of {path.name}: {cost}")
+    return grown, {"Embedding table": cost}
 
 
 def _like(base: GgufBase, name: str, value: Any) -> Field:
@@ -191,22 +230,31 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
 
-def _write(untie: bool, adapter: SoftPrompt, model: LanguageModel, folder: Path) -> Mapping[str, str]:
+def _write(untie: bool, adapter: Adapter, model: LanguageModel, folder: Path) -> Mapping[str, str]:
     if adapter.placement != IN_FRONT:
         raise ExportError(
             f"This soft prompt stands at {adapter.placement!r}: expected one in front of everything, with "
             "which the chat template can open."
         )
+    prompt, lora = part_of(adapter, SoftPrompt), part_of(adapter, LoRA)
+    assert prompt is not None
     source = base_files(model)
-    vectors = np.asarray(adapter.embeddings, np.float32)
-    if source.kind == "gguf":
-        return _write_gguf(model, Path(source.path), folder / GGUF_FILE, vectors, untie)
-    return _write_directory(model, Path(source.path), folder, vectors, untie)
+    vectors = np.asarray(prompt.embeddings, np.float32)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as scratch:
+        path, details = Path(source.path), {}
+        if lora is not None:
+            details = dict(write_merged(lora, model, Path(scratch)))
+            path = Path(scratch) / GGUF_FILE if source.kind == "gguf" else Path(scratch)
+        if source.kind == "gguf":
+            details |= _write_gguf(model, path, folder / GGUF_FILE, vectors, untie)
+            size = (folder / GGUF_FILE).stat().st_size / Path(source.path).stat().st_size
+            return details | {"Size": f"{size - 1:+.3%} of the base file"}
+        return details | _write_directory(model, path, folder, vectors, untie)
 
 
 def _format(untie: bool) -> Format:
     return Format(
-        carries=("soft_prompt",),
+        carries=("soft_prompt", "soft_prompt+lora"),
         write=functools.partial(_write, untie),
         usage=(
             "```\nllama-cli -m {path}/model.gguf -cnv --jinja\n```\n\n"

@@ -4,14 +4,18 @@ import dataclasses
 import json
 import pathlib
 
+import jax
+import numpy as np
 import pytest
 
-from edgesafe_jax.adapters import save_adapter, stored_form
+from edgesafe_jax.adapters import compose, load_adapter, make_adapter, save_adapter, stored_form
 from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.exporting import EXPORTERS, ExportError, Measured, Provenance, hub, make_exporter
 from edgesafe_jax.exporting.card import from_result, from_summary
 from edgesafe_jax.exporting.sources import export_checkpoint, read_checkpoint
+from edgesafe_jax.models.loading import load_model
 from edgesafe_jax.reporting.results import read_result
+from tests.exporting.conftest import logits
 
 RESULTS = pathlib.Path(__file__).parents[2] / "configs" / "results" / "align_soft_prompt.json"
 
@@ -31,6 +35,34 @@ def test_what_a_format_cannot_carry_is_refused_with_those_that_can(request, name
         with pytest.raises(ExportError, match=f"cannot carry a {kind}.*Formats for a {kind}: .*{able}"):
             EXPORTERS[name](adapter, gguf_model, tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_compositions_that_no_format_holds_are_refused_with_what_can_be_done(hf_model, soft_prompt, steering, tmp_path):
+    gate = make_adapter(jax.random.key(0), "gate", hf_model)
+    for adapter, name, message in (
+        (compose(gate, soft_prompt), "peft", r"Formats for a gate\+soft_prompt: none\. A gate chooses.*save_adapter"),
+        (compose(soft_prompt, steering), "peft", r"Formats for a .*: stablehlo\. The parts can be exported one by one"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            EXPORTERS[name](adapter, hf_model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["peft", "merged"])
+def test_several_loras_leave_as_one(hf_model, lora, tmp_path, name):
+    rng = np.random.default_rng(1)
+    start = make_adapter(jax.random.key(5), "lora", hf_model, rank=2, alpha=1.0, targets=("attention/value",))
+    other = start.replace(
+        up={key: jax.numpy.asarray(rng.standard_normal(leaf.shape, np.float32)) for key, leaf in start.up.items()}
+    )
+    both, tokens = compose(lora, other), [3, 17, 40, 9]
+    path = EXPORTERS[name](both, hf_model, tmp_path / "out")
+    found = (
+        logits(load_model(str(path)), tokens)
+        if name == "merged"
+        else logits(hf_model, tokens, load_adapter(path, hf_model))
+    )
+    np.testing.assert_allclose(found, logits(hf_model, tokens, both), atol=1e-4)
 
 
 def test_nothing_is_overwritten(hf_model, soft_prompt, tmp_path):

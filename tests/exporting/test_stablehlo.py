@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from edgesafe_jax.adapters import compose
 from edgesafe_jax.exporting import EXPORTERS
 from edgesafe_jax.models import generate
 
@@ -44,8 +45,10 @@ def test_the_files_alone_answer_like_the_model(request, hf_model, tmp_path, kind
 
 
 def test_every_kind_is_lowered(request, hf_model, tmp_path):
-    for kind in ("prefix", "steering"):
-        path = EXPORTERS["stablehlo"](request.getfixturevalue(kind), hf_model, tmp_path / kind)
+    """Compositions too."""
+    for kinds in (("prefix",), ("soft_prompt", "lora", "steering")):
+        adapter = compose(*map(request.getfixturevalue, kinds))
+        path = EXPORTERS["stablehlo"](adapter, hf_model, tmp_path / kinds[0])
         read = jax.export.deserialize(bytearray((path / "decode.stablehlo").read_bytes()))
         manifest = json.loads((path / "manifest.json").read_text())
         assert read.platforms == tuple(manifest["platforms"])

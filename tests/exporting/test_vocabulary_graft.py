@@ -4,17 +4,22 @@ import dataclasses
 import pathlib
 import types
 
+import gguf
 import jax
 import numpy as np
 import pytest
 
-from edgesafe_jax.adapters import SoftPrompt
+from edgesafe_jax.adapters import SoftPrompt, compose
 from edgesafe_jax.exporting import EXPORTERS, ExportError
-from edgesafe_jax.exporting.gguf_base import Field, GgufBase, QuantType, copy_gguf
-from edgesafe_jax.exporting.vocabulary_graft import _encoded
+from edgesafe_jax.exporting.gguf_base import Field, GgufBase, QuantType, Tensor, copy_gguf, stored_as
+from edgesafe_jax.exporting.vocabulary_graft import grown_table
+from edgesafe_jax.models import generate
 from edgesafe_jax.models.converted import hash_gguf
 from edgesafe_jax.models.loading import load_model
-from tests.exporting.conftest import logits
+from tests.exporting.conftest import SIZES, logits
+from tests.models.test_loading import hf_tensors, write_gguf
+from tests.models.test_quantised import random_blocks
+from tests.tiny import random_params
 
 CHAT = [{"role": "user", "content": "hello"}]
 
@@ -57,6 +62,16 @@ def test_gguf(grafted, gguf_model, soft_prompt, name):
         copied = np.flatnonzero((head[:, old] == head[:, :old].T).all(axis=1))
         assert len(copied) >= 1
         assert (head[:, old:] == head[:, copied[:1]]).all()
+
+
+def test_new_tokens_are_not_generated_here_either(grafted, hf_model, soft_prompt, tmp_path):
+    """The suppressed tokens of a GGUF file and of a directory are those that `generate` leaves out."""
+    folder = EXPORTERS["vocabulary_graft"](soft_prompt, hf_model, tmp_path / "out")
+    old = hf_model.config.vocab_size
+    for model in (load_model(str(folder)), grafted["vocabulary_graft"][1]):
+        assert model.tokenizer.suppressed_ids[: soft_prompt.num_virtual] == tuple(range(old, old + 6))
+    sampled = generate(model, ["hello"] * 8, max_tokens=8, temperature=20.0, key=jax.random.key(0))
+    assert max(max(row, default=0) for row in sampled.tokens) < old
 
 
 @pytest.mark.parametrize("name", ["vocabulary_graft", "vocabulary_graft_untied"])
@@ -130,7 +145,53 @@ def test_vocabularies_that_cannot_grow_are_refused(gguf_model, soft_prompt, disk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_table_whose_rows_nothing_here_writes_is_refused(tmp_path):
-    table = types.SimpleNamespace(tensor_type=QuantType.Q6_K)
-    with pytest.raises(ExportError, match="type Q6_K"):
-        _encoded(tmp_path / "x.gguf", np.zeros((1, 256), np.float32), table)
+@pytest.mark.parametrize("kind", [QuantType.Q4_K, QuantType.Q6_K], ids=lambda kind: kind.name)
+def test_a_table_of_a_k_quant_is_stored_again(disk, tmp_path, caplog, kind):
+    """The table alone; every other tensor is the same block for block."""
+    sizes = dataclasses.replace(SIZES, embed_dim=256)
+    plain = write_gguf(disk / f"wide_{kind.name}.gguf", sizes, hf_tensors(sizes, random_params(sizes)))
+    blocks = random_blocks(kind, sizes.vocab_size, 256).data
+    base, file = GgufBase(plain, sizes), disk / f"{kind.name}.gguf"
+    others = {name: stored_as(tensor.data, QuantType.Q4_1) for name, tensor in base.tensors.items() if "ffn_up" in name}
+    copy_gguf(base, file, tensors={"token_embd.weight": Tensor(blocks, kind), **others})
+    prompt = SoftPrompt(jax.random.normal(jax.random.key(0), (3, 256)))
+    with caplog.at_level("INFO"):
+        path = EXPORTERS["vocabulary_graft"](prompt, load_model(str(file), quantization="keep"), tmp_path / "out")
+    before, after = GgufBase(file, sizes), GgufBase(path / "model.gguf", sizes)
+    table = after.tensors.pop("token_embd.weight")
+    assert table.tensor_type == QuantType.Q8_0
+    for name, tensor in after.tensors.items():
+        assert tensor.tensor_type == before.tensors[name].tensor_type
+        np.testing.assert_array_equal(tensor.data, before.tensors[name].data)
+    rows, old = gguf.quants.dequantize(table.data, table.tensor_type), sizes.vocab_size
+    expected = gguf.quants.dequantize(blocks, kind)
+    assert np.linalg.norm(rows[:old] - expected) < 0.01 * np.linalg.norm(expected)
+    np.testing.assert_allclose(rows[old : old + 3], prompt.embeddings, atol=0.02)
+    cost = f"{kind.name} stored again as Q8_0"
+    assert cost in (path / "README.md").read_text()
+    assert cost in caplog.text
+
+
+def test_a_table_that_nothing_here_reads_is_refused(tmp_path):
+    table = types.SimpleNamespace(tensor_type=QuantType.Q8_1, data=np.zeros((1, 36), np.uint8))
+    with pytest.raises(ExportError, match="type Q8_1"):
+        grown_table(tmp_path / "x.gguf", table, np.zeros((1, 32), np.float32))
+
+
+@pytest.mark.parametrize("name", ["vocabulary_graft", "vocabulary_graft_untied"])
+def test_a_lora_is_merged_before_the_prompt_is_grafted(hf_model, plain_model, soft_prompt, lora, tmp_path, name):
+    both = compose(lora, soft_prompt)
+    path = EXPORTERS[name](both, hf_model, tmp_path / "directory")
+    model, old = load_model(str(path)), hf_model.config.vocab_size
+    expected = expected_logits(hf_model, both)
+    found = logits(model, chat_tokens(model))[:, :old]
+    np.testing.assert_allclose(found[soft_prompt.num_virtual :], expected, atol=1e-4)
+    assert np.abs(expected - expected_logits(hf_model, soft_prompt)).max() > 0.3
+    path = EXPORTERS[name](both, plain_model, tmp_path / "file")
+    assert sorted(file.name for file in path.iterdir()) == ["README.md", "model.gguf"]
+    model = load_model(str(path / "model.gguf"))
+    found = logits(model, chat_tokens(model))[soft_prompt.num_virtual :, :old]
+    np.testing.assert_allclose(found, expected, atol=3e-2)  # float16 matrices
+    card = (path / "README.md").read_text()
+    assert "Merged matrices" in card
+    assert "soft_prompt+lora" in card.replace("lora+soft_prompt", "soft_prompt+lora")
