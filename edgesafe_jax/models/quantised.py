@@ -187,10 +187,10 @@ def quantized_matmul(dtype: jnp.dtype, x: Array, matrix: QuantizedMatrix) -> Arr
     Where the matrix asks for rounded inputs, factors are float32, in which the products of codes are exact, and the
     gradient is that of the product without the rounding (straight-through).
     """
-    if is_few(x) and matrix.bits == 8 and not matrix.zero and matrix.lows is None and matrix.scales.shape[-1] == 1:
-        return integer_matmul(x, jnp.asarray(matrix.codes), jnp.asarray(matrix.scales))
     if matrix.input_block:
         product = functools.partial(_rounded_dot, *round_inputs(x, matrix.input_block), x.dtype)
+    elif is_few(x) and matrix.bits == 8 and not matrix.zero and matrix.lows is None and matrix.scales.shape[-1] == 1:
+        return integer_matmul(x, jnp.asarray(matrix.codes), jnp.asarray(matrix.scales))
     else:
         product = lambda part: _dot(x, dequantize(part), 1, dtype)  # noqa: E731
     if (count := _num_parts(matrix)) == 1:
