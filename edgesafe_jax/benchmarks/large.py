@@ -41,6 +41,7 @@ CONFIG = DecoderConfig(
     max_context=8192,
 )
 VIRTUAL, HEAD = 46, 24
+_NO_END = decoding.TokenIds(eos=(-1,), pad=0)
 
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 """FLOP/s of dense bfloat16 products by the data sheet, by a part of the device's name."""
@@ -116,8 +117,8 @@ def measure_decoding(config: DecoderConfig, *, batch: int, prompt: int, num_step
             decoder, batch, prompt + steps, max_tokens=steps, num_forced=0, keep_hidden=False, pad_id=0
         )
         places = np.arange(batch, dtype=np.int32)
-        slots = decoding.fill(*common, slots, prompts, places, None, eos_ids=(-1,), pad_id=0)
-        return decoding.decode(*common, slots, np.int32(batch), None, eos_ids=(-1,)).answers
+        slots = decoding.fill(*common, slots, prompts, places, None, ids=_NO_END)
+        return decoding.decode(*common, slots, np.int32(batch), None, ids=_NO_END).answers
 
     def seconds(steps: int) -> float:
         return median_seconds(answer, steps)

@@ -5,6 +5,7 @@ in groups, decoded together one token at a time, and filled again when their ans
 answer does not wait for a long one. A slot never looks at another one.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +59,21 @@ def _sample(logits: Array, keys: PRNGKey, temperature: Array) -> tuple[Array, Ar
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     index = first_above(jnp.cumsum(inside, axis=-1), target - below, inside)
     return (block * _BLOCK + index).astype(jnp.int32), jnp.isfinite(upper[:, -1])
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+    """Tokens with a meaning in generation.
+
+    Attributes:
+      eos: those that end an answer.
+      pad: what stands behind an answer.
+      suppressed: those that are never chosen.
+    """
+
+    eos: tuple[int, ...]
+    pad: int
+    suppressed: tuple[int, ...] = ()
 
 
 @flax.struct.dataclass
@@ -176,11 +192,10 @@ def _append(
     hidden: Array,
     slots: Slots,
     temperature: Array | None,
-    eos_ids: tuple[int, ...],
-    suppressed_ids: tuple[int, ...],
+    ids: TokenIds,
 ) -> Slots:
     """Chooses the next token of each unfinished slot from its hidden state `[B, D]` and writes both down."""
-    token, finite = _choose(decoder, params, hidden, slots, temperature, suppressed_ids)
+    token, finite = _choose(decoder, params, hidden, slots, temperature, ids.suppressed)
     max_tokens = slots.answers.shape[1]
     rows = jnp.arange(len(token), dtype=jnp.int32)
     column = jnp.where(slots.done, max_tokens, slots.count)  # behind the end: not written
@@ -188,7 +203,7 @@ def _append(
     if states.shape[1]:
         states = states.at[rows, column].set(hidden.astype(states.dtype), mode="drop")
     count = slots.count + (~slots.done).astype(jnp.int32)
-    ended = jnp.isin(token, jnp.array(eos_ids, jnp.int32)) | (count >= max_tokens)
+    ended = jnp.isin(token, jnp.array(ids.eos, jnp.int32)) | (count >= max_tokens)
     return slots.replace(  # type: ignore[attr-defined]
         token=token,
         answers=slots.answers.at[rows, column].set(token, mode="drop"),
@@ -199,9 +214,7 @@ def _append(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("decoder", "eos_ids", "suppressed_ids", "pad_id"), donate_argnames=("slots",)
-)
+@functools.partial(jax.jit, static_argnames=("decoder", "ids"), donate_argnames=("slots",))
 def fill(
     decoder: Decoder,
     params: Params,
@@ -212,9 +225,7 @@ def fill(
     places: Array | np.ndarray,
     temperature: Array | None,
     *,
-    eos_ids: tuple[int, ...],
-    suppressed_ids: tuple[int, ...] = (),
-    pad_id: int,
+    ids: TokenIds,
 ) -> Slots:
     """Reads N prompts into slots, each with the first token of its answer.
 
@@ -227,9 +238,7 @@ def fill(
       prompts: the prompts; a repeated one goes to the same slot.
       places: `[N]` int32, the slots.
       temperature: of the sampling; None for greedy answers.
-      eos_ids: tokens that end an answer.
-      suppressed_ids: tokens that are never chosen.
-      pad_id: what stands behind an answer.
+      ids: what ends an answer, what stands behind it, and what is never in it.
 
     Returns:
       The slots.
@@ -248,14 +257,14 @@ def fill(
         count=zeros,
         token=zeros,
         done=jnp.zeros((num,), bool),
-        answers=jnp.full((num, slots.answers.shape[1]), pad_id, jnp.int32),
+        answers=jnp.full((num, slots.answers.shape[1]), ids.pad, jnp.int32),
         states=jnp.zeros((num, *slots.states.shape[1:]), slots.states.dtype),
         finite=jnp.ones((num,), bool),
         forced=jnp.asarray(prompts.forced),
         num_forced=jnp.asarray(prompts.num_forced),
         random=prompts.keys,
     )
-    fresh = _append(decoder, params, last, fresh, temperature, eos_ids, suppressed_ids)
+    fresh = _append(decoder, params, last, fresh, temperature, ids)
     cache = {
         "keys": slots.keys.at[:, places, :, :length].set(fresh.keys.astype(slots.keys.dtype)),
         "values": slots.values.at[:, places, :, :length].set(fresh.values.astype(slots.values.dtype)),
@@ -264,7 +273,7 @@ def fill(
     return Slots(**cache, **{name: getattr(slots, name).at[places].set(getattr(fresh, name)) for name in names})
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "eos_ids", "suppressed_ids"), donate_argnames=("slots",))
+@functools.partial(jax.jit, static_argnames=("decoder", "ids"), donate_argnames=("slots",))
 def decode(
     decoder: Decoder,
     params: Params,
@@ -274,8 +283,7 @@ def decode(
     limit: Array | np.ndarray | int,
     temperature: Array | None,
     *,
-    eos_ids: tuple[int, ...],
-    suppressed_ids: tuple[int, ...] = (),
+    ids: TokenIds,
 ) -> Slots:
     """Decodes all slots, one token at a time, until `limit` of them are finished; other arguments as `fill`'s."""
     num, size = slots.keys.shape[1], slots.keys.shape[3]
@@ -300,6 +308,6 @@ def decode(
         slots = slots.replace(  # type: ignore[attr-defined]
             keys=put(slots.keys, output.key_values.keys), values=put(slots.values, output.key_values.values)
         )
-        return _append(decoder, params, output.hidden[:, 0], slots, temperature, eos_ids, suppressed_ids)
+        return _append(decoder, params, output.hidden[:, 0], slots, temperature, ids)
 
     return jax.lax.while_loop(lambda slots: jnp.sum(slots.done, dtype=jnp.int32) < limit, advance, slots)

@@ -24,7 +24,7 @@ import numpy as np
 from edgesafe_jax.errors import ConfigError, EdgesafeError, check_counts, check_texts
 from edgesafe_jax.models.chats import Chat, check_chats, encode_wholes, flat_text
 from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues, behind
-from edgesafe_jax.models.decoding import Prompts, decode, empty_slots, fill, take
+from edgesafe_jax.models.decoding import Prompts, TokenIds, decode, empty_slots, fill, take
 from edgesafe_jax.models.finite import check_finite
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.models.placements import answer_ids, head_of
@@ -300,8 +300,8 @@ class _Run:
         Finished slots are filled again a quarter of them at a time. When no rows are left to begin and three quarters
         of the slots are finished, the others go on alone.
         """
-        model, pad_id = self.model, self.model.tokenizer.pad_id
-        ids = {"eos_ids": model.tokenizer.eos_ids, "suppressed_ids": model.tokenizer.suppressed_ids}
+        model, tokenizer = self.model, self.model.tokenizer
+        ids = TokenIds(tokenizer.eos_ids, tokenizer.pad_id, tokenizer.suppressed_ids)
         common = (model.decoder, model.params, self.attached, self.shared)
         temperature = jnp.float32(self.temperature) if self.temperature > 0 else None
         num = min(self.batch_size, 1 << (len(pending) - 1).bit_length())
@@ -312,7 +312,7 @@ class _Run:
             max_tokens=self.max_tokens,
             num_forced=self.num_forced,
             keep_hidden=self.keep_hidden,
-            pad_id=pad_id,
+            pad_id=ids.pad,
         )
         rows = np.full(num, -1)  # the row in each slot
         while pending or np.any(rows >= 0):
@@ -324,9 +324,9 @@ class _Run:
                 # A group that is not full is filled up with repeats, so that one compilation serves it.
                 places = np.pad(places, (0, part - len(group)), mode="edge").astype(np.int32)
                 prompts = self._prompts([int(row) for row in rows[places]])
-                slots = fill(*common, slots, prompts, places, temperature, pad_id=pad_id, **ids)
+                slots = fill(*common, slots, prompts, places, temperature, ids=ids)
             enough = np.sum(rows < 0) + min(part, len(pending)) if pending else len(rows) - part * (part < len(rows))
-            slots = decode(*common, slots, np.int32(enough), temperature, **ids)
+            slots = decode(*common, slots, np.int32(enough), temperature, ids=ids)
             finished = np.flatnonzero(np.asarray(slots.done) & (rows >= 0))
             # Copies: the memory of slots is used again.
             found = (
