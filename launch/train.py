@@ -6,7 +6,8 @@ The run is its work directory: the same command resumes it, another config in it
 
 On several hosts the command is started once in each (under Slurm, Open MPI or on a TPU pod; elsewhere with
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), with a work directory that all of them see: the task
-"alignment" then splits its batches over all devices. The other tasks run in one process.
+"alignment" then splits its batches over all devices. The other tasks run in one process. config.parallel.fsdp and
+config.parallel.tensor split each copy of its model over devices of one process.
 """
 
 from . import alignment, errors, guards, offline, startup
