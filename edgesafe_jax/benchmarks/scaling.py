@@ -91,7 +91,10 @@ def measure(name: str, num_devices: int, layout: Layout) -> dict[str, Any]:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     compiled = lower_step(config, mesh, batch=ROWS * parts).compile()
     memory = compiled.memory_analysis()
-    found = collectives(compiled.as_text(), num_devices)
+    assert memory is not None
+    text = compiled.as_text()
+    assert text is not None
+    found = collectives(text, num_devices)
     flops = large.step_flops(config, batch=ROWS * parts, prompt=PROMPT, answer=ANSWER) / num_devices
     arithmetic, communication = flops / FLOPS, sum(map(_seconds, found))
     fixed = sum(_seconds(each) for each in found if each.kind == "all-gather") if layout.tensor == 1 else None
@@ -123,7 +126,7 @@ def lower_step(config: DecoderConfig, mesh: jax.sharding.Mesh, *, batch: int) ->
     params = _split(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, low), shapes), mesh)
     adapter = _split(SoftPrompt(_shape((large.VIRTUAL, config.embed_dim), jnp.float32)), mesh)  # type: ignore[arg-type]
     rows = NamedSharding(mesh, PartitionSpec((sharding.DATA, sharding.FSDP)))
-    return large.make_step(decoder, ANSWER).lower(
+    return jax.jit(large.make_step(decoder, ANSWER)).lower(
         adapter,
         params,
         _shape((large.HEAD,), jnp.int32, NamedSharding(mesh, PartitionSpec())),

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from edgesafe_jax.errors import POSITIVE_COUNT, ConfigError, check_ranges
-from edgesafe_jax.models.sharding import DATA, FSDP, TENSOR, path_name, shardings_of
+from edgesafe_jax.models.sharding import DATA, FSDP, RULES, TENSOR, path_name, shardings_of, spec_of
 from edgesafe_jax.typing import PyTree
 
 
@@ -97,7 +99,7 @@ def _copies(layout: Layout, num_devices: int, where: str = "") -> int:
     return copies
 
 
-def _mesh(devices: list[jax.Device], layout: Layout) -> Mesh:
+def _mesh(devices: Sequence[Any], layout: Layout) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, layout.fsdp, layout.tensor), (DATA, FSDP, TENSOR))
 
 
@@ -151,8 +153,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
       >>> shard_batch({"tokens": np.zeros((8, 16))}, make_data_mesh(1))["tokens"].shape
       (8, 16)
     """
-    axes = tuple(name for name in (DATA, FSDP) if name in mesh.shape)
-    parts = math.prod(mesh.shape[name] for name in axes)
+    parts = math.prod(mesh.shape.get(name, 1) for name in RULES["batch"])
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         shape = np.shape(leaf)
         if not shape or shape[0] % parts:
@@ -162,7 +163,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
             )
     if mesh.size == 1:
         return batch
-    return place(batch, NamedSharding(mesh, PartitionSpec(axes if len(axes) > 1 else axes[0])))
+    return place(batch, NamedSharding(mesh, spec_of(("batch",), (parts,), mesh)))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -240,10 +241,12 @@ def _is_local_copy(leaf: jax.typing.ArrayLike, sharding: NamedSharding) -> bool:
     here = leaf.sharding if isinstance(leaf, jax.Array) else None
     if not isinstance(here, NamedSharding) or here.spec != sharding.spec:
         return False
-    mine = [device for device in sharding.mesh.devices.flat if device.process_index == jax.process_index()]
-    return list(here.mesh.devices.flat) == mine and all(
-        here.mesh.shape[a] == sharding.mesh.shape[a] for a in (FSDP, TENSOR)
-    )
+    local, whole = here.mesh, sharding.mesh
+    assert isinstance(local, Mesh)
+    assert isinstance(whole, Mesh)
+    mine = [device for device in whole.devices.flat if device.process_index == jax.process_index()]
+    same_split = all(local.shape.get(axis, 1) == whole.shape.get(axis, 1) for axis in (FSDP, TENSOR))
+    return same_split and list(local.devices.flat) == mine
 
 
 def to_local(tree: PyTree) -> PyTree:
