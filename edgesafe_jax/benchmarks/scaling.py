@@ -74,9 +74,15 @@ def run() -> dict[str, Any]:
     )
     if done.returncode:
         raise EdgesafeError(f"the compilation for {most} simulated devices ended with status {done.returncode}")
-    rows = json.loads(done.stdout.splitlines()[-1])
+    return summarise(json.loads(done.stdout.splitlines()[-1]))
+
+
+def summarise(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the rows, without columns that are zero in all of them, and as flat numbers of four digits."""
+    shown = [name for name in measured[0] if any(row[name] for row in measured)]
+    rows = [{name: row[name] for name in shown} for row in measured]
     values = {
-        f"{row['model']}/{row['devices']} devices, {row['split']}/{name}": value
+        f"{row['model']}/{row['devices']} devices, {row['split']}/{name}": float(f"{value:.4g}")
         for row in rows
         for name, value in row.items()
         if name not in ("model", "devices", "split") and value is not None
