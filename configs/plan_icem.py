@@ -10,7 +10,8 @@ Cost: 14 s of processor time for 150 steps of HalfCheetah at budget 100. Expecte
 
 Variants are the tasks `:halfcheetah`, `:humanoidstandup`, `:fetch_pick_and_place`, `:door`, `:door_no_velocity`
 (without the velocities in the cost, see `edgesafe_jax.planning.door`), `:relocate`, planned with C MuJoCo, and
-`:runlocal`, a check of the machinery. With `--config.simulator=brax`, `--config.environment` is one of halfcheetah,
+`:runlocal`, a check of the machinery. `--config.environment` may name a task of dm_control's suite too, such as
+walker_walk, see `edgesafe_jax.planning.suite_tasks`. With `--config.simulator=brax` it is one of halfcheetah,
 humanoidstandup, pusher, reacher, ant; brax compiles for long, and `--config.icem.population=padded` compiles one
 iteration instead of one per population size:
 

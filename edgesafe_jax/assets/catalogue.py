@@ -226,6 +226,15 @@ ASSETS: dict[str, Asset] = {
             members=("gymnasium/envs/mujoco/assets/*.xml", *_LICENSE_FILES),
         ),
         Asset(
+            name="dm-control",
+            version="1.0.50",
+            sha256="5434e1e51ff69016867426da7df6064b18d140e4d0a628f879bbcf0e7d0a586d",
+            filename="dm_control-1.0.50-py3-none-any.whl",
+            license="Apache-2.0",
+            size=56_452_659,
+            members=("dm_control/suite/*.xml", "dm_control/suite/common/*.xml", *_LICENSE_FILES),
+        ),
+        Asset(
             name="gymnasium-robotics",
             version="1.4.2",
             sha256="a1743530431cb377e6b3b956d284bc96436fc68bac1648ef205054c178e7dc4b",

@@ -7,6 +7,7 @@ from edgesafe_jax.errors import lookup
 from edgesafe_jax.planning.jax_tasks import BRAX_TASKS, brax_task, double_integrator
 from edgesafe_jax.planning.own_tasks import xml_task
 from edgesafe_jax.planning.paper_tasks import door, fetch_pick_and_place, half_cheetah, humanoid_standup, relocate
+from edgesafe_jax.planning.suite_tasks import DEFINITIONS, suite_task
 from edgesafe_jax.planning.tasks import JaxTask, MujocoTask
 
 TASKS: dict[str, Callable[..., MujocoTask]] = {
@@ -19,7 +20,11 @@ TASKS: dict[str, Callable[..., MujocoTask]] = {
 """The five tasks of the iCEM paper, by name."""
 
 ENVIRONMENTS: dict[str, dict[str, Callable[..., JaxTask | MujocoTask]]] = {
-    "mujoco": {**TASKS, "door_no_velocity": functools.partial(door, velocity_weight=0.0)},
+    "mujoco": {
+        **TASKS,
+        "door_no_velocity": functools.partial(door, velocity_weight=0.0),
+        **{name: functools.partial(suite_task, name) for name in DEFINITIONS},
+    },
     "brax": {name: functools.partial(brax_task, name) for name in BRAX_TASKS},
     "closed_form": {"double_integrator": double_integrator},
 }
