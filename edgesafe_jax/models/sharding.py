@@ -24,7 +24,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "batch": (DATA, FSDP),
     "embed": (FSDP,),
     "vocab": (TENSOR,),
-    "rows": (TENSOR, FSDP),  # of the vocabulary's tables, which are never whole: looked up, sums of parts are exchanged
+    "rows": (TENSOR, FSDP),  # of tables, which are never whole: looked up, sums of parts are exchanged
     "heads": (TENSOR,),
     "kv_heads": (TENSOR,),
     "mlp": (TENSOR,),
@@ -45,7 +45,7 @@ _MATRICES: Mapping[str, tuple[str, str]] = {
 LOGICAL_AXES: Mapping[str, tuple[str | None, ...]] = {
     "embedding": ("rows", None),
     "head": (None, "rows"),
-    "positions": (None, "embed"),
+    "positions": ("rows", None),
     **{f"layers/{name}": (None, *axes) for name, axes in _MATRICES.items()},
     **{f"layers/{name}_bias": (None, axes[1]) for name, axes in _MATRICES.items() if axes[1] != "embed"},
     # LoRA, soft prompt, prefix, steering

@@ -34,8 +34,7 @@ def test_every_matrix_of_every_family_is_split(variant):
         name = sharding.path_name(path)
         shard = sharding.sharding_of(name, leaf.shape, mesh).shard_shape(leaf.shape)
         if len(leaf.shape) == (3 if name.startswith("layers") else 2):
-            whole = 2 if name == "positions" else 4  # learned positions are split along their width alone
-            assert np.prod(shard) * whole == leaf.size, name
+            assert np.prod(shard) * 4 == leaf.size, name
         else:
             assert np.prod(shard) in (leaf.size, leaf.size // 2), name
 
