@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -303,7 +304,7 @@ def run_local(arguments: Sequence[str]) -> int:
       0, or the exit status of the first process that failed. SIGTERM is passed on to all of them.
 
     Raises:
-      ConfigError: N is no positive whole number, or there is no command.
+      ConfigError: N is no positive whole number, there is no command, or the GPUs cannot be divided by N.
     """
     count, command = (arguments[0] if arguments else ""), list(arguments[1:])
     if not count.isdecimal() or int(count) < 1 or not command:
@@ -312,8 +313,9 @@ def run_local(arguments: Sequence[str]) -> int:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count}
+    parts = divide_gpus(_gpus(), int(count))
     processes = [
-        subprocess.Popen(command, env=os.environ | told | {"JAX_PROCESS_ID": str(number)})
+        subprocess.Popen(command, env=os.environ | told | parts[number] | {"JAX_PROCESS_ID": str(number)})
         for number in range(int(count))
     ]
 
@@ -329,6 +331,40 @@ def run_local(arguments: Sequence[str]) -> int:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def divide_gpus(gpus: Sequence[str], count: int) -> list[dict[str, str]]:
+    """Divides the GPUs of this machine between processes; without it each would take all of them.
+
+    Args:
+      gpus: their numbers.
+      count: processes.
+
+    Returns:
+      For each process the variable that says which it sees; nothing where there are none.
+
+    Raises:
+      ConfigError: they cannot be divided evenly.
+    """
+    if len(gpus) % count:
+        raise ConfigError(
+            f"{count} processes for {len(gpus)} GPUs: expected a divisor of {len(gpus)}, or CUDA_VISIBLE_DEVICES with "
+            "as many as shall be used (nothing for the CPU)."
+        )
+    size = len(gpus) // count
+    return [
+        {"CUDA_VISIBLE_DEVICES": ",".join(gpus[number * size : (number + 1) * size])} if size else {}
+        for number in range(count)
+    ]
+
+
+def _gpus() -> list[str]:
+    """Numbers of the GPUs that a process started here sees."""
+    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [number for number in told.split(",") if number]
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return []
+    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
 
 def _wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
