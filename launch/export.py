@@ -37,7 +37,11 @@ def main(argv: list[str]) -> None:
         results = Path(str(config_module("align_soft_prompt").__file__)).parent / "results" / "align_soft_prompt.json"
         target = {"base": given.base, "repo": given.push, "packaged_results": results}
         path, upload = export_checkpoint(given.checkpoint, given.format, given.out, **target)
-        print(f"wrote {path}" + (f", uploaded to {upload}" if upload else ""))
+        print(
+            f"wrote {path}"
+            + (f", uploaded to {upload}" if upload else "")
+            + f"; {path / 'README.md'} says how to run it"
+        )
 
 
 if __name__ == "__main__":

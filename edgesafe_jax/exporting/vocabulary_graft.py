@@ -258,7 +258,8 @@ def _format(untie: bool) -> Format:
         write=functools.partial(_write, untie),
         usage=(
             "```\nllama-cli -m {path}/model.gguf -cnv --jinja\n```\n\n"
-            "or, where the base model is a Hugging Face directory, `AutoModelForCausalLM.from_pretrained('{path}')`. "
+            "`python -m launch.evaluate --runtime=llama_cpp --model={path}/model.gguf` measures it there.\n\n"
+            "Where the base model is a Hugging Face directory: `AutoModelForCausalLM.from_pretrained('{path}')`. "
             "The chat template carries the soft prompt: text that does not go through it is answered by the base model."
         ),
     )

@@ -1,7 +1,9 @@
 """What every format does: whole directories, model cards, and what it refuses."""
 
 import dataclasses
+import errno
 import json
+import os
 import pathlib
 
 import jax
@@ -75,13 +77,25 @@ def test_nothing_is_overwritten(hf_model, soft_prompt, tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_full_disk_leaves_nothing_behind(hf_model, soft_prompt, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("where", "code", "message"),
+    [
+        ("edgesafe_jax.exporting.registry.make_card", errno.ENOSPC, "the disk is full"),
+        ("pathlib.Path.mkdir", errno.EROFS, r"cannot use .*out: "),
+        ("pathlib.Path.mkdir", errno.EACCES, r"cannot use .*out: "),
+    ],
+    ids=["full", "read-only disk", "read-only folder"],
+)
+def test_a_target_that_cannot_be_written_leaves_nothing_behind(
+    hf_model, soft_prompt, tmp_path, monkeypatch, where, code, message
+):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("edgesafe_jax.exporting.registry.make_card", full)
-    with pytest.raises(EdgesafeError, match="the disk is full"):
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(EdgesafeError, match=message):
         EXPORTERS["peft"](soft_prompt, hf_model, tmp_path / "out")
+    monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
 
 
