@@ -83,7 +83,9 @@ def parse_flags(argv: list[str], *, operands: int = 0) -> list[str]:
         while isinstance(field, BaseException) and field.args:
             field = field.args[0]
         message = "the config has no field " + ". ".join(str(field).splitlines())
-    except (flags.Error, OSError, TypeError) as error:
+    except SyntaxError as error:
+        message = f"the config is no Python file: {error}"
+    except Exception as error:  # a config is a program, which can fail in any way
         message = re.sub(r"^\w+Error: ", "", str(error).strip().splitlines()[-1].strip())
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

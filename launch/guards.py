@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgesafe_jax.errors import ConfigError, Range, check_ranges
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.fields import check_fields
 from edgesafe_jax.guards import examples, fitting, report, smolguard
 from edgesafe_jax.guards.evaluation import measure_tuned, read_scores
+from edgesafe_jax.guards.paraphrases import read_sets
 from edgesafe_jax.guards.probe import load_sentence_encoder
 from edgesafe_jax.guards.sets import SetChoice, consistency_sets
 from edgesafe_jax.guards.sources import ParaphraseSettings
@@ -43,7 +44,10 @@ def _settings(kind: type[Settings], values: Config, **given: Any) -> Settings:
 
 
 def _check_first_layer(name: str, first_layer: int, model: LanguageModel) -> None:
-    check_ranges({name: first_layer}, {name: Range(0, model.config.num_layers - 1, integer=True)}, prefix="")
+    """Raises a ConfigError for a layer, counted from 0, that a model does not have."""
+    last = model.config.num_layers - 1
+    if first_layer > last:
+        raise ConfigError(f"{name}={first_layer}: expected at most {last}, the last layer of {model.name}.")
 
 
 # Teacher and judge ----------------------------------------------------------------------------------------------------
@@ -95,6 +99,8 @@ def check_consistency(config: Config) -> None:
     """Raises a ConfigError for a config of configs/guard_consistency.py that cannot be run."""
     check_fields(config)
     data = config["data"]
+    for file in filter(None, (data["teacher_sets"], data["held_out_sets"])):
+        read_sets(file)
     if set(config["guards"]) - set(MOVING_TARGETS) and float(config["ema_decay"]) >= 0:
         raise ConfigError(f"config.ema_decay={config['ema_decay']}: only heads take moving targets, else -1.")
     if not set(data["sources"]) - set(data["held_out_sources"]):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from edgesafe_jax import dynamics
+from edgesafe_jax.dynamics.support import fewest_episodes
 from edgesafe_jax.fields import check_fields
 from edgesafe_jax.offline_rl import OfflineDataset, formats, tasks, worlds
 from edgesafe_jax.offline_rl.learners import make_learner
@@ -15,8 +16,19 @@ from edgesafe_jax.offline_rl.report import RunReport, report_policies, save_repo
 from edgesafe_jax.offline_rl.runs import report_runs, run_seeds
 from edgesafe_jax.offline_rl.symmetry_cases import report_cases, study_case
 from edgesafe_jax.training import open_workdir
+from . import errors
 
 Config = Mapping[str, Any]
+
+
+def _check_episodes(config: Config, num_episodes: int) -> None:
+    """Raises a ConfigError for data with too few calibration episodes, before a model is fitted to them."""
+    num, least = num_episodes * config["data"]["fractions"]["calibration"], fewest_episodes(config["alpha"])
+    if num + 1 < least:
+        raise errors.ConfigError(
+            f"config.alpha={config['alpha']} needs {least} calibration episodes, and config.data.fractions gives about "
+            f"{num:.0f} of {num_episodes}: expected more episodes or a larger alpha."
+        )
 
 
 def train_dynamics(config: Config, workdir: str | Path) -> Path:
@@ -28,13 +40,19 @@ def train_dynamics(config: Config, workdir: str | Path) -> Path:
     """
     check_fields(config)
     settings = {name: _model_settings(config, config["per_case"].get(name, {})) for name in config["cases"]}
+    sizes = {
+        name: int(config["per_case"].get(name, {}).get("num_episodes", config["data"]["num_episodes"]))
+        for name in config["cases"]
+    }
+    for size in sizes.values():
+        _check_episodes(config, size)
     workdir = open_workdir(workdir, config)
     results = {
         name: study_case(
             name,
             settings[name],
             seed=int(config["seed"]),
-            num_episodes=int(config["per_case"].get(name, {}).get("num_episodes", config["data"]["num_episodes"])),
+            num_episodes=sizes[name],
             scales=config["scales"],
         )
         for name in config["cases"]
@@ -74,6 +92,8 @@ def train_policies(config: Config, workdir: str | Path, *, report: str | Path | 
     """
     check_fields(config)
     learner, settings = make_learner(**config["learner"]), pipeline_settings(config)
+    if not config["data"]["path"]:
+        _check_episodes(config, int(config["data"]["num_episodes"]))
     task = worlds.WORLDS[config["world"]]()
     data = load_data(config, task)
     workdir = open_workdir(workdir, config)

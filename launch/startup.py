@@ -101,12 +101,13 @@ def run_task(tasks: Mapping[str, Task], *, multihost: tuple[str, ...] = ()) -> P
       What the task returns.
     """
     configure()
-    with reported(), profiled(flags.FLAGS.profile):
-        config = flags.FLAGS.config.to_dict()
-        task = lookup(tasks, config.get("task"), "config.task")
+    with reported():
         for name in ("workdir", "profile"):
             if (folder := flags.FLAGS[name].value) is not None:
                 check_folder(folder, f"--{name}")
+    with reported(), profiled(flags.FLAGS.profile):
+        config = flags.FLAGS.config.to_dict()
+        task = lookup(tasks, config.get("task"), "config.task")
         if jax.process_count() > 1 and config["task"] not in multihost:
             raise ConfigError(
                 f"config.task={config['task']!r} runs in one process and {jax.process_count()} were started: expected "

@@ -10,6 +10,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import socket
 import sys
 import tarfile
 import zipfile
@@ -70,7 +71,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
     """Writes a file so that other processes see either the old content or the whole new one.
 
     ``write`` fills a temporary file beside ``path`` (with the same suffix), which is flushed to the
-    disk and then renamed. If ``write`` raises, or the process is killed, ``path`` stays as it was.
+    disk and then renamed. If ``write`` raises, or the process is killed, ``path`` stays as it was. The
+    temporary file of a process that was killed is removed by the next write of the same file on that machine.
 
     Args:
         path: the file to write; missing parent folders are made.
@@ -90,7 +92,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+    _remove_leftovers(path, host)
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}-{host}{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         write(scratch)
         with scratch.open("rb+") as file:
@@ -99,6 +103,25 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
     finally:
         scratch.unlink(missing_ok=True)
     return path
+
+
+def _remove_leftovers(path: pathlib.Path, host: str) -> None:
+    """Removes the temporary files that killed writes of a file left on this machine."""
+    name = re.compile(rf"\.{re.escape(path.stem)}\.(\d+)-{host}[0-9a-f]+\.tmp{re.escape(path.suffix)}")
+    for found in path.parent.iterdir():
+        if (match := name.fullmatch(found.name)) and not is_running(int(match[1])):
+            found.unlink(missing_ok=True)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def is_complete(folder: pathlib.Path, asset: Asset) -> bool:

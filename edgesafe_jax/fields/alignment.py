@@ -19,7 +19,7 @@ from edgesafe_jax.fields.declared import (
     Table,
     check_value,
 )
-from edgesafe_jax.fields.kinds import ANY_COUNT, MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT
+from edgesafe_jax.fields.kinds import ANY_COUNT, MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT, up_to
 from edgesafe_jax.guards.styles import STYLES
 from edgesafe_jax.safety.attacks import ATTACKS
 from edgesafe_jax.safety.judging import JUDGES
@@ -99,7 +99,7 @@ def _evaluation_fields() -> dict[str, Field]:
         **{f"evaluation.{name}": ANY_COUNT for name in EVALUATION_SETS},
         "evaluation.jailbreak_chars": TOKENS,
         "evaluation.attacks": Table(ANY_COUNT, names=ATTACKS),
-        "evaluation.search.num_steps": Range(1, 100_000, integer=True),
+        "evaluation.search.num_steps": up_to(100_000),
         "evaluation.search.num_candidates": SIZE,
         "evaluation.usefulness": Table(ANY_COUNT, names=USEFULNESS),
         "evaluation.usefulness_tokens": TOKENS,

@@ -265,4 +265,6 @@ def leaves(config: Mapping[str, Any], fields: Fields, prefix: str = "") -> Itera
 def _describe(field: Field) -> str:
     if isinstance(field, Range):
         return field.describe()
+    if isinstance(field, AnyOf):
+        return field.expected
     return "a name" if isinstance(field, Name) else f"a value ({type(field).__name__.lower()})"

@@ -3,7 +3,7 @@
 from edgesafe_jax.adapters.lora import TARGETS
 from edgesafe_jax.errors import COUNT_OR_ALL, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, Range
 from edgesafe_jax.fields.declared import TEXT, AnyOf, Each, Field, Fields, File, Name
-from edgesafe_jax.fields.kinds import MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT
+from edgesafe_jax.fields.kinds import MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT, up_to
 from edgesafe_jax.guards.examples import GuardRole
 from edgesafe_jax.guards.makers import MAKERS
 from edgesafe_jax.guards.sources import SOURCES
@@ -14,8 +14,8 @@ from edgesafe_jax.guards.tunables import TUNABLES
 _KINDS = ("human", "harmful_contrast", "harmful", "benign_contrast", "plain", "refusals")
 _WEIGHTS: Fields = {f"weights.{kind}": WEIGHT for kind in _KINDS}
 _PENALTY = Range(0, 1e6, above=True, expected="above 0, and at most 1e6")
-_LAYERS = Range(1, 4096, integer=True)
-_RANK = Range(1, 4096, integer=True)
+_LAYERS = up_to(4096)
+_RANK = up_to(4096)
 _LAYER_OR_DEPTH = AnyOf(
     (Range(0, 1, above=True), _LAYERS),
     "a fraction of the depth, above 0 and at most 1, or a whole number of layers from 1",
@@ -57,7 +57,7 @@ def consistency_fields() -> Fields:
     count = Range(0, 10_000, integer=True)
     return {
         **MODEL,
-        "num_seeds": Range(1, 10_000, integer=True),
+        "num_seeds": up_to(10_000),
         "guards": Each(Name(TUNABLES), least=1),
         "rule": Name(RULES),
         "ablation": Each(Name(RULES)),
@@ -73,8 +73,8 @@ def consistency_fields() -> Fields:
         "backbone.targets": Each(Name(TARGETS), least=1),
         "backbone.num_members": SIZE,
         "backbone.max_prompt": TOKENS,
-        "num_votes": Range(1, 10_000, integer=True),
-        "num_samples": Range(1, 10_000_000, integer=True),
+        "num_votes": up_to(10_000),
+        "num_samples": up_to(10_000_000),
         "data.num_train": COUNT_OR_ALL,
         "data.num_test": COUNT_OR_ALL,
         "data.test_role": Name(("held_out", "judge")),
@@ -108,8 +108,8 @@ def unseen_fields() -> Fields:
         **dict.fromkeys(("max_words", "max_response", "max_prompt"), TOKENS),
         "counts": Each(POSITIVE_COUNT, least=1),
         "num_readings": Each(Range(0, 10_000, integer=True), least=1),
-        **dict.fromkeys(("num_draws", "num_seeds"), Range(1, 10_000, integer=True)),
-        "num_samples": Range(1, 10_000_000, integer=True),
+        **dict.fromkeys(("num_draws", "num_seeds"), up_to(10_000)),
+        "num_samples": up_to(10_000_000),
     }
 
 

@@ -4,10 +4,16 @@ from edgesafe_jax.errors import SEED, Range
 from edgesafe_jax.fields.declared import TEXT, Field, Fields, Name
 from edgesafe_jax.models.loading import QUANTIZATIONS
 
-SIZE = Range(1, 65_536, integer=True)
+
+def up_to(most: int) -> Range:
+    """Returns the range of a count that is at least one."""
+    return Range(1, most, integer=True, expected=f"at least 1, and at most {most}")
+
+
+SIZE = up_to(65_536)
 """Rows of a batch, or the width of a layer."""
 
-TOKENS = Range(1, 1_000_000, integer=True)
+TOKENS = up_to(1_000_000)
 """Tokens or words of a text."""
 
 ANY_COUNT = Range(0, 2**31 - 1, integer=True, also=(-1,), expected="0 or more (less than 2**31), or -1 for all")

@@ -7,7 +7,7 @@ from typing import Any
 from edgesafe_jax.dynamics import EnsembleSettings
 from edgesafe_jax.errors import COUNT, FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_COUNT, PROBABILITY, ConfigError, Range
 from edgesafe_jax.fields.declared import FLAG, Each, Field, Fields, File, Group, Name, Table
-from edgesafe_jax.fields.kinds import RUN, SIZE
+from edgesafe_jax.fields.kinds import RUN, SIZE, up_to
 from edgesafe_jax.offline_rl.learners import LEARNERS
 from edgesafe_jax.offline_rl.methods import METHODS
 from edgesafe_jax.offline_rl.symmetry_cases import CASES
@@ -17,8 +17,8 @@ _PARTS = ("training", "validation", "calibration")
 _HIDDEN = Each(SIZE, most=100)
 _RATE = Range(0, 10, above=True)
 _ENSEMBLE: dict[str, Field] = {
-    "num_members": Range(1, 1000, integer=True),
-    "num_elites": Range(1, 1000, integer=True),
+    "num_members": up_to(1000),
+    "num_elites": up_to(1000),
     "hidden": _HIDDEN,
     "learning_rate": _RATE,
     "weight_decay": NON_NEGATIVE,
@@ -60,7 +60,7 @@ def offline_rl_fields() -> Fields:
     }
     return {
         **RUN,
-        "num_runs": Range(1, 10_000, integer=True),
+        "num_runs": up_to(10_000),
         "world": Name(WORLDS),
         "data.path": File("transitions (.npz), or a Minari directory"),
         "data.num_episodes": POSITIVE_COUNT,
@@ -83,7 +83,7 @@ def offline_rl_fields() -> Fields:
         "batch_size": SIZE,
         "num_updates": POSITIVE_COUNT,
         "updates_per_step": POSITIVE_COUNT,
-        "num_seeds": Range(1, 10_000, integer=True),
+        "num_seeds": up_to(10_000),
         "num_episodes": POSITIVE_COUNT,
     }
 

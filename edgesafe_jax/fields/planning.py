@@ -4,7 +4,7 @@ from typing import get_args
 
 from edgesafe_jax.errors import POSITIVE, Range
 from edgesafe_jax.fields.declared import FLAG, TEXT, TEXT_OR_NOTHING, Each, Fields, Name, Table
-from edgesafe_jax.fields.kinds import RUN, SIZE
+from edgesafe_jax.fields.kinds import RUN, SIZE, up_to
 from edgesafe_jax.planning import BUDGETS, ENVIRONMENTS, PLANNERS
 from edgesafe_jax.planning.icem import Execute
 from edgesafe_jax.planning.noise import Convention
@@ -19,7 +19,7 @@ def planning_fields() -> Fields:
     """Returns the fields of episodes of one planner, without `task`."""
     return {
         **RUN,
-        "num_episodes": Range(1, 1_000_000, integer=True, expected="at least 1, and at most 1,000,000"),
+        "num_episodes": up_to(1_000_000),
         "environment": TEXT,
         "cost": TEXT_OR_NOTHING,
         "simulator": Name(ENVIRONMENTS),
@@ -45,8 +45,8 @@ def planning_study_fields() -> Fields:
     """Returns the fields of a study of planners, without `task`."""
     return {
         "simulator": Name(ENVIRONMENTS),
-        "num_seeds": Range(1, 10_000, integer=True),
-        "num_processes": Range(1, 10_000, integer=True, expected="at least 1, and at most 10,000"),
+        "num_seeds": up_to(10_000),
+        "num_processes": up_to(10_000),
         "max_minutes": Range(0, 1e9, also=(-1,), expected="0 minutes or more, or -1 for no limit"),
         "environments": Table(_STEPS, least=1),
         "cells": Table(Table(Each(_BUDGET), names=PLANNERS), least=1),

@@ -15,17 +15,18 @@
 JSON has no NaN and no infinity: a number that is not finite is written as ``null``.
 """
 
-import errno
 import json
 import logging
 import math
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.assets.cache import is_running
 from edgesafe_jax.assets.digests import find_damage, write_checked
 from edgesafe_jax.errors import ConfigError, EdgesafeError, storage_errors
 from edgesafe_jax.parallel import is_main_process
@@ -176,7 +177,7 @@ def open_workdir(path: str | os.PathLike[str], config: Mapping[str, Any], *, ign
 
 
 def check_folder(path: str | os.PathLike[str], name: str) -> Path:
-    """Checks, without writing anything, that a folder can be made or written into.
+    """Checks that a folder can be made or written into; nothing stays behind.
 
     Args:
       path: the folder; it need not exist.
@@ -197,8 +198,11 @@ def check_folder(path: str | os.PathLike[str], name: str) -> Path:
         nearest = next(folder for folder in (path, *path.absolute().parents) if _is_there(folder))
         if not nearest.is_dir():
             raise WorkdirError(f"{nearest} is a file, not a directory: give another {name}")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+        try:
+            with tempfile.TemporaryFile(dir=nearest) as file:
+                file.write(bytes(4096))
+        except FileNotFoundError as error:  # a file system of the kernel, such as /proc
+            raise WorkdirError(f"no file can be made in {nearest}: give another {name}") from error
     return path
 
 
@@ -211,7 +215,7 @@ def _is_there(path: Path) -> bool:
 
 
 def check_output(path: str | os.PathLike[str], name: str) -> Path:
-    """Checks, without writing anything, that a file can be written.
+    """Checks that a file can be written; nothing stays behind.
 
     Args:
       path: the file.
@@ -226,7 +230,7 @@ def check_output(path: str | os.PathLike[str], name: str) -> Path:
       StorageError: it may not be written.
     """
     file = Path(path)
-    if not os.fspath(path).strip() or file.is_dir():
+    if not os.fspath(path).strip() or "\0" in os.fspath(path) or file.is_dir():
         raise ConfigError(f"{name}={os.fspath(path)!r}: expected the name of a file.")
     check_folder(file.parent, name)
     return file
@@ -248,18 +252,8 @@ def _remove_leftovers(path: Path) -> None:
         folders[:] = [name for name in folders if name != "checkpoints"]
         for name in files:
             found = _TEMPORARY.match(name)
-            if found and not _is_running(int(found[1])):
+            if found and not is_running(int(found[1])):
                 (Path(folder) / name).unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _write_config(path: Path, wanted: Any, ignore: Sequence[str]) -> None:

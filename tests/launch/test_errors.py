@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import pytest
 
@@ -15,7 +16,7 @@ from edgesafe_jax.models.loading import LoadingError
 from edgesafe_jax.offline_rl import LearningError
 from edgesafe_jax.parallel import MultihostError
 from edgesafe_jax.training import CheckpointError, TrainingError, TrainingStopped, WorkdirError
-from launch import bench, errors, quickstart
+from launch import bench, errors, export, quickstart, sweep, train
 from tests.launch import cli
 
 
@@ -122,3 +123,44 @@ def test_an_unknown_suite_is_refused(monkeypatch, capsys):
     message = cli.refused(monkeypatch, capsys, bench, "--suite=cooking")
     assert message.startswith("--suite='cooking': expected one of")
     assert "align" in message
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads configs with it
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=README.md"], "the config is no Python file"),
+        (["--config=BROKEN"], "modulo by zero"),
+        (["--config=align_soft_prompt:runlocal", "--profile=FILE"], "give another --profile"),
+        (["--config=align_soft_prompt:runlocal", "--config.guard=nothing"], "guard='nothing' is no file"),
+        (["--config=align_soft_prompt:runlocal", "--config.seed=100000000000000000000"], "config.seed=1000"),
+    ],
+)
+def test_a_command_line_that_cannot_work_is_one_message_and_leaves_nothing(
+    monkeypatch, capsys, tmp_path, arguments, message
+):
+    (tmp_path / "broken.py").write_text("1 // 0\n")
+    names = {"BROKEN": str(tmp_path / "broken.py"), "FILE": str(tmp_path / "broken.py")}
+    given = [re.sub("BROKEN|FILE", lambda match: names[match[0]], argument) for argument in arguments]
+    told = cli.refused(monkeypatch, capsys, train, f"--workdir={tmp_path}/run", *given)
+    assert message in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads configs with it
+@pytest.mark.parametrize(
+    ("launcher", "arguments"),
+    [
+        (train, ["--config=align_soft_prompt:runlocal", "--workdir=FILE"]),
+        (quickstart, ["--only=planning", "--workdir=FILE/below"]),
+        (quickstart, ["--workdir="]),
+        (bench, ["--suite=align", "--workdir=FILE"]),
+        (export, ["--checkpoint=packaged", "--format=peft", "--out=FILE"]),
+        (sweep, ["--config=study_alignment:runlocal", "--workdir=FILE"]),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_any_work(monkeypatch, capsys, tmp_path, launcher, arguments):
+    (tmp_path / "file").write_text("")
+    given = [argument.replace("FILE", f"{tmp_path}/file") for argument in arguments]
+    told = cli.refused(monkeypatch, capsys, launcher, *given)
+    assert "give another --" in told or "expected the name of a folder" in told

@@ -129,6 +129,10 @@ def test_what_means_nothing_is_refused(monkeypatch, capsys, tmp_path):
     assert "config.cases='magic'" in message
     message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.data.fractions.training=0.9")
     assert "expected positive fractions that add up to 1" in message
+    for config in (RL, TESTS):
+        message = cli.refused(monkeypatch, capsys, train, config, workdir, "--config.alpha=0.001")
+        assert "config.alpha=0.001 needs 999 calibration episodes" in message
+    assert not (tmp_path / "run").exists()
     message = cli.refused(monkeypatch, capsys, train, RL, workdir, "--config.updates_per_step=3")
     assert "num_updates=8: expected a multiple of updates_per_step, 3" in message
 

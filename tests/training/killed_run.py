@@ -27,4 +27,4 @@ if __name__ == "__main__":
         trained = linear_run.run(workdir, num_steps=int(given["config.num_steps"]), batches=slow_batch)
         (workdir / "adapter").mkdir(exist_ok=True)
         arrays = {name: np.asarray(leaf) for name, leaf in trained.state.params.items()}
-        safetensors.numpy.save_file(arrays, workdir / "adapter" / "soft_prompt.safetensors")
+        safetensors.numpy.save_file(arrays, workdir / "adapter" / "adapter.safetensors")

@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.errors import StorageError
+from edgesafe_jax.assets import write_atomically
+from edgesafe_jax.errors import EdgesafeError, StorageError
 from edgesafe_jax.training import (
     WorkdirError,
+    check_folder,
+    check_output,
     check_whole,
     close_workdir,
     is_whole,
@@ -268,3 +271,39 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
             write_text(file, "half")
     assert json.loads(file.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["value.json"]
+
+
+def test_a_killed_write_leaves_nothing_behind_the_next_one(tmp_path):
+    file = tmp_path / "weights.bin"
+    killed = "from edgesafe_jax.assets import write_atomically; import os, sys; "
+    killed += "write_atomically(sys.argv[1], lambda part: part.write_bytes(b'half') and os._exit(9))"
+    subprocess.run([sys.executable, "-c", killed, str(file)], check=False)
+    [left] = tmp_path.iterdir()
+    running = left.with_name(re.sub(r"\.\d+-", f".{os.getpid()}-", left.name))
+    running.write_bytes(b"being written")
+    write_atomically(file, lambda part: part.write_bytes(b"whole"))
+    assert sorted(tmp_path.iterdir()) == sorted([file, running])
+
+
+@pytest.mark.parametrize("path", ["", " ", "a\0b", "file", "file/below", "x" * 300, "/proc/none"])
+def test_outputs_that_cannot_be_are_noticed_before_any_work(tmp_path, path):
+    (tmp_path / "file").write_text("")
+    given = path if not path.strip() or path.startswith("/") else f"{tmp_path}/{path}"
+    with pytest.raises(EdgesafeError):
+        check_folder(given, "--workdir")
+    if path != "x" * 300:
+        with pytest.raises(EdgesafeError):
+            check_output(given if path != "file" else str(tmp_path), "--output")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert check_folder(tmp_path / "new" / "run", "--workdir") == tmp_path / "new" / "run"
+    assert check_output(tmp_path / "new" / "a.jsonl", "--output").name == "a.jsonl"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_takes_no_bytes_is_noticed_before_any_work(tmp_path, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(StorageError, match=r"the disk is full .*Make room"):
+        check_folder(tmp_path, "--workdir")
