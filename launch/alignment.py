@@ -148,8 +148,7 @@ def train(config: Config, workdir: str | Path, *, shared: Path | None = None) ->
     chosen = training_prompts(config, model)
     with main_process_first("alignment/workdir"):
         workdir = open_workdir(workdir, config, ignore=(*training.UNBOUND, "evaluation"))
-        if config["matmul_dtype"] == "auto":
-            keep_precision(model, workdir)
+        keep_precision(model, workdir, config["matmul_dtype"])
     identity = named.guard_identity(config["guard"], guard)
     if shared is not None and identity is not None:
         identity += f" {options.gate_sharpness} {options.gate_threshold}"

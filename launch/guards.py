@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.fields import check_fields
+from edgesafe_jax.fields.guards import check_first_layer
 from edgesafe_jax.guards import examples, fitting, report, smolguard
 from edgesafe_jax.guards.evaluation import measure_tuned, read_scores
 from edgesafe_jax.guards.paraphrases import read_sets
@@ -17,7 +18,7 @@ from edgesafe_jax.guards.sources import ParaphraseSettings
 from edgesafe_jax.guards.tunables import MOVING_TARGETS, tune_guards
 from edgesafe_jax.guards.tuning import HeadTuning, LoraTuning, NewLora, TuningSettings
 from edgesafe_jax.guards.unseen_study import UnseenSettings, run_unseen
-from edgesafe_jax.models.loading import LanguageModel, load_model
+from edgesafe_jax.models.loading import load_model
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import open_workdir, write_summary
 from edgesafe_jax.training.precision import keep_precision
@@ -43,13 +44,6 @@ def _settings(kind: type[Settings], values: Config, **given: Any) -> Settings:
     return kind(**(taken | given))
 
 
-def _check_first_layer(name: str, first_layer: int, model: LanguageModel) -> None:
-    """Raises a ConfigError for a layer, counted from 0, that a model does not have."""
-    last = model.config.num_layers - 1
-    if first_layer > last:
-        raise ConfigError(f"{name}={first_layer}: expected at most {last}, the last layer of {model.name}.")
-
-
 # Teacher and judge ----------------------------------------------------------------------------------------------------
 
 
@@ -64,8 +58,7 @@ def _train_head(config: Config, workdir: str | Path, role: examples.GuardRole) -
         features = fitting.sentence_features(load_sentence_encoder().encode)
         about = fitting.ENCODER_ABOUT
     workdir = open_workdir(workdir, config)
-    if config["matmul_dtype"] == "auto":
-        keep_precision(model, workdir)
+    keep_precision(model, workdir, config["matmul_dtype"])
     chosen = _settings(fitting.HeadExamples, config, role=role, num_examples=_all(config["num_examples"]))
     stored, values = fitting.run_head_guard(
         chosen,
@@ -135,9 +128,7 @@ def train_consistency(config: Config, workdir: str | Path) -> Path:
     """
     check_consistency(config)
     if set(config["guards"]) - {"encoder"} or "llm" in config["data"]["sources"]:
-        _check_first_layer(
-            "config.backbone.first_layer", config["backbone"]["first_layer"], load_model(config["model"])
-        )
+        check_first_layer("config.backbone.first_layer", config["backbone"]["first_layer"], load_model(config["model"]))
     workdir = open_workdir(workdir, config)
     encode, data = load_sentence_encoder().encode, config["data"]
     counts = {name: _all(data[name]) for name in ("num_train", "num_test")}
@@ -189,8 +180,7 @@ def train_unseen(config: Config, workdir: str | Path) -> Path:
     check_fields(config)
     model = load_config_model(config, workdir)
     workdir = open_workdir(workdir, config)
-    if config["matmul_dtype"] == "auto":
-        keep_precision(model, workdir)
+    keep_precision(model, workdir, config["matmul_dtype"])
     settings = _settings(UnseenSettings, config)
     values = run_unseen(settings, model=model, encode=load_sentence_encoder().encode, workdir=workdir)
     write_summary(workdir, "guard_unseen", values)
@@ -209,10 +199,9 @@ def train_smolguard(config: Config, workdir: str | Path) -> Path:
     """
     check_fields(config)
     model = load_config_model(config, workdir)
-    _check_first_layer("config.first_layer", config["first_layer"], model)
+    check_first_layer("config.first_layer", config["first_layer"], model)
     workdir = open_workdir(workdir, config, ignore=("log_every", "save_every", "evaluation"))
-    if config["matmul_dtype"] == "auto":
-        keep_precision(model, workdir)
+    keep_precision(model, workdir, config["matmul_dtype"])
     data, stored = config["data"], workdir / ADAPTER
     counts = {name: _all(data[name]) for name in ("num_human", "num_contrast", "num_harmful")}
     answer = fitting.kept_answer(model, workdir / "answers", max_tokens=data["max_tokens"])

@@ -1,7 +1,7 @@
 """The fields of the configs of guards, `configs/guard_*.py`."""
 
 from edgesafe_jax.adapters.lora import TARGETS
-from edgesafe_jax.errors import COUNT_OR_ALL, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, Range
+from edgesafe_jax.errors import COUNT_OR_ALL, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, ConfigError, Range
 from edgesafe_jax.fields.declared import TEXT, AnyOf, Each, Field, Fields, File, Name
 from edgesafe_jax.fields.kinds import MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT, up_to
 from edgesafe_jax.guards.examples import GuardRole
@@ -10,6 +10,7 @@ from edgesafe_jax.guards.sources import SOURCES
 from edgesafe_jax.guards.styles import STYLES
 from edgesafe_jax.guards.targets import RULES
 from edgesafe_jax.guards.tunables import TUNABLES
+from edgesafe_jax.models.loading import LanguageModel
 
 _KINDS = ("human", "harmful_contrast", "harmful", "benign_contrast", "plain", "refusals")
 _WEIGHTS: Fields = {f"weights.{kind}": WEIGHT for kind in _KINDS}
@@ -20,6 +21,19 @@ _LAYER_OR_DEPTH = AnyOf(
     (Range(0, 1, above=True), _LAYERS),
     "a fraction of the depth, above 0 and at most 1, or a whole number of layers from 1",
 )
+
+
+def check_first_layer(name: str, first_layer: int, model: LanguageModel) -> None:
+    """Raises `ConfigError` for a first layer, counted from 0, that a model does not have.
+
+    Args:
+      name: of the field.
+      first_layer: its value.
+      model: the model.
+    """
+    last = model.config.num_layers - 1
+    if first_layer > last:
+        raise ConfigError(f"{name}={first_layer}: expected at most {last}, the last layer of {model.name}.")
 
 
 def head_fields(role: GuardRole) -> Fields:

@@ -44,10 +44,16 @@ def with_kept_precision(model: LanguageModel, workdir: str | Path) -> LanguageMo
     return with_chosen(model, chosen)
 
 
-def keep_precision(model: LanguageModel, workdir: str | Path) -> None:
-    """Keeps the precision of a model in the work directory of a run that has begun, unless one is kept there."""
+def keep_precision(model: LanguageModel, workdir: str | Path, asked: str) -> None:
+    """Keeps the precision of a model in the work directory of a run that has begun, unless one is kept there.
+
+    Args:
+      model: in the precision that `with_kept_precision` chose.
+      workdir: of the run.
+      asked: what the run asks for; only what "auto" chose is kept.
+    """
     file = Path(workdir) / PRECISION
-    if is_main_process() and not is_whole(file):
+    if asked == "auto" and is_main_process() and not is_whole(file):
         training = jnp.dtype(model.matmul_dtype or model.dtype).name
         decoding = training if model.decoding_dtype is None else jnp.dtype(model.decoding_dtype).name
         _write(file, Precision(training, decoding))
