@@ -2,8 +2,9 @@
 
 Answers of 40 tokens, whatever token would end them, to 1 and to 32 plain questions. Every system answers with one token
 and with 40, in turn: the first is the time of the prompts, the difference that of the other 39 tokens of each answer.
-llama.cpp has all processor cores, with one and with eight requests at once; it reads each prompt anew, template
-included. Ratios are medians over runs that followed one another, with bootstrap intervals.
+llama.cpp has all processor cores, with one and with eight requests at once; it and torch read each prompt with its
+template, here the head of the template is computed once and kept. Ratios are medians over runs that followed one
+another, with bootstrap intervals.
 
 The limits stand beside the times: one step reads all weights at the measured rate of memory, and computes two
 operations for each weight and answer at the measured rate of matrix products. Peers that are not installed are named.

@@ -41,6 +41,9 @@ PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 DIVIDED = 16
 """Least number of slots that are filled in parts."""
 
+MOST_HEADS = 4
+"""Heads of chats whose keys and values are kept with a model."""
+
 LONG = 5.0
 """Seconds after which a generation says how fast it was."""
 
@@ -176,7 +179,7 @@ def generate(
         return _routed(model, prompts, routes, key, prefills, on_batch, keep_hidden=keep_hidden, **options)
     forced = _encode_prefills(model, prefills, len(rows), max_tokens)
     model = model.for_decoding
-    shared = encode_shared_once(model.decoder, model.params, adapter, jnp.array(head, jnp.int32))
+    shared = _shared(model, adapter, head)
     keys = row_keys(key, len(rows))
     run = _Run(model, behind(adapter), shared, rows, forced, keys, max_tokens, temperature, keep_hidden, batch_size)
 
@@ -202,13 +205,26 @@ def generate(
     return Generation(tokens, texts, [end is not None for end in ends], hidden, ends)
 
 
+def _shared(model: LanguageModel, adapter: Adapter | None, head: Sequence[int]) -> KeyValues:
+    """Keys and values of what all rows share; without an adapter those of the last heads are kept with the model."""
+    kept = model.kept_heads if adapter is None else {}
+    if (found := kept.pop(name := tuple(head), None)) is None:
+        found = encode_shared_once(model.decoder, model.params, adapter, jnp.array(head, jnp.int32))
+    kept[name] = found
+    if len(kept) > MOST_HEADS:
+        kept.pop(next(iter(kept)))
+    return found
+
+
+_fold_in = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
+_take_keys = jax.jit(lambda keys, rows: keys[rows])
+
+
 def row_keys(key: PRNGKey | None, num: int) -> PRNGKey:
     """Returns one key for each of `num` rows, from one key, from as many or from none."""
     if key is not None and key.ndim:
         return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(0) if key is None else key, jnp.arange(num, dtype=jnp.uint32)
-    )
+    return _fold_in(jax.random.key(0) if key is None else key, np.arange(num, dtype=np.uint32))
 
 
 def _routed(
@@ -344,7 +360,7 @@ class _Run:
         pad_id = self.model.tokenizer.pad_id
         tokens, where = pad_tokens([self.rows[row] for row in rows], pad_id=pad_id)
         forced, begin = pad_tokens([self.forced[row] for row in rows], pad_id=pad_id, length=self.num_forced)
-        return Prompts(tokens, where, forced, begin.sum(axis=1, dtype=np.int32), self.keys[np.array(rows)])
+        return Prompts(tokens, where, forced, begin.sum(axis=1, dtype=np.int32), _take_keys(self.keys, np.array(rows)))
 
 
 def _side_by_side(streams: Sequence[Iterator[list[_Answer]]], in_threads: bool) -> Iterator[list[_Answer]]:

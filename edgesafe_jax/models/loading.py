@@ -63,6 +63,11 @@ class LanguageModel:
         return Decoder(self.config, self.dtype, self.matmul_dtype, self.mesh)
 
     @functools.cached_property
+    def kept_heads(self) -> dict[tuple[int, ...], Any]:
+        """Keys and values of the heads of chats that generation began with last, by their tokens."""
+        return {}
+
+    @functools.cached_property
     def for_decoding(self) -> "LanguageModel":
         """The model with the precision of generation: itself, or a copy with parameters of its own."""
         if self.decoding_dtype is None or self.decoding_dtype == self.decoder.factors_dtype:

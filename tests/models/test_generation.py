@@ -286,3 +286,20 @@ def test_smollm2_answers_a_question(smollm2):
     logits = smollm2.decoder.apply({"params": smollm2.params}, hidden, method=Decoder.logits)
     greedy = np.argmax(np.asarray(logits[0]), axis=-1)
     assert greedy[:-1].tolist() == answers.tokens[0]
+
+
+def test_heads_of_chats_are_kept_with_the_model(tiny_model, monkeypatch):
+    """As many as are said; not those of an adapter, whose vectors may change."""
+    model, computed = dataclasses.replace(tiny_model), []
+    monkeypatch.setattr(
+        generation,
+        "encode_shared_once",
+        lambda decoder, params, adapter, head: computed.append(tuple(head)) or len(computed),
+    )
+    monkeypatch.setattr(generation, "MOST_HEADS", 2)
+    asked = [[1], [1, 2], [1], [3], [1], [1, 2]]
+    found = [generation._shared(model, None, head) for head in asked]
+    assert computed == [(1,), (1, 2), (3,), (1, 2)]
+    assert found == [1, 2, 1, 3, 1, 4]
+    assert generation._shared(dataclasses.replace(model), None, [1]) == 5
+    assert [generation._shared(model, PROMPT_ADAPTER, [1]) for _ in range(2)] == [6, 7]
