@@ -1,6 +1,7 @@
 """The result of an equivalence test over all samples: fractions with intervals over episodes, and a map of verdicts."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +26,9 @@ class EquivalenceReport:
       verified: the fraction of verified among them.
       dimensions: one row per dimension: tolerance, median error among the tested, fractions of tested samples in which
         the model is trusted and the dimension alone would verify or reject.
+      reason: what the overall verdict rests on, and what would settle one that is open.
+      num_episodes: about how many episodes with tested samples would settle it, if the fractions stayed as they are;
+        None where it is settled, or no number of episodes would.
     """
 
     fractions: dict[str, float]
@@ -32,6 +36,8 @@ class EquivalenceReport:
     rejected: Interval | None
     verified: Interval | None
     dimensions: list[dict[str, float]]
+    reason: str = ""
+    num_episodes: int | None = None
 
 
 def summarize(
@@ -60,7 +66,8 @@ def summarize(
     fractions = {verdict.name.lower(): float(np.mean(verdicts == verdict)) for verdict in Verdict}
     tested = verdicts != Verdict.EXTRAPOLATED
     if not tested.any():
-        return EquivalenceReport(fractions, Verdict.EXTRAPOLATED, None, None, [])
+        reason = "no transformed sample lies inside the support of the data"
+        return EquivalenceReport(fractions, Verdict.EXTRAPOLATED, None, None, [], reason)
     episodes = np.asarray(result.episodes)[tested]
     intervals = {
         verdict: episode_interval(verdicts[tested] == verdict, episodes, confidence=confidence)
@@ -86,7 +93,67 @@ def summarize(
         }
         for j in range(len(limits))
     ]
-    return EquivalenceReport(fractions, overall, intervals[Verdict.REJECTED], intervals[Verdict.VERIFIED], dimensions)
+    num_tested, fraction_tested = len(np.unique(episodes)), float(tested.mean())
+    needed = None
+    if overall == Verdict.EXTRAPOLATED:
+        reason = (
+            f"{fraction_tested:.3g} of the samples, of {num_tested} episodes, could be tested: expected {min_tested} "
+            f"of {min_episodes} episodes"
+        )
+        needed = min_episodes if fraction_tested >= min_tested else None
+    elif overall == Verdict.INCONCLUSIVE:
+        needed = _episodes_needed(verdicts[tested], episodes, exceptions, confidence)
+        reason = _open_reason(result, tested, dimensions, intervals[Verdict.VERIFIED].estimate, exceptions, needed)
+    else:
+        reason = f"{intervals[overall].estimate:.3g} of the tested samples are {overall.name.lower()}"
+    rejected, verified = intervals[Verdict.REJECTED], intervals[Verdict.VERIFIED]
+    return EquivalenceReport(fractions, overall, rejected, verified, dimensions, reason, needed)
+
+
+def _episodes_needed(verdicts: np.ndarray, episodes: np.ndarray, exceptions: float, confidence: float) -> int | None:
+    """About how many episodes bring the end of an interval past the allowed exceptions; None where none do.
+
+    The distance between an estimate and the end of its bootstrap interval falls with the square root of their number;
+    and as many are needed as an interval of no exception at all takes, see `episode_interval`.
+    """
+    num, found = len(np.unique(episodes)), []
+    for verdict, limit in ((Verdict.REJECTED, exceptions), (Verdict.VERIFIED, 1 - exceptions)):
+        hits = np.asarray(verdicts == verdict, np.float64)
+        if hits.mean() > limit:
+            interval = bootstrap_interval(hits, clusters=episodes, confidence=confidence, num_samples=500)
+            found.append(math.ceil(num * ((interval.estimate - interval.low) / (interval.estimate - limit)) ** 2))
+    if not found:
+        return None
+    fewest = num + 1
+    if np.mean(verdicts == Verdict.VERIFIED) > 1 - exceptions:
+        while wilson_interval(0, fewest, confidence=confidence).high > exceptions:
+            fewest += 1
+    return max(*found, fewest)
+
+
+def _open_reason(
+    result: Equivalence,
+    tested: np.ndarray,
+    dimensions: list[dict[str, float]],
+    verified: float,
+    exceptions: float,
+    needed: int | None,
+) -> str:
+    """Says why a test is inconclusive and what would settle it."""
+    if needed is not None:
+        return f"too few episodes to tell {exceptions} of exceptions from none: about {needed} with tested samples"
+    trusted = float(np.mean(np.asarray(result.trusted)[tested]))
+    if trusted < 1 - exceptions:
+        worst = int(np.argmax([line["median error"] / line["tolerance"] for line in dimensions]))
+        return (
+            f"the model is trusted on {trusted:.3g} of the tested samples (its largest errors, in tolerances, are in "
+            f"dimension {worst}): a better model or a larger tolerance is needed, more episodes only as they improve it"
+        )
+    worst = int(np.argmin([line["verified"] for line in dimensions]))
+    return (
+        f"{verified:.3g} of the tested samples are verified: in dimension {worst} differences are about the tolerance, "
+        "or the symmetry holds in places only (`verdict_map`); more episodes do not settle it"
+    )
 
 
 def episode_interval(hits: np.ndarray, episodes: np.ndarray, *, confidence: float = 0.95) -> Interval:

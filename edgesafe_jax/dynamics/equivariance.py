@@ -320,7 +320,9 @@ def check_tolerance(tolerance: Sequence[float] | np.ndarray, size: int) -> np.nd
     return limits
 
 
-def accept(verdicts: np.ndarray, *, declared: np.ndarray | None = None) -> np.ndarray:
+def accept(
+    verdicts: np.ndarray, *, declared: np.ndarray | None = None, counterparts: np.ndarray | None = None
+) -> np.ndarray:
     """Chooses the elements by which each transition may be transformed.
 
     Without a declared domain the verified elements are accepted. With one, nothing is accepted that leaves it, verified
@@ -333,6 +335,8 @@ def accept(verdicts: np.ndarray, *, declared: np.ndarray | None = None) -> np.nd
       verdicts: `[N, M]` of N transitions under M elements each.
       declared: `[N, M]` whether the transformed transition lies in the declared domain; None: nothing is declared, and
         nothing extrapolated is accepted.
+      counterparts: `[N, M]` verdicts on the elements' counterparts in the data, see `make_bank`: with them an
+        extrapolated element is accepted if its counterpart is verified.
 
     Returns:
       `[N, M]` booleans.
@@ -345,5 +349,7 @@ def accept(verdicts: np.ndarray, *, declared: np.ndarray | None = None) -> np.nd
     verified = verdicts == Verdict.VERIFIED
     if declared is None:
         return verified
+    if counterparts is not None:
+        return declared & (verified | ((verdicts == Verdict.EXTRAPOLATED) & (counterparts == Verdict.VERIFIED)))
     regular = verified.any(1) & ~(verdicts == Verdict.REJECTED).any(1)
     return declared & (verified | ((verdicts == Verdict.EXTRAPOLATED) & regular[:, None]))

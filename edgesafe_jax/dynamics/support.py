@@ -142,6 +142,24 @@ def fit_support(
     )
 
 
+def thin_support(support: Support, max_references: int) -> Support:
+    """Keeps the first view of a support and fewer references, for use inside a simulator.
+
+    Args:
+      support: the whole one.
+      max_references: references that are kept, evenly spaced.
+
+    Returns:
+      The support. The threshold is the 95 % quantile of the distances of all references to those that are kept, or the
+      whole one's where that is larger.
+    """
+    rows = np.unique(np.linspace(0, len(support.references) - 1, max_references).astype(int))
+    kept, view = support.references[rows], support.views[0]
+    near = np.quantile(np.asarray(_nearest(support.references, kept, view)), 0.95)
+    threshold = jnp.maximum(support.thresholds[:1], jnp.float32(near))
+    return Support(references=kept, thresholds=threshold, constant=support.constant, views=(view,))
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _nearest(inputs: Array, references: Array, view: tuple[int, ...]) -> Array:
     """Distance of each input to the nearest reference, `[N]`, over some dimensions."""

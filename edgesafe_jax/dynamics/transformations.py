@@ -160,6 +160,7 @@ def fit_translations(
     settings: ReachSettings | None = None,
     *,
     domain: BoxDomain | None = None,
+    along: tuple[int, ...] = (),
 ) -> tuple[TranslationDistribution, ReachLog]:
     r"""Learns how far each state may be translated.
 
@@ -167,7 +168,8 @@ def fit_translations(
     :math:`v = [\max(\max_j |r_j| / (\tau_j / 2),\ u / \lambda) - 1]_+`, with residual, tolerance and trust of the test
     (`edgesafe_jax.dynamics.equivariance`). Outside it, how far it leaves the support, in thresholds. A declared domain
     takes the place of the support there, and inside counts beside the test, the larger of both: how far the transformed
-    transition leaves the domain, in tenths of its size.
+    transition leaves the domain, in tenths of its size. With axes along which the law is declared to go on, test and
+    support are those of the element's counterpart in the data, see `make_bank`.
 
     Args:
       key: a typed random key.
@@ -178,6 +180,7 @@ def fit_translations(
       data: transitions whose states are translated.
       settings: bound on the violation and optimiser; None: `ReachSettings()`.
       domain: where the user declares the dynamics to be the same; None: nowhere beyond the data.
+      along: axes of the group along which the law is declared to go on as in the data, within the domain.
 
     Returns:
       The distribution and the log of its fit.
@@ -188,12 +191,13 @@ def fit_translations(
     """
     settings = settings or ReachSettings()
     check_group(group, data)
+    check_along(group, along, domain)
     if calibration.horizon != 1:
         raise DynamicsError(f"a calibration for {calibration.horizon} steps: expected one for single transitions")
     for axis, (low, high) in enumerate(zip(group.low, group.high, strict=True)):
         if not low < 0 < high:
             raise DynamicsError(f"axis {axis} of the group reaches from {low} to {high}: expected below 0 to above 0")
-    params, stats, log = _fit((group, domain, settings), key, ensemble, calibration, support, data)
+    params, stats, log = _fit((group, domain, along, settings), key, ensemble, calibration, support, data)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((params, log))):
         raise DynamicsError(
             f"the fit failed: weights, entropy or multiplier are not finite after {settings.num_steps} steps; try a "
@@ -204,36 +208,38 @@ def fit_translations(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fit(
-    static: tuple[Translation, BoxDomain | None, ReachSettings],
+    static: tuple[Translation, BoxDomain | None, tuple[int, ...], ReachSettings],
     key: PRNGKey,
     ensemble: Ensemble,
     calibration: Calibration,
     support: Support,
     data: Transitions,
 ) -> tuple[Params, tuple[Array, Array], ReachLog]:
-    group, domain, settings = static
+    group, domain, along, settings = static
     states = jnp.asarray(data.states)
     mean, std = standardizer(states)
     optimizer = optax.adam(settings.learning_rate)
 
-    def violation(element: Array, row: Transitions) -> tuple[Array, Array, Array]:
+    def violation(element: Array, row: Transitions, other: Array) -> tuple[Array, Array, Array]:
         """Margins of the test and of the declaration, and the normalised input."""
         state, after = group.state(element, row.states), group.state(element, row.next_states)
-        action = group.action(element, row.actions)
+        declared = jnp.zeros(()) if domain is None else 10 * jnp.maximum(domain.excess(state), domain.excess(after))
+        tested = counterpart(group, along, element, row.states, other)
+        state, after = group.state(tested, row.states), group.state(tested, row.next_states)
+        action = group.action(tested, row.actions)
         prediction = ensemble.predict(state, action)
         error = largest(jnp.abs(prediction.mean - after) / (0.5 * calibration.tolerance))
         doubt = calibration.expected_error(prediction.spread) / calibration.threshold
         test = jnp.maximum(jnp.maximum(error, doubt) - 1, 0.0)
-        declared = jnp.zeros(()) if domain is None else 10 * jnp.maximum(domain.excess(state), domain.excess(after))
         return test, declared, ensemble.normalize(state, action)
 
     def loss(params: Params, multiplier: Array, rows: Transitions, keys: Array) -> tuple[Array, tuple[Array, Array]]:
         q = TranslationDistribution(params, mean, std, group, settings.hidden)
         elements = jax.vmap(q.sample)(keys, rows.states)
-        test, declared, inputs = jax.vmap(violation)(elements, rows)
+        test, declared, inputs = jax.vmap(violation)(elements, rows, jnp.roll(rows.states, 1, axis=0))
         distances = support.distances(inputs)
         known = jnp.all(distances <= 1, axis=0)
-        outside = largest(distances, 0) - 1 if domain is None else declared
+        outside = declared if domain is not None and not along else jnp.maximum(largest(distances, 0) - 1, declared)
         amount = jnp.where(known, jnp.maximum(test, declared), outside)
         entropy = jnp.mean(jax.vmap(q.entropy)(rows.states))
         return -entropy + multiplier * jnp.mean(jnp.log1p(amount)), (entropy, jnp.mean(amount > 0))
@@ -282,9 +288,16 @@ def make_bank(
     data: Transitions,
     *,
     domain: BoxDomain | None = None,
+    along: tuple[int, ...] = (),
     num_elements: int = 64,
 ) -> TransformBank:
     """Draws elements for every transition and tests them one by one, so that training only has to look them up.
+
+    A declared domain says that the dynamics is the same in all of it. Where that is false, as of a river that crosses
+    it, `along` declares less: that the law goes on along some axes as in the data. An element that leaves the support
+    is then accepted if its counterpart is verified: the element that agrees with it in the other axes, and along the
+    declared ones leads to where another transition of the data is. If the declaration is true, both are right or both
+    are wrong, and P(accepted and wrong) is bounded as that of the test is.
 
     Args:
       key: a typed random key.
@@ -295,6 +308,7 @@ def make_bank(
       data: N transitions, those that training uses.
       domain: where the user declares the dynamics to be the same; both ends of the transformed transition have to lie
         in it.
+      along: axes of the group along which the law is declared to go on as in the data, within the domain.
       num_elements: M, elements per transition.
 
     Returns:
@@ -303,8 +317,10 @@ def make_bank(
     check_counts(num_elements=num_elements)
     group = distribution.group
     check_group(group, data)
+    check_along(group, along, domain)
     draw = jax.jit(jax.vmap(distribution.sample))
-    elements, verdicts, declared = [], [], []
+    elements, verdicts, declared, inner = [], [], [], []
+    match = jax.jit(jax.vmap(functools.partial(counterpart, group, along)))
     inside = jax.jit(jax.vmap(lambda e, s: domain.contains(group.state(e, s)))) if domain else None
     for number in range(num_elements):
         keys = jax.random.split(jax.random.fold_in(key, number), len(data.states))
@@ -312,11 +328,54 @@ def make_bank(
         result = equivalence_test(ensemble, calibration, support, group, drawn, data)
         elements.append(drawn)
         verdicts.append(result.verdicts)
+        if along:
+            others = jax.random.permutation(jax.random.fold_in(key, num_elements + number), jnp.asarray(data.states))
+            tested = match(drawn, data.states, others)
+            result = equivalence_test(ensemble, calibration, support, group, tested, data)
+            inner.append(result.verdicts)
         if inside is not None:
             declared.append(inside(drawn, data.states) & inside(drawn, data.next_states))
     table = np.stack(verdicts, 1)
-    accepted = accept(table, declared=np.stack(declared, 1) if declared else None)
+    accepted = accept(
+        table,
+        declared=np.stack(declared, 1) if declared else None,
+        counterparts=np.stack(inner, 1) if inner else None,
+    )
     return TransformBank(elements=jnp.stack(elements, 1), accepted=jnp.asarray(accepted), verdicts=jnp.asarray(table))
+
+
+def check_along(group: Translation, along: tuple[int, ...], domain: BoxDomain | None) -> None:
+    """Refuses axes that a group lacks, and axes without a domain that ends them.
+
+    Raises:
+      DynamicsError: if there is such an axis.
+    """
+    bad = [axis for axis in along if not 0 <= axis < len(group.low)]
+    if bad:
+        raise DynamicsError(
+            f"along names axis {bad[0]} of the group, which has {len(group.low)}: expected 0 to {len(group.low) - 1}"
+        )
+    if along and domain is None:
+        raise DynamicsError(f"along={along} without a domain: expected the box in which the law goes on along them")
+
+
+def counterpart(group: Translation, along: tuple[int, ...], element: Array, state: Array, other: Array) -> Array:
+    """Returns the element that leads a state along some axes to where another state is, and is the same in the rest.
+
+    Args:
+      group: the translations.
+      along: the axes that are replaced; none returns the element.
+      element: `[K]`.
+      state: `[S]` the state that it acts on.
+      other: `[S]` the other state.
+
+    Returns:
+      `[K]`.
+    """
+    for axis in along:
+        first = group.state_axes[axis][0]
+        element = element.at[axis].set(other[first] - state[first])
+    return element
 
 
 def coverage(positions: np.ndarray, *, low: tuple[float, ...], high: tuple[float, ...], num_cells: int = 20) -> float:

@@ -102,8 +102,33 @@ def test_few_tested_samples_decide_nothing():
     assert summarize(verdicts_of(*[[r] * 50] * 19)).overall == Verdict.EXTRAPOLATED
     assert summarize(verdicts_of(*[[r] * 50] * 20)).overall == Verdict.REJECTED
     # All verified: 72 episodes do not show that at most 5 % are not, 73 do.
-    assert summarize(verdicts_of(*[[v] * 50] * 72)).overall == Verdict.INCONCLUSIVE
+    open_ = summarize(verdicts_of(*[[v] * 50] * 72))
+    assert open_.overall == Verdict.INCONCLUSIVE
+    assert open_.num_episodes == 73
+    assert "about 73" in open_.reason
     assert summarize(verdicts_of(*[[v] * 50] * 73)).overall == Verdict.VERIFIED
+
+
+def test_what_is_open_says_why_and_how_many_episodes_would_settle_it():
+    v, u, r = Verdict.VERIFIED, Verdict.INCONCLUSIVE, Verdict.REJECTED
+    # One in fifty is not verified: 2 %, below the 5 % allowed, and 40 episodes do not show it.
+    few = [[v] * 49 + [u]] * 39 + [[v] * 50]
+    report = summarize(verdicts_of(*few))
+    assert report.overall == Verdict.INCONCLUSIVE
+    assert report.num_episodes == 73
+    assert summarize(verdicts_of(*few, *few)).overall == Verdict.VERIFIED
+    # The rejected differ from episode to episode: 10 % of all, all in a tenth of the episodes.
+    uneven = [[r] * 50] * 3 + [[v] * 50] * 27
+    wanted = summarize(verdicts_of(*uneven)).num_episodes
+    assert 60 < wanted < 250
+    assert summarize(verdicts_of(*uneven * (2 + wanted // 30))).overall == Verdict.REJECTED
+    # Half of them lie about the tolerance: no number of episodes helps.
+    half = summarize(verdicts_of(*[[v] * 25 + [u] * 25] * 100))
+    assert half.num_episodes is None
+    assert "more episodes do not settle it" in half.reason
+    doubted = verdicts_of(*[[u] * 50] * 100)
+    doubted = summarize(doubted.replace(trusted=np.zeros_like(doubted.trusted)))
+    assert "the model is trusted on 0 of the tested samples" in doubted.reason
 
 
 def test_outside_the_data_nothing_is_claimed(fitted):

@@ -7,8 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesafe_jax.dynamics import BoxDomain, ReachSettings, Verdict, coverage, fit_translations, make_bank
-from tests.dynamics.worlds import SHIFT, TOLERANCE, wrong
+from edgesafe_jax.dynamics import (
+    BoxDomain,
+    DynamicsError,
+    ReachSettings,
+    Translation,
+    Verdict,
+    coverage,
+    fit_translations,
+    make_bank,
+)
+from edgesafe_jax.dynamics.transformations import counterpart
+from tests.dynamics.worlds import SHIFT, SIZES, TOLERANCE, wrong
 
 DECLARED = BoxDomain(dims=(0,), low=(-2.0,), high=(3.0,))
 
@@ -126,3 +136,32 @@ def test_a_group_that_moves_one_way_only_is_refused(fitted):
     group = dataclasses.replace(SHIFT, low=(0.0,))
     with pytest.raises(ValueError, match=r"axis 0 of the group reaches from 0\.0 to 6\.0"):
         fit_translations(jax.random.key(0), fitted.ensemble, fitted.calibration, fitted.support, group, fitted.data)
+
+
+def test_an_element_is_judged_by_its_counterpart_where_the_law_is_declared_to_go_on(fitted):
+    wide = Translation(SIZES, state_axes=((0,), (1,)), goal_axes=((0,), ()), low=(-6.0, -1.0), high=(6.0, 1.0))
+    element, state, other = jnp.array([5.0, 0.3]), jnp.array([-1.0, 0.2]), jnp.array([0.5, -0.4])
+    np.testing.assert_allclose(counterpart(wide, (0,), element, state, other), [1.5, 0.3])
+    np.testing.assert_allclose(counterpart(wide, (), element, state, other), element)
+    # Along the place the law goes on; shifts of the velocity, which are none, stay narrow wherever they lead.
+    small = ReachSettings(num_steps=400, batch_size=128, hidden=(16,), learning_rate=1e-2, dual_rate=0.2)
+    model = (fitted.ensemble, fitted.calibration, fitted.support)
+    declaration = {"domain": DECLARED, "along": (0,)}
+    distribution, _ = fit_translations(jax.random.key(0), *model, wide, fitted.data, small, **declaration)
+    low, high = (np.asarray(each) for each in jax.vmap(distribution.interval)(jnp.asarray(fitted.data.states)))
+    assert np.mean(high - low, axis=0)[0] > 3
+    assert np.mean(high - low, axis=0)[1] < 0.4
+    bank = make_bank(jax.random.key(1), *model, distribution, fitted.data, num_elements=4, **declaration)
+    outside = np.asarray(bank.verdicts) == Verdict.EXTRAPOLATED
+    assert np.mean(np.asarray(bank.accepted)[outside]) > 0.5
+    rows = np.repeat(np.arange(len(fitted.data.states)), 4)
+    missed = wrong(wide, bank.elements.reshape(-1, 2), fitted.data.take(rows), TOLERANCE).reshape(-1, 4)
+    assert np.mean(missed[np.asarray(bank.accepted) & outside]) < 0.02
+
+
+def test_axes_along_which_nothing_can_go_on_are_refused(fitted):
+    arguments = (jax.random.key(0), fitted.ensemble, fitted.calibration, fitted.support, SHIFT, fitted.data)
+    with pytest.raises(DynamicsError, match="names axis 1 of the group, which has 1"):
+        fit_translations(*arguments, domain=DECLARED, along=(1,))
+    with pytest.raises(DynamicsError, match="without a domain"):
+        fit_translations(*arguments, along=(0,))
