@@ -4,7 +4,8 @@ r"""Test transformations on learned models: true symmetries, false ones, too poo
 
 Every case generates data, fits a model and tests one transformation, sample by sample. The simulators are known, so the
 report compares the verdicts with the truth: power and false acceptance by tolerance, and maps of where the symmetry
-breaks. `:runlocal` is a check of the machinery.
+breaks. For translations the nested test is beside it: what it costs to hide from a model what they move. `:runlocal`
+is a check of the machinery.
 
 Cost: twelve data sets and models; the time was not recorded. Expected: translation and rotation of the point mass
 verified (0.93 and 0.92 of the samples), velocity_shift, drag_by_place, gravity_ramp, pusher_object_alone and reacher

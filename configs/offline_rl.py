@@ -7,9 +7,9 @@ Cost: about nine minutes of one core for ten runs of three methods (`--config.nu
 tested translations, 0.002 [0.00, 0.07] with hindsight goals alone. `config.num_runs` makes whole runs, each with its
 own data, model, translations and policies; finished runs are kept and more can be added.
 
-`config.world` chooses the task, `config.learner.name` td3_bc, iql, awr or bc; `config.data.path` reads a Minari
-directory or an .npz file of OGBench or D4RL with states and goals of that world. All rows get the task's rewards and
-terminals. `config.methods` are compared:
+`config.world` is a named task or one's own, "module:callable"; `config.learner.name` td3_bc, iql, awr or bc;
+`config.data.path` reads a Minari directory or an .npz file of OGBench or D4RL of that world. All rows get the task's
+rewards and terminals. `config.planners` plan on the model beside them. `config.methods` are compared:
 
     none                    the data as they are
     s4rl                    noise on the states
@@ -22,9 +22,9 @@ terminals. `config.methods` are compared:
     her_model               hindsight goals on data and rollouts of the model
     full_coverage           data from the whole domain
 
-Variants: `:walls` the arena with a wall, `:maze` Gymnasium-Robotics' PointMaze, `:ant` brax's ant, `:quickstart` what
-`launch.quickstart --only offline_rl` runs, `:runlocal` a check of the machinery. All results, with what the gain
-depends on, are in configs/RESULTS.md under "Offline RL".
+Variants: `:river` a band with a current, `:walls` the arena with a wall, `:maze` Gymnasium-Robotics' PointMaze, `:ant`
+brax's ant, `:quickstart` what `launch.quickstart --only offline_rl` runs, `:runlocal` a check of the machinery. All
+results, with what the gain depends on, are in configs/RESULTS.md under "Offline RL".
 """
 
 import ml_collections
@@ -62,6 +62,21 @@ VARIANTS = {
         "num_seeds": 4,
         "num_episodes": 100,
     },
+    "river": {
+        "world": "river",
+        "methods": ("her", "her_translation", "her_learned", "her_oracle"),
+        "data.num_episodes": 400,
+        "model.learning_rate": 3e-3,
+        "model.num_epochs": 80,
+        "model.batch_size": 128,
+        "symmetry.along": (0,),
+        "symmetry.num_steps": 1000,
+        "symmetry.num_elements": 8,
+        "num_updates": 6000,
+        "normalize": True,
+        "num_runs": 5,
+        "num_seeds": 1,
+    },
     "quickstart": {
         "model.num_epochs": 60,
         "symmetry.num_steps": 600,
@@ -90,7 +105,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full config, or a `variant` of it: "walls", "maze", "ant", "quickstart" or "runlocal"."""
+    """Returns the full config, or a `variant` of it: "river", "walls", "maze", "ant", "quickstart" or "runlocal"."""
     config = ml_collections.ConfigDict()
     config.task = "offline_rl"
     config.seed = 0
@@ -106,6 +121,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Model of the world
     config.model = ml_collections.ConfigDict()
     config.model.hidden = (128, 128)
+    config.model.learning_rate = 1e-3
     config.model.num_epochs = 100
     config.model.batch_size = 64
     config.model.patience = 15
@@ -116,6 +132,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Learned translations
     config.symmetry = ml_collections.ConfigDict()
     config.symmetry.declare_domain = True  # whether the arena is declared to be the same beyond the data
+    config.symmetry.along = ()  # axes of the translations along which alone it is; () for all directions
     config.symmetry.max_violation = 0.1
     config.symmetry.num_steps = 1500
     config.symmetry.num_elements = 32  # of each transition
@@ -149,6 +166,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.updates_per_step = 1000  # between two lines of metrics, in one scan
     config.num_seeds = 10
     config.num_episodes = 200  # of each stratum, for every seed
+
+    # Planning on the model, beside the policies: icem_model, icem_symmetrised, icem_true
+    config.planners = ()
+    config.plan = ml_collections.ConfigDict()
+    config.plan.horizon = 12
+    config.plan.num_iterations = 3
+    config.plan.num_samples = 40  # of the first iteration
+    config.plan.worst_fraction = 0.5  # of the members, by whose mean cost plans are ranked
+    config.plan.shift = 0.6  # length of the translations that are tested along each axis
+    config.plan.num_factors = 6  # verified translations that are composed into one
+    config.plan.num_averaged = 2  # elements that a prediction averages
+    config.plan.exceptions = 0.3  # transitions that a verified translation may leave unverified
+    config.plan.num_episodes = 20  # of each stratum
     if variant and variant not in VARIANTS:
         raise ValueError(f"Unknown variant {variant!r}: expected one of {tuple(VARIANTS)} or none.")
     config.update_from_flattened_dict(VARIANTS.get(variant, {}))

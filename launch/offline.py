@@ -12,6 +12,7 @@ from edgesafe_jax.fields import check_fields
 from edgesafe_jax.offline_rl import OfflineDataset, formats, tasks, worlds
 from edgesafe_jax.offline_rl.learners import make_learner
 from edgesafe_jax.offline_rl.pipeline import PipelineSettings, PolicySettings, SymmetrySettings, run_pipeline
+from edgesafe_jax.offline_rl.planned import PlanSettings
 from edgesafe_jax.offline_rl.report import RunReport, report_policies, save_report
 from edgesafe_jax.offline_rl.runs import report_runs, run_seeds
 from edgesafe_jax.offline_rl.symmetry_cases import report_cases, study_case
@@ -71,7 +72,7 @@ def train(config: Config, workdir: str | Path) -> Path:
     if int(config["num_runs"]) == 1:
         return train_policies(config, workdir)
     summaries = run_seeds(lambda one, run: train_policies(one, run), config, workdir)
-    report = report_runs(list(summaries.values()), config["methods"])
+    report = report_runs(list(summaries.values()), [*config["methods"], *config["planners"]])
     return _finish(Path(workdir), "offline_rl_runs", report, subtitle=f"Offline RL, {len(summaries)} whole runs")
 
 
@@ -94,10 +95,11 @@ def train_policies(config: Config, workdir: str | Path, *, report: str | Path | 
     learner, settings = make_learner(**config["learner"]), pipeline_settings(config)
     if not config["data"]["path"]:
         _check_episodes(config, int(config["data"]["num_episodes"]))
-    task = worlds.WORLDS[config["world"]]()
+    task = worlds.make_world(config["world"])
     data = load_data(config, task)
     workdir = open_workdir(workdir, config)
-    results = run_pipeline(task, data, learner, settings, workdir, methods=config["methods"])
+    chosen = {"methods": config["methods"], "planners": config["planners"]}
+    results = run_pipeline(task, data, learner, settings, workdir, **chosen)
     return _finish(Path(report or workdir), "offline_rl", report_policies(results))
 
 
@@ -109,6 +111,7 @@ def pipeline_settings(config: Config) -> PipelineSettings:
         model=_model_settings(config, {}),
         symmetry=SymmetrySettings(
             declare_domain=bool(symmetry["declare_domain"]),
+            along=tuple(symmetry["along"]),
             num_elements=int(symmetry["num_elements"]),
             reach=dynamics.ReachSettings(
                 max_violation=float(symmetry["max_violation"]), num_steps=int(symmetry["num_steps"])
@@ -127,6 +130,7 @@ def pipeline_settings(config: Config) -> PipelineSettings:
             num_seeds=int(config["num_seeds"]),
             num_episodes=int(config["num_episodes"]),
         ),
+        plan=PlanSettings(**config["plan"]),
         # Data of a file have no fresh episodes.
         fresh_episodes=0 if config["data"]["path"] else int(config["fresh_episodes"]),
     )

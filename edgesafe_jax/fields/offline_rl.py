@@ -10,8 +10,9 @@ from edgesafe_jax.fields.declared import FLAG, Each, Field, Fields, File, Group,
 from edgesafe_jax.fields.kinds import RUN, SIZE, up_to
 from edgesafe_jax.offline_rl.learners import LEARNERS
 from edgesafe_jax.offline_rl.methods import METHODS
+from edgesafe_jax.offline_rl.planned import PLANNED
 from edgesafe_jax.offline_rl.symmetry_cases import CASES
-from edgesafe_jax.offline_rl.worlds import WORLDS
+from edgesafe_jax.offline_rl.worlds import WORLDS, make_world
 
 _PARTS = ("training", "validation", "calibration")
 _HIDDEN = Each(SIZE, most=100)
@@ -50,6 +51,18 @@ class Parts:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A world by name, or "module:callable" that makes one."""
+
+    def check(self, name: str, value: Any) -> None:
+        """See `Declared.check`."""
+        if isinstance(value, str) and ":" in value:
+            make_world(value, name)
+        else:
+            Name(WORLDS).check(name, value)
+
+
 def offline_rl_fields() -> Fields:
     """Returns the fields of offline policies, without `task`."""
     learner: Mapping[str, Field] = {
@@ -61,17 +74,28 @@ def offline_rl_fields() -> Fields:
     return {
         **RUN,
         "num_runs": up_to(10_000),
-        "world": Name(WORLDS),
+        "world": World(),
         "data.path": File("transitions (.npz), or a Minari directory"),
         "data.num_episodes": POSITIVE_COUNT,
         "data.fractions": Parts(_PARTS),
         "model": Group(_ENSEMBLE),
         "alpha": PROBABILITY,
         "symmetry.declare_domain": FLAG,
+        "symmetry.along": Each(Range(0, 100, integer=True)),
         "symmetry.max_violation": PROBABILITY,
         "symmetry.num_steps": POSITIVE_COUNT,
         "symmetry.num_elements": SIZE,
         "methods": Each(Name(METHODS), least=1),
+        "planners": Each(Name(PLANNED)),
+        "plan.horizon": SIZE,
+        "plan.num_iterations": SIZE,
+        "plan.num_samples": SIZE,
+        "plan.worst_fraction": FRACTION,
+        "plan.shift": POSITIVE,
+        "plan.num_factors": SIZE,
+        "plan.num_averaged": SIZE,
+        "plan.exceptions": FRACTION,
+        "plan.num_episodes": SIZE,
         "fresh_episodes": COUNT,
         "her_fraction": FRACTION,
         "augment_fraction": FRACTION,

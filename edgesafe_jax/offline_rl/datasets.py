@@ -13,6 +13,7 @@ array            shape       meaning
 ``provenance``   [N]         where the row comes from, int8: 0 real, 1 symmetry, 2 noise, 3 model
 ``action_low``   [A]         lower ends of the action space, or None where nothing says what they are
 ``action_high``  [A]         its upper ends
+``world``        text        the name of the world that the data are of; empty where nothing says it
 ===============  ==========  ==============================================================================
 
 A terminal is always an end; an end is a terminal only where the world says so. A time limit that is
@@ -59,6 +60,7 @@ class OfflineDataset(struct.PyTreeNode):
     provenance: Array
     action_low: Array | None = None
     action_high: Array | None = None
+    world: str = struct.field(pytree_node=False, default="")
 
     @property
     def num_transitions(self) -> int:
@@ -250,6 +252,9 @@ def concatenate(parts: Sequence[OfflineDataset]) -> OfflineDataset:
     ends = [[end if end is None else np.asarray(end).tolist() for end in (p.action_low, p.action_high)] for p in parts]
     if any(each != ends[0] for each in ends):
         raise DatasetError(f"the parts have action ranges {ends}: expected the same in all")
-    bare = [part.replace(action_low=None, action_high=None) for part in parts]
+    worlds = {part.world for part in parts} - {""}
+    if len(worlds) > 1:
+        raise DatasetError(f"the parts are of the worlds {sorted(worlds)}: expected one")
+    bare = [part.replace(action_low=None, action_high=None, world="".join(worlds)) for part in parts]
     joined = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(a) for a in arrays]), *bare)
     return joined.replace(action_low=parts[0].action_low, action_high=parts[0].action_high)

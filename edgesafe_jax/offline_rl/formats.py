@@ -2,7 +2,8 @@
 
 Both keep observations of a trajectory in one row more than it has transitions: Minari one array an episode, OGBench one
 row at each end whose action leads nowhere. OGBench's ``terminals`` mark ends of trajectories, not of the world, and
-become `ends` here. Minari needs h5py (the extra ``offline``); neither library is needed to read or write its files.
+become `ends` here. The name of the world is kept beside the arrays (``edgesafe_world``). Minari needs h5py (the extra
+``offline``); neither library is needed to read or write its files.
 """
 
 import json
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 _MAIN = "main_data.hdf5"
 _METADATA = "metadata.json"
 _MINARI_VERSION = "0.5.4"
+_WORLD = "edgesafe_world"
 
 
 def read_dataset(path: str | os.PathLike[str]) -> OfflineDataset:
@@ -88,7 +90,8 @@ def read_minari(
     if refused:
         _log.warning("%s: %d of %d episodes are left out: %s", file, len(refused), len(names), "; ".join(refused[:5]))
     arrays: dict[str, Any] = {key: np.concatenate(found) for key, found in parts.items()}
-    return make_dataset(**arrays, action_range=_bounded(action_space, arrays["actions"].shape[1]))
+    dataset = make_dataset(**arrays, action_range=_bounded(action_space, arrays["actions"].shape[1]))
+    return dataset.replace(world=str(_metadata(file.parent / _METADATA).get(_WORLD, "")))
 
 
 class _BadEpisode(Exception):
@@ -146,15 +149,23 @@ def _flatten(stored: Any) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def _stored_spaces(file: Path) -> dict[str, dict[str, Any]]:
-    """Reads the spaces of a data set's metadata; without metadata there are none."""
+def _metadata(file: Path) -> dict[str, Any]:
+    """Reads the metadata of a Minari data set; where there is none, nothing."""
     if not file.is_file():
         return {}
     try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-        found = {what: metadata.get(what) for what in ("observation_space", "action_space")}
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{file} cannot be read: {error}") from error
+
+
+def _stored_spaces(file: Path) -> dict[str, dict[str, Any]]:
+    """Reads the spaces of a data set's metadata; without metadata there are none."""
+    metadata = _metadata(file)
+    found = {what: metadata.get(what) for what in ("observation_space", "action_space")}
+    try:
         return {what: json.loads(space) if isinstance(space, str) else space for what, space in found.items() if space}
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise DatasetError(f"{file} cannot be read: {error}") from error
 
 
@@ -246,6 +257,7 @@ def write_minari(path: str | os.PathLike[str], dataset: OfflineDataset, *, datas
         "action_space": json.dumps(_box(dataset.actions.shape[1], dataset.action_low, dataset.action_high)),
         "dataset_id": dataset_id,
         "minari_version": _MINARI_VERSION,
+        _WORLD: dataset.world,
     }
     (folder / _METADATA).write_text(json.dumps(metadata), encoding="utf-8")
     return folder
@@ -310,7 +322,7 @@ def read_ogbench(path: str | os.PathLike[str]) -> OfflineDataset:
         terminals=world,
         goals=arrays["goals"][rows].reshape(len(rows), -1) if "goals" in arrays else None,
         action_range=(arrays["action_low"], arrays["action_high"]) if "action_low" in arrays else None,
-    )
+    ).replace(world=str(arrays.get(_WORLD, "")))
 
 
 def _load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -402,6 +414,8 @@ def write_ogbench(path: str | os.PathLike[str], dataset: OfflineDataset) -> Path
         del arrays["goals"]
     if dataset.action_low is not None and dataset.action_high is not None:
         arrays |= {"action_low": np.asarray(dataset.action_low), "action_high": np.asarray(dataset.action_high)}
+    if dataset.world:
+        arrays[_WORLD] = np.array(dataset.world)
     np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
     return path
 

@@ -56,6 +56,7 @@ class Method:
       symmetry: whether elements of the bank act.
       noise: whether states get noise.
       goal_fixed: whether the elements act on the state alone, which is false: goals do not move with it.
+      simulated: whether the data need the true dynamics, which a world of data alone lacks.
     """
 
     data: Callable[[MethodInputs], SamplerData]
@@ -63,6 +64,7 @@ class Method:
     symmetry: bool = False
     noise: bool = False
     goal_fixed: bool = False
+    simulated: bool = False
 
 
 def _data(inputs: MethodInputs, bank: TransformBank | None = None, **settings: Any) -> SamplerData:
@@ -105,8 +107,8 @@ METHODS: dict[str, Method] = {
     "her_translation": Method(lambda inputs: _data(inputs, inputs.untested()), her=True, symmetry=True),
     "her_state_only": Method(lambda inputs: _data(inputs, inputs.untested()), her=True, symmetry=True, goal_fixed=True),
     "her_learned": Method(lambda inputs: _data(inputs, inputs.learned()), her=True, symmetry=True),
-    "her_oracle": Method(_oracle, her=True, symmetry=True),
+    "her_oracle": Method(_oracle, her=True, symmetry=True, simulated=True),
     "her_model": Method(_model, her=True),
-    "full_coverage": Method(_full_coverage, her=True),
+    "full_coverage": Method(_full_coverage, her=True, simulated=True),
 }
 """The methods that are compared, by name; another one is an entry of this table."""

@@ -37,6 +37,7 @@ from edgesafe_jax.offline_rl.datasets import OfflineDataset
 from edgesafe_jax.offline_rl.evaluation import Episodes, make_evaluator
 from edgesafe_jax.offline_rl.learning import Agent, Learner, make_trainer
 from edgesafe_jax.offline_rl.methods import METHODS, Method, MethodInputs, draw_key
+from edgesafe_jax.offline_rl.planned import PLANNED, PlanSettings, make_plan_evaluator
 from edgesafe_jax.offline_rl.relabelling import (
     LearningError,
     SamplerData,
@@ -56,11 +57,13 @@ class SymmetrySettings:
 
     Attributes:
       declare_domain: whether the task's domain is declared to have one law, beyond the data too.
+      along: axes of the task's translations along which alone the law is declared to go on; empty: in all directions.
       num_elements: translations that are proposed for each transition.
       reach: of the fit.
     """
 
     declare_domain: bool = True
+    along: tuple[int, ...] = ()
     num_elements: int = 32
     reach: ReachSettings = dataclasses.field(default_factory=ReachSettings)
 
@@ -132,6 +135,7 @@ class PipelineSettings:
       model: of the world model.
       symmetry: of the translations.
       policies: of training and evaluation.
+      plan: of planning to goals on the model.
       fresh_episodes: episodes that the task generates to check learned translations on; 0 for none, where the data
         are not those of the task's behaviour.
     """
@@ -140,6 +144,7 @@ class PipelineSettings:
     model: WorldModelSettings = dataclasses.field(default_factory=WorldModelSettings)
     symmetry: SymmetrySettings = dataclasses.field(default_factory=SymmetrySettings)
     policies: PolicySettings = dataclasses.field(default_factory=PolicySettings)
+    plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)
     fresh_episodes: int = 0
 
     def __post_init__(self):
@@ -158,7 +163,7 @@ class PipelineResults:
       banks: learned translations with the transitions that they belong to: ``symmetry`` of the data and
         ``symmetry_fresh`` of fresh episodes; empty where no method learns translations.
       agents: from method to its trained agents, a leading axis of seeds.
-      episodes: from method and stratum to the evaluation, `[num_seeds, num_episodes]`.
+      episodes: from method and stratum to the evaluation, `[num_seeds, num_episodes]`; of planners, one seed.
     """
 
     task: tasks.Task
@@ -187,6 +192,7 @@ def run_pipeline(
     workdir: str | Path,
     *,
     methods: Sequence[str] = ("none", "her", "her_learned"),
+    planners: Sequence[str] = (),
 ) -> PipelineResults:
     """Trains and evaluates policies by several methods on one data set; an interrupted run continues in its directory.
 
@@ -197,16 +203,24 @@ def run_pipeline(
       settings: of all stages.
       workdir: where metrics and checkpoints of the policies are kept, in ``methods/NAME``.
       methods: names of `METHODS`.
+      planners: names of `planned.PLANNED`, which are evaluated beside the methods.
 
     Returns:
       The world model, the banks, the agents and the evaluation.
 
     Raises:
       ConfigError: there is no method of a name.
+      LearningError: a method, or the fresh episodes, need a simulator and the task has none.
       DynamicsError: the data are too few for the model or its calibration.
     """
+    for name in planners:
+        lookup(PLANNED, name, "planners")
     chosen, started, seed = choose_methods(methods), time.monotonic(), settings.seed
     tasks.check_task(task)
+    lacking = [] if task.simulated else [*planners, *(name for name in chosen if chosen[name].simulated)]
+    if lacking or (settings.fresh_episodes and not task.simulated):
+        asked = f"{lacking[0]!r}" if lacking else f"fresh_episodes={settings.fresh_episodes}"
+        raise LearningError(f"{asked} needs a simulator, which the task {task.name!r} lacks: leave it out")
     dataset = tasks.fit_dataset(task, dataset)
     replaced = tasks.compare_rules(task, dataset)
     for name, fraction in replaced.items():
@@ -252,9 +266,11 @@ def run_pipeline(
         begun = time.monotonic()
         agents[name] = train_method(method, learner, inputs, settings.policies, Path(workdir) / "methods" / name)
         key = draw_key(seed, 1)
-        episodes[name] = {s: evaluate(key, agents[name], stratum) for s, stratum in task.strata.items()}
+        strata = task.strata if task.simulated else {}  # without a simulator nothing is evaluated
+        episodes[name] = {s: evaluate(key, agents[name], stratum) for s, stratum in strata.items()}
         rates = {s: round(float(np.mean(np.asarray(e.success))), 3) for s, e in episodes[name].items()}
         _log.info("%s: %s after %.0f s", name, rates, time.monotonic() - begun)
+    episodes |= evaluate_plans(task, dataset, model, settings, planners)
     banks: dict[str, tuple[TransformBank, Transitions]] = {}
     if "her_learned" in chosen:
         banks["symmetry"] = learned(), dataset.transitions()
@@ -265,6 +281,21 @@ def run_pipeline(
     return PipelineResults(
         task=task, dataset=dataset, replaced=replaced, model=model, banks=banks, agents=agents, episodes=episodes
     )
+
+
+def evaluate_plans(
+    task: tasks.Task, dataset: OfflineDataset, model: WorldModel, settings: PipelineSettings, planners: Sequence[str]
+) -> dict[str, dict[str, Episodes]]:
+    """Plans to the goals of every stratum with what `planned.PLANNED` names; from name and stratum to episodes."""
+    evaluate = make_plan_evaluator(task, settings.plan)
+    episodes: dict[str, dict[str, Episodes]] = {}
+    for name in planners:
+        begun, simulated = time.monotonic(), PLANNED[name](task, model, dataset.transitions(), settings.plan)
+        key = draw_key(settings.seed, 1)
+        episodes[name] = {s: evaluate(key, simulated, stratum) for s, stratum in task.strata.items()}
+        rates = {s: round(float(np.mean(np.asarray(e.success))), 3) for s, e in episodes[name].items()}
+        _log.info("%s: %s after %.0f s", name, rates, time.monotonic() - begun)
+    return episodes
 
 
 def learn_translations(
@@ -281,6 +312,7 @@ def learn_translations(
         dataset.transitions(),
         settings.symmetry.reach,
         domain=_declared(task, settings.symmetry),
+        along=settings.symmetry.along,
     )
     return distribution
 
@@ -302,6 +334,7 @@ def draw_bank(
         distribution,
         data,
         domain=_declared(task, settings),
+        along=settings.along,
         num_elements=settings.num_elements,
     )
 

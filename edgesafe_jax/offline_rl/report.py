@@ -56,17 +56,17 @@ def report_policies(results: PipelineResults) -> RunReport:
     num_seeds = 0
     for name, strata in results.episodes.items():
         intervals = {s: seed_interval(np.asarray(episodes.success)) for s, episodes in strata.items()}
-        num_seeds = max(len(episodes.success) for episodes in strata.values())
+        num_seeds = max([num_seeds, *(len(episodes.success) for episodes in strata.values())])
         rows.append({"method": name, **intervals})
         for stratum, interval in intervals.items():
             values |= interval.named(f"{name}/{stratum.replace(' ', '_')}")
     section = reporting.Section(f"Offline RL: {task.name.replace('_', ' ')}", order=20)
-    section.table(
-        rows,
-        caption=_caption(num_seeds),
-        digits=3,
-    )
-    tables = [reporting.make_table(rows, digits=3)]
+    tables = []
+    if task.simulated:
+        section.table(rows, caption=_caption(num_seeds), digits=3)
+        tables.append(reporting.make_table(rows, digits=3))
+    else:
+        section.text("The task has no simulator: policies are trained and nothing is evaluated.")
     values |= {f"data/{name}": fraction for name, fraction in results.replaced.items()}
     section.text(
         "Rewards and terminals of all rows, in all methods, are those that the task gives for next state and goal; of "
@@ -84,11 +84,9 @@ def report_policies(results: PipelineResults) -> RunReport:
         for row in rows:
             values |= _flat(row, str(row["episodes"]))
         _symmetry_figures(section, task, *results.banks["symmetry"])
-    section.figure(
-        _success_by_distance(results.episodes),
-        alt="success by goal distance",
-        caption="Success by goal distance, all strata.",
-    )
+    if task.simulated:
+        png, what = _success_by_distance(results.episodes), "success by goal distance"
+        section.figure(png, alt=what, caption=f"{what.capitalize()}, all strata.")
     return RunReport(section, values, tables)
 
 
@@ -111,13 +109,16 @@ def bank_numbers(task: Task, bank: TransformBank, data: Transitions) -> dict[str
       From quantity to number, interval or None.
     """
     accepted, verdicts = np.asarray(bank.accepted), np.asarray(bank.verdicts)
-    wrong = is_wrong(task.step, task.group, bank.elements, data, tolerance=task.tolerance)
+    counted: dict[str, Any] = {}
     episodes = np.broadcast_to(np.asarray(data.episodes)[:, None], accepted.shape)
     cover = functools.partial(coverage, low=task.domain[0], high=task.domain[1])
+    if task.simulated:
+        wrong = is_wrong(task.step, task.group, bank.elements, data, tolerance=task.tolerance)
+        counted["wrong_among_accepted"] = interval_or_none(wrong[accepted], episodes[accepted])
+        counted["wrong_among_proposed"] = float(wrong.mean())
     return {
         "accepted": float(accepted.mean()),
-        "wrong_among_accepted": interval_or_none(wrong[accepted], episodes[accepted]),
-        "wrong_among_proposed": float(wrong.mean()),
+        **counted,
         "coverage_before": cover(np.asarray(data.states)[:, _moved(task)]),
         "coverage_after": cover(_places(task, bank, data)[accepted]),
         **{v.name.lower(): float(np.mean(verdicts == v)) for v in Verdict},
@@ -135,17 +136,20 @@ def _flat(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 
 def _success_by_distance(results: Mapping[str, Mapping[str, Episodes]], num_bins: int = 8) -> bytes:
-    """Draws success by goal distance, seeds and strata together; every method meets the same episodes."""
-    distances = [np.asarray(episodes.goal_distance) for episodes in next(iter(results.values())).values()]
-    distance = np.concatenate(distances, 1).reshape(-1)
-    edges = np.linspace(0, distance.max() + 1e-6, num_bins + 1)
-    bins = np.digitize(distance, edges) - 1
+    """Draws success by goal distance, seeds and strata together."""
+    edges = np.linspace(0, max(float(_joined(s, "goal_distance").max()) for s in results.values()) + 1e-6, num_bins + 1)
     series = {}
     for name, strata in results.items():
-        success = np.concatenate([np.asarray(episodes.success) for episodes in strata.values()], 1).reshape(-1)
+        bins = np.digitize(_joined(strata, "goal_distance"), edges) - 1
+        success = _joined(strata, "success")
         series[name] = [mean_or_none(success[bins == b]) for b in range(num_bins)]
     centres = ((edges[1:] + edges[:-1]) / 2).tolist()
     return reporting.lines(centres, series, xlabel="distance to the goal", ylabel="success")
+
+
+def _joined(strata: Mapping[str, Episodes], name: str) -> np.ndarray:
+    """One field of the episodes of all strata and seeds, `[n]`."""
+    return np.concatenate([np.asarray(getattr(episodes, name)).reshape(-1) for episodes in strata.values()])
 
 
 def _moved(task: Task) -> list[int]:
@@ -177,7 +181,7 @@ def _symmetry_figures(section: reporting.Section, task: Task, bank: TransformBan
         {"data": seen[::10], **{name: each for name, each in shown.items() if len(each)}},
         low=(np.array(low) - margin).tolist(),
         high=(np.array(high) + margin).tolist(),
-        walls=[_ends(wall) for wall in task.walls],
+        walls=[_ends(wall) for wall in (*task.walls, *task.borders)],
     )
     section.figure(
         png,

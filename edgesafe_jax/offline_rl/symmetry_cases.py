@@ -15,14 +15,18 @@ from edgesafe_jax.dynamics import (
     Element,
     EquivalenceReport,
     GroupAction,
+    NestedResult,
     PlanarRotation,
     Study,
     Translation,
+    Verdict,
     WorldModel,
     WorldModelSettings,
+    fit_hidden,
     fit_world_model,
     make_segments,
     model_quality,
+    nested_test,
     sample_elements,
     study_transformation,
     summarize,
@@ -84,6 +88,8 @@ _CENTRE = tasks.Stratum(((-1.2, -1.2), (1.2, 1.2)), ((-1.2, -1.2), (1.2, 1.2)))
 _LEFT = tasks.Stratum(((-2.0, -2.0), (-0.6, 2.0)), ((-2.0, -2.0), (-0.6, 2.0)))
 _WALL = (tasks.Wall(axis=0, at=0.0, low=-1.0, high=2.0),)
 
+_DRAG_RAMP = tasks.Law(drag=lambda place: tasks.DRAG + 1.6 * place[0])
+_GRAVITY_RAMP = tasks.Law(field=lambda place: jnp.stack([-3.0 * place[0], jnp.zeros(())]))
 _scripted = functools.partial(tasks.make_point_mass, explores=False)
 _point_mass = functools.partial(_scripted, data=_CENTRE)
 
@@ -91,8 +97,8 @@ CASES: dict[str, Case] = {
     "translation": Case(_point_mass, None, "verified"),
     "rotation": Case(_point_mass, _rotation, "verified"),
     "velocity_shift": Case(_point_mass, _velocity_shift, "rejected"),
-    "drag_by_place": Case(lambda: _fine(_point_mass(drag_slope=1.6)), None, "rejected"),
-    "gravity_ramp": Case(functools.partial(_point_mass, field_slope=3.0), None, "rejected"),
+    "drag_by_place": Case(lambda: _fine(_point_mass(law=_DRAG_RAMP)), None, "rejected"),
+    "gravity_ramp": Case(functools.partial(_point_mass, law=_GRAVITY_RAMP), None, "rejected"),
     "walls": Case(tasks.make_walled_point_mass, None, "partly"),
     "unseen_wall": Case(functools.partial(_scripted, data=_LEFT), None, "extrapolated", unseen=_WALL),
     "underfitted": Case(_point_mass, None, "inconclusive"),
@@ -116,6 +122,8 @@ class CaseResult:
       study: verdicts by tolerance, against the simulator.
       report: the verdicts at the task's tolerance, summed up.
       quality: of the model, on fresh episodes.
+      nested: what it costs to hide what a translation moves, see `edgesafe_jax.dynamics.nested_test`; None of another
+        transformation.
     """
 
     case: Case
@@ -123,6 +131,7 @@ class CaseResult:
     study: Study
     report: EquivalenceReport
     quality: Mapping[str, float]
+    nested: NestedResult | None
 
 
 def draw_elements(seed: int, case: Case, group: GroupAction, dataset: OfflineDataset, starts: np.ndarray) -> Element:
@@ -192,13 +201,18 @@ def study_case(
         alpha=settings.alpha,
     )
     quality = model_quality(model.ensemble, model.parts["fresh"], tolerance=task.tolerance)
+    nested = None
+    if isinstance(group, Translation):
+        parts = (model.parts["training"], model.parts["validation"])
+        hidden = fit_hidden(seed, group, *parts, settings.ensemble, relations=task.relations)
+        nested = nested_test(model.ensemble, hidden, group, model.parts["fresh"], tolerance=task.tolerance)[0]
     _log.info("%s: %s", name, {key: value for key, value in study.at_tolerance.items() if key in ("verified", "wrong")})
-    return CaseResult(case, task, study, summarize(study.result), quality)
+    return CaseResult(case, task, study, summarize(study.result), quality, nested)
 
 
 def report_cases(results: Mapping[str, CaseResult]) -> RunReport:
     """Puts studies into tables: verdicts, models, power and false acceptance by tolerance, maps of the verdicts."""
-    rows, models, curve, values = [], [], [], {}
+    rows, models, nested, curve, values = [], [], [], [], {}
     section = reporting.Section("Tests of symmetries", order=10)
     for name, found in results.items():
         study, report, at = found.study, found.report, found.study.at_tolerance
@@ -210,6 +224,7 @@ def report_cases(results: Mapping[str, CaseResult]) -> RunReport:
                 "case": name,
                 "expected": found.case.expected,
                 "overall": report.overall.name.lower(),
+                "because": report.reason,
                 **report.fractions,
                 "wrong": at["wrong"],
                 "wrong among verified": study.false,
@@ -220,6 +235,11 @@ def report_cases(results: Mapping[str, CaseResult]) -> RunReport:
         values |= {f"{name}/{verdict}": fraction for verdict, fraction in report.fractions.items()}
         if study.false is not None:
             values |= {f"{name}/wrong_among_verified_high": study.false.high}
+        if found.nested is not None:
+            hiding = dataclasses.asdict(found.nested)
+            nested.append({"case": name, **hiding, "verdict": found.nested.verdict.name.lower()})
+            values |= {f"{name}/nested/{key}": float(value) for key, value in hiding.items() if key != "verdict"}
+            values |= {f"{name}/nested/verified": float(found.nested.verdict == Verdict.VERIFIED)}
         models.append({"case": name, **found.quality})
         values |= {f"{name}/model/{key}": value for key, value in found.quality.items()}
         section.table(report.dimensions or [{"dimension": "none was tested"}], caption=f"{name}: by dimension")
@@ -229,6 +249,12 @@ def report_cases(results: Mapping[str, CaseResult]) -> RunReport:
         "What could be verified or rejected: of the tested samples, by a model without an error.",
         digits=3,
     )
+    if nested:
+        caption = (
+            "The nested test: what it costs, in tolerances, to hide from a model what the translation moves; verified "
+            "if the upper bound is at most 0.1."
+        )
+        section.table(nested, caption=caption, digits=3)
     section.table(models, caption="The models, on episodes that they were not fitted on.", digits=3)
     section.table(curve, caption="Power and false acceptance by tolerance.", digits=3)
     _curve_figures(section, results)
@@ -238,7 +264,8 @@ def report_cases(results: Mapping[str, CaseResult]) -> RunReport:
         shown = {v: cells[v] for v in ("verified", "rejected", "inconclusive")}
         png = reporting.grid_maps(shown, low=low, high=high, title=name)
         section.figure(png, alt=f"{name}: fraction of verdicts by the place that the transformed states reach")
-    return RunReport(section, values, [reporting.make_table(rows)])
+    tables = [reporting.make_table(each) for each in (rows, nested) if each]
+    return RunReport(section, values, tables)
 
 
 def _curve_figures(section: reporting.Section, results: Mapping[str, CaseResult]) -> None:

@@ -3,7 +3,7 @@ r"""Goal-reaching tasks with known dynamics, their scripted data and their strat
 But for brax's reacher, the bodies are points in a square arena with inelastic bounds. A velocity `v` under an action
 `a` in [-1, 1]^2 follows
 
-.. math:: v' = v + \Delta t\,(\text{gain}\, a - \text{drag}(p)\, v + \text{field}(p)), \qquad p' = p + \Delta t\, v'
+.. math:: v' = v + \Delta t\,(\text{gain}(p)\, a - \text{drag}(p)\, v + \text{field}(p)), \qquad p' = p + \Delta t\, v'
 
 and a wall or a bound stops the part of the motion that is normal to it. Because the dynamics is known, so is what a
 test of a symmetry should have said.
@@ -13,7 +13,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,8 @@ FAR_CORNER: Box = ((0.8, 0.8), (2.0, 2.0))
 LEFT: Box = ((-2.0, -2.0), (-0.2, 2.0))
 RIGHT: Box = ((0.2, -2.0), (2.0, 2.0))
 _TIME_STEP = 0.1
-_GAIN = 3.0
-_DRAG = 2.0
+GAIN = 3.0
+DRAG = 2.0
 _SKIN = 1e-3
 _CONTACT = 0.25
 
@@ -75,6 +75,19 @@ def uniform_place(key: PRNGKey, box: Box) -> Array:
     return jax.random.uniform(key, (2,), minval=jnp.asarray(box[0]), maxval=jnp.asarray(box[1]))
 
 
+class TaskError(EdgesafeError, ValueError):
+    """A task that lacks a callable, or has one that returns another shape than it should."""
+
+
+def unknown(*arguments: Any) -> Any:
+    """Stands for the true dynamics, the starts or the behaviour of a world of which there are data alone.
+
+    Raises:
+      TaskError: always.
+    """
+    raise TaskError("the task has no simulator (`make_data_task`): expected one where episodes are made or judged")
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A world, how success is judged, and who made the data.
@@ -93,6 +106,7 @@ class Task:
         by up to 0.15.
       domain: box of positions in which the user declares the dynamics to be the same everywhere.
       walls: what stands in the way.
+      borders: where the dynamics changes and nothing stands in the way; for pictures.
       relations: pairs of state dimensions whose differences the dynamics depends on, see `fit_ensemble`.
       horizon: steps of an episode.
       radius: an episode succeeds if the final distance to the goal is below it.
@@ -113,12 +127,18 @@ class Task:
     tolerance: tuple[float, ...]
     domain: Box = ARENA
     walls: tuple[Wall, ...] = ()
+    borders: tuple[Wall, ...] = ()
     relations: tuple[tuple[int, int], ...] = ()
     horizon: int = 50
     radius: float = 0.2
     place: Callable[[PRNGKey, Box], Array] = uniform_place
     terminal: Callable[[Array, Array], Array] | None = None
     reward_fn: Callable[[Array, Array], Array] | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its true dynamics is known, so that policies can be evaluated and verdicts counted."""
+        return self.step is not unknown
 
     def ends(self, state: Array, goal: Array) -> Array:
         """Returns whether a state `[S]` ends the world for a goal `[G]`, a boolean."""
@@ -131,12 +151,77 @@ class Task:
         return -jnp.linalg.norm(self.achieved(next_state) - goal)
 
 
+def make_data_task(
+    name: str,
+    *,
+    group: Translation,
+    achieved: Callable[[Array], Array],
+    tolerance: tuple[float, ...],
+    domain: Box,
+    radius: float = 0.2,
+    relations: tuple[tuple[int, int], ...] = (),
+    terminal: Callable[[Array, Array], Array] | None = None,
+    reward_fn: Callable[[Array, Array], Array] | None = None,
+) -> Task:
+    """Makes the task of a world of which there are data and no simulator: policies are trained, nothing is evaluated.
+
+    Args:
+      name: of the world; data that name another one are refused.
+      group: the joint translation of all that moves and of the goal.
+      achieved: the goal `[G]` that a state reaches.
+      tolerance: differences of a next state that do not matter, see `Task`.
+      domain: box of positions in which the user declares the dynamics to go on.
+      radius: a goal is reached within it.
+      relations: see `Task`.
+      terminal: see `Task`.
+      reward_fn: see `Task`.
+
+    Returns:
+      The task.
+    """
+    return Task(
+        name=name,
+        sizes=group.sizes,
+        step=unknown,
+        achieved=achieved,
+        start=unknown,
+        behaviour=unknown,
+        group=group,
+        data=Stratum(domain, domain),
+        strata={},
+        tolerance=tolerance,
+        domain=domain,
+        radius=radius,
+        relations=relations,
+        terminal=terminal,
+        reward_fn=reward_fn,
+    )
+
+
+class Law(NamedTuple):
+    """How a place `[2]` acts on a point mass; None: as in the open arena.
+
+    Attributes:
+      gain: acceleration of a full action, 1/s^2.
+      drag: 1/s.
+      field: acceleration `[2]` without an action.
+    """
+
+    gain: Callable[[Array], Array] | None = None
+    drag: Callable[[Array], Array] | None = None
+    field: Callable[[Array], Array] | None = None
+
+
+OPEN = Law()
+"""The law of the open arena."""
+
+
 def make_point_mass(
     *,
     name: str = "point_mass",
     walls: tuple[Wall, ...] = (),
-    drag_slope: float = 0.0,
-    field_slope: float = 0.0,
+    borders: tuple[Wall, ...] = (),
+    law: Law = OPEN,
     data: Stratum | None = None,
     strata: Mapping[str, Stratum] | None = None,
     explores: bool = True,
@@ -146,8 +231,8 @@ def make_point_mass(
     Args:
       name: of the task.
       walls: what stands in the arena.
-      drag_slope: growth of the drag with x, 1/s per unit; breaks the translation in x.
-      field_slope: growth of a force along -x with x, 1/s^2; breaks it too.
+      borders: lines for pictures, where `law` changes.
+      law: gain, drag and field by place; one that depends on x breaks the translation in x.
       data: stratum of the data; None: starts and goals in one corner.
       strata: evaluation strata; None: the four of the open arena.
       explores: whether the actions of the data are drawn uniformly, whatever the goal, so that a policy has to be
@@ -172,10 +257,12 @@ def make_point_mass(
 
     def step(state: Array, action: Array) -> Array:
         position, velocity = state[:2], state[2:]
-        drag = _DRAG + drag_slope * position[0]
-        field = jnp.stack([-field_slope * position[0], jnp.zeros(())])
-        velocity = velocity + _TIME_STEP * (_GAIN * jnp.clip(action, -1, 1) - drag * velocity + field)
-        return jnp.concatenate(_stop(position, velocity, walls))
+        gain = GAIN if law.gain is None else law.gain(position)
+        drag = DRAG if law.drag is None else law.drag(position)
+        force = gain * jnp.clip(action, -1, 1) - drag * velocity
+        if law.field is not None:
+            force = force + law.field(position)
+        return jnp.concatenate(_stop(position, velocity + _TIME_STEP * force, walls))
 
     return Task(
         name=name,
@@ -189,6 +276,7 @@ def make_point_mass(
         strata=strata,
         tolerance=(0.05, 0.05, 0.25, 0.25),
         walls=walls,
+        borders=borders,
     )
 
 
@@ -215,7 +303,7 @@ def make_pusher() -> Task:
     sizes = Sizes(6, 2, 2)
 
     def step(state: Array, action: Array) -> Array:
-        velocity = state[2:4] + _TIME_STEP * (_GAIN * jnp.clip(action, -1, 1) - _DRAG * state[2:4])
+        velocity = state[2:4] + _TIME_STEP * (GAIN * jnp.clip(action, -1, 1) - DRAG * state[2:4])
         position, velocity = _stop(state[:2], velocity, ())
         apart = state[4:] - position
         distance = jnp.linalg.norm(apart)
@@ -322,10 +410,6 @@ def make_reacher() -> Task:
     )
 
 
-class TaskError(EdgesafeError, ValueError):
-    """A task with a callable that returns another shape than it should."""
-
-
 def check_task(task: Task) -> None:
     """Checks the shapes that a task's callables return, before anything is compiled.
 
@@ -342,6 +426,8 @@ def check_task(task: Task) -> None:
         "behaviour": (task.behaviour, (key, state, goal), (sizes.action,)),
         "place": (lambda key: task.place(key, task.data.starts), (key,), (2,)),
     }
+    if not task.simulated:
+        calls = {"achieved": calls["achieved"]}
     for name in ("reward_fn", "terminal"):
         if (function := getattr(task, name)) is not None:
             calls[name] = (function, (state, goal), None)
@@ -389,7 +475,7 @@ def generate(key: PRNGKey, task: Task, *, num_episodes: int, stratum: Stratum | 
 
     columns = jax.jit(jax.vmap(episode))(jax.random.split(key, num_episodes))
     names = ("states", "actions", "next_states", "rewards", "goals", "terminals")
-    return make_episodes(**dict(zip(names, columns, strict=True)))
+    return make_episodes(**dict(zip(names, columns, strict=True))).replace(world=task.name)
 
 
 def fit_dataset(task: Task, dataset: OfflineDataset, *, source: str = "the data set") -> OfflineDataset:
@@ -407,8 +493,12 @@ def fit_dataset(task: Task, dataset: OfflineDataset, *, source: str = "the data 
       The data set, with goals.
 
     Raises:
-      DatasetError: states, actions or goals have other sizes than the task's.
+      DatasetError: the data name another world, or states, actions or goals have other sizes than the task's.
     """
+    if dataset.world and dataset.world != task.name:
+        raise DatasetError(
+            f"{source} is of the world {dataset.world!r}, the task is {task.name!r}: expected data of the same world"
+        )
     sizes = {"states": task.sizes.state, "actions": task.sizes.action, "goals": task.sizes.goal}
     if not dataset.goals.shape[1]:
         del sizes["goals"]

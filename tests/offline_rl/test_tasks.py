@@ -12,7 +12,7 @@ from edgesafe_jax.offline_rl import Agent, interquartile_mean, make_bc, make_eva
 from edgesafe_jax.offline_rl.baselines import model_rollouts, uniform_bank
 from edgesafe_jax.offline_rl.datasets import Provenance
 from edgesafe_jax.offline_rl.learning import Learner
-from edgesafe_jax.offline_rl.tasks import TASKS, Wall, arena_domain, generate, make_point_mass, make_reacher
+from edgesafe_jax.offline_rl.tasks import TASKS, Law, Wall, arena_domain, generate, make_point_mass, make_reacher
 
 every_task = pytest.mark.parametrize("name", TASKS)
 
@@ -89,9 +89,16 @@ def test_bounds_stop_motion():
     assert float(after[2]) == 0.0
 
 
-@pytest.mark.parametrize("change", [{"drag_slope": 0.5}, {"field_slope": 0.5}])
-def test_slopes_break_the_translation_in_x_alone(change):
-    task = make_point_mass(**change)
+_RAMPS = [
+    Law(drag=lambda place: 2.0 + 0.5 * place[0]),
+    Law(field=lambda place: jnp.stack([-0.5 * place[0], jnp.zeros(())])),
+    Law(gain=lambda place: 3.0 + 0.8 * place[0]),
+]
+
+
+@pytest.mark.parametrize("law", _RAMPS)
+def test_laws_that_depend_on_x_break_the_translation_in_x_alone(law):
+    task = make_point_mass(law=law)
     state, action = jnp.array([0.1, 0.2, 0.8, 0.8]), jnp.array([0.3, 0.3])
     gaps = []
     for element in (jnp.array([0.5, 0.0]), jnp.array([0.0, 0.5])):
