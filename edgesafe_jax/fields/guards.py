@@ -2,7 +2,7 @@
 
 from edgesafe_jax.adapters.lora import TARGETS
 from edgesafe_jax.errors import COUNT_OR_ALL, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, ConfigError, Range
-from edgesafe_jax.fields.declared import TEXT, AnyOf, Each, Field, Fields, File, Name
+from edgesafe_jax.fields.declared import FLAG, TEXT, AnyOf, Each, Field, Fields, File, Name
 from edgesafe_jax.fields.kinds import MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT, up_to
 from edgesafe_jax.guards.examples import GuardRole
 from edgesafe_jax.guards.makers import MAKERS
@@ -119,6 +119,7 @@ def unseen_fields() -> Fields:
         "train_fraction": Range(0, 1, above=True),
         **dict.fromkeys((f"num_ways.{maker}" for maker in makers), POSITIVE_COUNT),
         "left_out": Each(TEXT),
+        "canonical": FLAG,
         **dict.fromkeys(("max_words", "max_response", "max_prompt"), TOKENS),
         "counts": Each(POSITIVE_COUNT, least=1),
         "num_readings": Each(Range(0, 10_000, integer=True), least=1),

@@ -45,22 +45,18 @@ def rules_under_error(
     found: dict[float, dict[str, Mapping[str, float]]] = {}
     for fraction in fractions:
         rng = np.random.default_rng([seed, round(1000 * fraction)])
-        sums = {rule: np.zeros(3) for rule in rules}
-        for _ in range(num_draws):
-            rank = np.argsort(np.argsort(np.where(where, rng.random(where.shape), 2.0), axis=1), axis=1)
-            planted = where & (rank < np.round(fraction * where.sum(axis=1, keepdims=True)))
-            changed = np.where(planted, wrong, scores.unsafe)
-            for rule in rules:
-                target = _targets(changed, where, rule)
-                sums[rule] += (
-                    np.mean(target[unsafe] <= 0.5),
-                    np.mean(target[~unsafe] > 0.5),
-                    np.mean(np.abs(target - clean[rule])),
-                )
-        names = ("missed", "false_alarms", "error")
-        found[fraction] = {
-            rule: dict(zip(names, (total / num_draws).tolist(), strict=True)) for rule, total in sums.items()
-        }
+        draws = rng.random((num_draws, *where.shape))
+        rank = np.argsort(np.argsort(np.where(where, draws, 2.0), axis=-1), axis=-1)
+        planted = where & (rank < np.round(fraction * where.sum(axis=-1, keepdims=True)))
+        changed = np.where(planted, wrong, scores.unsafe)
+        found[fraction] = {}
+        for rule in rules:
+            target = _targets(changed, np.broadcast_to(where, changed.shape), rule)
+            found[fraction][rule] = {
+                "missed": float(np.mean(target[:, unsafe] <= 0.5)),
+                "false_alarms": float(np.mean(target[:, ~unsafe] > 0.5)),
+                "error": float(np.mean(np.abs(target - clean[rule]))),
+            }
     return found
 
 

@@ -173,7 +173,9 @@ def tuned_heads(context: Context, features: np.ndarray, chosen: np.ndarray | Non
       The heads.
     """
     sets = _sets_of(context.train, np.ones(len(features), bool) if chosen is None else chosen)
-    rows = np.zeros((len(sets), max(map(len, sets))), np.int64)
+    most = max(map(len, sets))
+    # Makers have unlike numbers of ways: of a few sizes each is compiled once.
+    rows = np.zeros((len(sets), most if most < 8 else -(-most // 8) * 8), np.int64)
     where = np.zeros(rows.shape, bool)
     for number, found in enumerate(sets):
         rows[number, : len(found)], where[number, : len(found)] = found, True

@@ -47,8 +47,20 @@ from edgesafe_jax.guards.wordnet import load_wordnet, wordnet_source
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.reporting.progress import ProgressBar
 
-METRICS = ("std", "relative", "flips", "unsafe_to_safe", "safe_to_unsafe", "accuracy", "auroc", "ece")
-"""The metrics that are reported of each lead."""
+METRICS = {
+    "std": "variability",
+    "relative": "relative variability",
+    "flips": "flips",
+    "unsafe_to_safe": "flips to safe",
+    "safe_to_unsafe": "flips to unsafe",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "ece": "ECE",
+}
+"""The metrics that are reported of each lead, and their titles."""
+
+REDUCED = ("std", "relative", "flips", "unsafe_to_safe", "safe_to_unsafe")
+"""Metrics whose relative reduction is reported; of the others, the difference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +74,7 @@ class UnseenSettings:
       train_fraction: fraction of each maker's ways in which a training answer is said.
       num_ways: ways of each maker, by its name, in which the other answers are said.
       left_out: ways, "MAKER/WAY", that do not keep the content.
+      canonical: whether canonical forms are read too.
       max_words: longest original, in words.
       max_response: tokens of a text that are read.
       max_prompt: tokens of a prompt that are read, its last ones.
@@ -78,6 +91,7 @@ class UnseenSettings:
     train_fraction: float
     num_ways: Mapping[str, int]
     left_out: tuple[str, ...]
+    canonical: bool
     max_words: int
     max_response: int
     max_prompt: int
@@ -138,7 +152,9 @@ def study_sets(
 Reader = Callable[[Sequence[str], Sequence[str]], dict[str, np.ndarray]]
 
 
-def make_reader(model: LanguageModel, encode: Encode, settings: UnseenSettings, folder: str | Path) -> Reader:
+def make_reader(
+    model: LanguageModel, encode: Encode, settings: UnseenSettings, folder: str | Path, *, canonical: bool
+) -> Reader:
     """Makes the reader of all readings of `edgesafe_jax.guards.unseen`.
 
     Words and encoder are fitted on the human-scored answers of the teacher's role.
@@ -148,6 +164,7 @@ def make_reader(model: LanguageModel, encode: Encode, settings: UnseenSettings, 
       encode: the sentence encoder.
       settings: how much is read.
       folder: where hidden states and sentence vectors are kept.
+      canonical: whether canonical forms are read too; nothing is trained on them.
 
     Returns:
       From prompts and responses to readings by name.
@@ -170,7 +187,8 @@ def make_reader(model: LanguageModel, encode: Encode, settings: UnseenSettings, 
     human = examples.human_pairs("teacher")
     scores = np.array([p.score for p in human], np.float64)
     words = fit_keywords([p.response for p in human], np.array(scores >= 0.5, np.float64))
-    answered = sentences([p.prompt for p in human], [p.response for p in human], "human")
+    answers = [excerpt(p.response, settings.max_words) for p in human]
+    answered = sentences([p.prompt for p in human], answers, "human")
     encoder = fit_head(answered, scores, l2=0.3)
 
     def log_odds_of_words(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -178,8 +196,11 @@ def make_reader(model: LanguageModel, encode: Encode, settings: UnseenSettings, 
         return np.log(probs) - np.log1p(-probs)
 
     def read(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, np.ndarray]:
+        forms = {"": list(responses)}
+        if canonical:
+            forms["canonical_"] = [canonical_form(text) for text in responses]
         found = {}
-        for prefix, texts in (("", list(responses)), ("canonical_", [canonical_form(text) for text in responses])):
+        for prefix, texts in forms.items():
             found[HIDDEN if not prefix else CANONICAL] = hidden(prompts, texts, "members")
             found[prefix + WORDS] = log_odds_of_words(prompts, texts)[:, None]
             vectors = jnp.asarray(sentences(prompts, texts, "members"))
@@ -204,10 +225,13 @@ def run_unseen(
       Numbers by name, with the ends of their intervals.
     """
     workdir = Path(workdir)
-    reader = make_reader(model, encode, settings, workdir / "readings")
     members = {
         role: read_members(
-            study_sets(role, settings, encode=encode, folder=workdir / "sets"), reader, left_out=settings.left_out
+            study_sets(role, settings, encode=encode, folder=workdir / "sets"),
+            make_reader(
+                model, encode, settings, workdir / "readings", canonical=settings.canonical and role != "teacher"
+            ),
+            left_out=settings.left_out,
         )
         for role in ("teacher", "judge", "held_out")
     }
@@ -216,42 +240,51 @@ def run_unseen(
     contexts = contexts_without(context, makers_of(members["held_out"]))
     values: dict[str, float] = {}
     for split, test in (("judge", None), ("held_out", members["held_out"])):
-        values |= _leads(split, contexts, members["judge"], test, settings.num_samples)
+        values |= _leads(split, contexts, members["judge"], test, settings)
     values |= _seen(context, members, settings.num_samples)
     values |= _curve(context, members["judge"], settings)
     return values | _rules(members["held_out"], head)
 
 
 def _leads(
-    split: str, contexts: Mapping[str, Context], judge: Members, test: Members | None, num_samples: int
+    split: str, contexts: Mapping[str, Context], judge: Members, test: Members | None, settings: UnseenSettings
 ) -> dict[str, float]:
     """All leads on one split against the hidden-state guard as it is, and where that guard flips."""
     untouched = lookup(LEADS, "hidden states", "leads")
     baseline = score_unseen(untouched, contexts, judge, test, raw=True)
-    values = _named(f"{split}/before training", baseline, baseline, num_samples)
+    values = _named(f"{split}/before training", baseline, baseline, settings.num_samples)
+    leads = {name: lead for name, lead in LEADS.items() if settings.canonical or not name.startswith("canonical")}
     with ProgressBar(f"leads on {split}") as progress:
-        for number, (name, lead) in enumerate(LEADS.items(), 1):
+        for number, (name, lead) in enumerate(leads.items(), 1):
             scores = score_unseen(lead, contexts, judge, test)
-            values |= _named(f"{split}/{name}", scores, baseline, num_samples)
-            progress(number, len(LEADS))
+            values |= _named(f"{split}/{name}", scores, baseline, settings.num_samples)
+            progress(number, len(leads))
     for maker, found in metrics_by_maker(baseline).items():
-        values |= {f"{split} by maker/{maker}/{name}": found[name] for name in METRICS if name in found}
+        values |= {f"{split} by maker/{maker}/{title}": found[name] for name, title in METRICS.items() if name in found}
     for distance, found in flips_by_distance(baseline).items():
         values |= {f"{split} by distance/{distance}/{name}": value for name, value in found.items()}
     members = judge if test is None else test
-    for count, scores in randomised(members, next(iter(contexts.values())).head, num_readings=(0, 1, 3, 5)).items():
+    head = next(iter(contexts.values())).head
+    for count, scores in randomised(members, head, num_readings=settings.num_readings).items():
         found = unseen_metrics(scores.seeds)
-        values |= {f"{split} randomised readings/{count}/{name}": found[name] for name in METRICS}
+        values |= {
+            f"{split} randomised readings/{count}/{title}": found[name]
+            for name, title in METRICS.items()
+            if name in found
+        }
     return values
 
 
 def _named(name: str, scores: UnseenScores, baseline: UnseenScores, num_samples: int) -> dict[str, float]:
     found = compare_unseen(scores, baseline, num_samples=num_samples)
     values: dict[str, float] = {}
-    for metric in METRICS:
-        for part in (metric, f"reduction/{metric}", f"difference/{metric}"):
-            if part in found and (scores is not baseline or part == metric):
-                values |= found[part].named(f"{name}/{part}")
+    for metric, title in METRICS.items():
+        if metric not in found:  # no original has the verdict that it is a fraction of
+            continue
+        values |= found[metric].named(f"{name}/{title}")
+        change, what = ("reduction", "reduction") if metric in REDUCED else ("difference", "change")
+        if scores is not baseline and f"{change}/{metric}" in found:
+            values |= found[f"{change}/{metric}"].named(f"{name}/{title}, {what}")
     return values
 
 
@@ -272,9 +305,8 @@ def _curve(context: Context, test: Members, settings: UnseenSettings) -> dict[st
     for count, draws in found.items():
         for name in ("std", "relative", "flips", "accuracy"):
             each = [draw[name] for draw in draws]
-            values[f"curve/{count}/{name}"] = float(np.mean(each))
-            values[f"curve/{count}/{name}_low"] = float(min(each))
-            values[f"curve/{count}/{name}_high"] = float(max(each))
+            title = f"ways in training/{count}/{METRICS[name]}"
+            values |= {title: float(np.mean(each)), f"{title}_low": min(each), f"{title}_high": max(each)}
     return values
 
 
