@@ -3,7 +3,8 @@
 A refusal that is only ever trained as the first thing that is said is lost once an answer has begun (Qi et al., "Safety
 Alignment Should Be Made More Than Just a Few Tokens Deep", arXiv 2406.05946, section 4). The guard has judged the whole
 answer of the base model, so its verdict holds for whatever begins like that answer: behind the beginning of an unsafe
-one the system refuses.
+one the system refuses, and behind that of a safe one it goes on. Trained on the first alone, a student turns back
+within harmless answers too.
 """
 
 from collections.abc import Sequence
@@ -44,6 +45,28 @@ def prefixes(
         if _is_prefilled(tokenizer.decode(answer[: 2 * LONGEST])):
             answer = []
         found.append(answer[:count])
+    return found
+
+
+def continued(data: TeacherData, rows: np.ndarray, *, fraction: float, seed: Sequence[int]) -> list[list[int]]:
+    """Draws the beginnings of answers that the system lets through, behind which it goes on.
+
+    Args:
+      data: with answers.
+      rows: `[B]`, numbers of rows; -1 for a row of padding.
+      fraction: probability with which a row that is an answer gets a beginning of it.
+      seed: of the draws: the same numbers give the same beginnings.
+
+    Returns:
+      B token rows, 1 to `LONGEST` tokens of each row's own answer, the number drawn uniformly and at least one token
+      left; empty for the others.
+    """
+    rng = np.random.default_rng([*seed, 17])
+    drawn, counts = rng.random(len(rows)) < fraction, rng.integers(1, LONGEST + 1, len(rows))
+    found: list[list[int]] = []
+    for row, use, count in zip(rows, drawn, counts, strict=True):
+        answer = data.outcomes[row] if use and row >= 0 and not data.is_refusal[row] else []
+        found.append(list(answer[: min(count, len(answer) - 1)]) if answer else [])
     return found
 
 

@@ -80,7 +80,8 @@ class AlignSettings:
         the gated teacher; the others have no such term.
       kl_to_base: weight of the KL to the base model along the answers to benign prompts, beside any objective.
       recovery: fraction of the rows of refusals that follow the first 1 to 10 tokens of the base model's own unsafe
-        answer, beside any objective on the teacher's outcomes; see `edgesafe_jax.safety.recovery`.
+        answer, and of the rows of answers that are continued from within, beside any objective on the teacher's
+        outcomes; see `edgesafe_jax.safety.recovery`.
       objective_options: options by the name of the objective, such as `{"dpo": {"beta": 0.1}}`; see `OBJECTIVES`.
       sampling_temperature: of the teacher's answers; 0 for greedy ones, 1 for y ~ p(y | x).
       max_tokens: longest answer of the teacher.

@@ -219,8 +219,9 @@ class TeacherData:
         Args:
           rows: B numbers of rows; -1 makes a row of padding.
           pad_id: id of the padding.
-          prefixes: for each row the tokens with which the answer has begun before the outcome, or none. Behind a prefix
-            the system is certain to refuse.
+          prefixes: for each row the tokens with which the answer has begun, or none. Behind that of a refusal the
+            system is certain to refuse. That of an answer is its own beginning, behind which the system is certain to
+            go on: the outcome is the rest of it.
 
         Returns:
           The rows.
@@ -231,12 +232,17 @@ class TeacherData:
         prompts = [
             [*self.prompts[self.sample[i]], *b] if i >= 0 else [pad_id] for i, b in zip(chosen, begun, strict=True)
         ]
-        outcomes = [self.outcomes[i] if i >= 0 else [] for i in chosen]
+        cut = np.array([0 if i < 0 or self.is_refusal[i] else len(b) for i, b in zip(chosen, begun, strict=True)], int)
+        outcomes = [self.outcomes[i][skip:] if i >= 0 else [] for i, skip in zip(chosen, cut, strict=True)]
         lines = [[*prompt, *outcome[:-1]] for prompt, outcome in zip(prompts, outcomes, strict=True)]
         tokens, where = pad_tokens(lines, pad_id=pad_id, length=bucket_length(max(map(len, lines)), BUCKETS))
         outcome, outcome_where = pad_tokens(outcomes, pad_id=pad_id, length=self.max_tokens)
         sample = self.sample[chosen]
-        certain = np.array([bool(b) for b in begun], bool)
+        is_refusal = self.is_refusal[chosen] & exists
+        refusal_prob = np.where([bool(b) for b in begun], is_refusal, self.refusal_prob[sample])
+        hidden = self.teacher_hidden[sample]
+        for row in np.flatnonzero(cut):
+            hidden[row] = np.roll(hidden[row], -cut[row], axis=0)  # of the positions behind the outcome none is read
         return TeacherBatch(
             tokens=tokens,
             where=where,
@@ -246,11 +252,11 @@ class TeacherData:
             ),
             outcome=outcome,
             outcome_where=outcome_where,
-            is_refusal=self.is_refusal[chosen] & exists,
+            is_refusal=is_refusal,
             weight=np.where(exists, self.weight[chosen], 1.0).astype(np.float32),
-            refusal_prob=np.where(exists, np.where(certain, 1.0, self.refusal_prob[sample]), 0.0).astype(np.float32),
+            refusal_prob=np.where(exists, refusal_prob, 0.0).astype(np.float32),
             refusal_token=np.full(len(chosen), self.refusal[0], np.int32),
-            teacher_hidden=self.teacher_hidden[sample],
+            teacher_hidden=hidden,
         )  # type: ignore[arg-type]
 
 

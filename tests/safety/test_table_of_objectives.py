@@ -316,7 +316,7 @@ def test_on_policy_rows_are_the_students_and_the_others_the_teachers(tiny_model,
 # Recovery -------------------------------------------------------------------------------------------------------------
 
 
-def test_refusals_follow_the_beginnings_of_unsafe_answers(tiny_model, source):
+def test_refusals_follow_the_beginnings_of_unsafe_answers_and_safe_ones_go_on(tiny_model, source):
     every = dataclasses.replace(source, order=lambda step: np.arange(6), recovery=1.0)
     batch = every.teacher_rows(0, None)
     found = values_of(tiny_model, make_objective("refusal_perplexity", normalization="sum"), batch)
@@ -325,14 +325,22 @@ def test_refusals_follow_the_beginnings_of_unsafe_answers(tiny_model, source):
         prompt, answer = source.data.sample[row], source.data.answers[source.data.sample[row]]
         count = int(batch.start[row] - plain.start[row])
         assert batch.turn[row] == plain.start[row]
+        outcome, refuses = source.data.outcomes[row], source.data.is_refusal[row]
         # The unsafe answers are the first, of three or so tokens, and the third, which is empty.
-        assert (count > 0) == (row == 3)
-        assert batch.refusal_prob[row] == (1 if count else plain.refusal_prob[row])
-        outcome = source.data.outcomes[row]
+        assert (count > 0) == (row == 3 if refuses else len(outcome) > 1)
+        assert batch.refusal_prob[row] == (refuses if count else plain.refusal_prob[row])
         before = [*source.data.prompts[prompt], *answer[:count]]
+        outcome = outcome if refuses else outcome[count:]
+        assert batch.outcome[row][batch.outcome_where[row]].tolist() == list(outcome)
         np.testing.assert_array_equal(batch.tokens[row][batch.where[row]], [*before, *outcome[:-1]])
         expected = chosen(naive_log_probs(tiny_model, before, outcome, ADAPTER), outcome).sum()
         np.testing.assert_allclose(found[row], -expected if batch.weight[row] >= 0.5 else 0, rtol=2e-3)
+    # The base model's states that are kept are those behind each beginning.
+    head = jnp.array(tiny_model.tokenizer.chat_parts.head, jnp.int32)
+    states = np.asarray(outcome_hidden(tiny_model.decoder, tiny_model.params, None, head, batch))
+    answered = batch.outcome_where & ~batch.is_refusal[:, None]
+    assert answered.any()
+    np.testing.assert_allclose(batch.teacher_hidden[answered], states[answered], atol=2e-5)
     pairs = make_objective("dpo").batches(dataclasses.replace(every, order=lambda step: np.array([0, 1])))(0, None)
     count = int(pairs.start[0] - plain.start[0])
     assert count > 0

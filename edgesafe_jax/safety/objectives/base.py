@@ -19,7 +19,7 @@ from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.decoder import Decoder
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.batches import BatchOrder
-from edgesafe_jax.safety.recovery import prefixes
+from edgesafe_jax.safety.recovery import continued, prefixes
 from edgesafe_jax.safety.teacher import TeacherBatch, TeacherData, project
 from edgesafe_jax.training import TrainState
 from edgesafe_jax.typing import Array, Params, PRNGKey, PyTree
@@ -172,7 +172,8 @@ class BatchSource:
       max_tokens: longest answer of the student, for objectives that sample.
       seed: of that sampling.
       needs: those of the whole objective, of which `Objective.batches` may be one term.
-      recovery: fraction of the refusals that follow the beginning of an unsafe answer, see `recovery.prefixes`.
+      recovery: fraction of the refusals that follow the beginning of an unsafe answer, see `recovery.prefixes`, and of
+        the teacher's answers that are continued from within, see `recovery.continued`.
     """
 
     model: LanguageModel
@@ -195,7 +196,9 @@ class BatchSource:
         del state
         rows = self.order(step)
         begun = self.prefixes(np.where(self.data.is_refusal[rows], self.data.sample[rows], -1), step)
-        return self.data.batch(rows, pad_id=self.model.tokenizer.pad_id, prefixes=begun)
+        own = continued(self.data, rows, fraction=self.recovery, seed=(self.seed, step))
+        both = [refused or answered for refused, answered in zip(begun, own, strict=True)]
+        return self.data.batch(rows, pad_id=self.model.tokenizer.pad_id, prefixes=both)
 
 
 class Objective(abc.ABC):
