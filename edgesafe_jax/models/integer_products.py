@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from edgesafe_jax.typing import Array
 
-MOST_ROWS = 32
+MOST_ROWS = 8
 """Rows up to which integers are faster than making floats of the matrix: their digits are twice as many rows."""
 
 STEPS = 254
