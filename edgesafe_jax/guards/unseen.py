@@ -528,7 +528,8 @@ def all_members(members: Members, head: GatedHead) -> SetScores:
     """The hidden-state guard's scores of each answer with the paraphrases of all makers."""
     probs = unsafe_of_log_odds(_scored(head, members.readings[HIDDEN])[:, 0])
     sets = _sets_of(members, np.ones(len(probs), bool))
-    return pad_members([probs[found].tolist() for found in sets], [members.labels[found[0]] for found in sets])
+    labels = members.labels[[found[0] for found in sets]].tolist()
+    return pad_members([probs[found].tolist() for found in sets], labels)
 
 
 def metrics_by_maker(scores: UnseenScores) -> dict[str, dict[str, float]]:
