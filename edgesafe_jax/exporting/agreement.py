@@ -37,6 +37,11 @@ class Agreement:
         """`[N]` bool, whether the whole answer is JAX's."""
         return np.array([not np.any(row > 0) for row in self.margins], bool)
 
+    @property
+    def first_margins(self) -> np.ndarray:
+        """`[M]`, of each answer that is not JAX's the margin at its first differing token."""
+        return np.array([row[row > 0][0] for row in self.margins if np.any(row > 0)])
+
     def numbers(self) -> dict[str, float]:
         """Flat numbers with the ends of their intervals."""
         whole = np.concatenate(self.margins)
@@ -47,7 +52,29 @@ class Agreement:
         values |= rate_interval(np.concatenate(self.excluded)).named("excluded_tokens_above")
         if len(differing):
             values |= {"margin_median": float(np.median(differing)), "margin_max": float(differing.max())}
+            values["first_margin_median"] = float(np.median(self.first_margins))
+            values["first_margin_max"] = float(self.first_margins.max())
         return values
+
+
+def own_differences(answers: Sequence[Sequence[Sequence[int]]], found: Sequence[Agreement]) -> np.ndarray:
+    """Says how near to ties a runtime is where it differs from itself under other settings.
+
+    Args:
+      answers: token ids of two runs on the same prompts.
+      found: what JAX says of each.
+
+    Returns:
+      `[M]`, for each prompt that was answered differently the distance of JAX's logits of the two first differing
+      tokens.
+    """
+    gaps = []
+    for row, (first, second) in enumerate(zip(*answers, strict=True)):
+        pairs = enumerate(zip(first, second, strict=False))
+        place = next((number for number, (a, b) in pairs if a != b), None)
+        if place is not None:
+            gaps.append(abs(found[0].margins[row][place] - found[1].margins[row][place]))
+    return np.array(gaps)
 
 
 def agreement(

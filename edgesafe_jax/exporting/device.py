@@ -1,10 +1,16 @@
 """Measurements of the packaged soft prompt inside llama.cpp: agreement with JAX, time and memory.
 
-Times are seconds of the processor on one thread, which do not depend on what else runs on the machine. Memory is what
-the process holds at most beyond what it held before the model was loaded, pages of the file included.
+Times are seconds of the processor on one thread, which do not depend on what else runs on the machine. A cold request
+computes its prompt from the first token on; a warm one follows a chat whose beginning is cached, as in a running
+server. Memory is what the process of llama.cpp holds at most beyond what one without a model holds, pages of the file
+included.
 """
 
-import multiprocessing
+import contextlib
+import dataclasses
+import functools
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,21 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import corpora
 from edgesafe_jax.adapters import load_adapter, packaged_soft_prompt
 from edgesafe_jax.assets import resolve_model
-from edgesafe_jax.exporting.agreement import agreement
+from edgesafe_jax.exporting.agreement import Agreement, agreement, own_differences
 from edgesafe_jax.exporting.gguf_base import GgufBase, QuantType, copy_gguf, stored_as
 from edgesafe_jax.exporting.llama_cpp import LlamaCpp
 from edgesafe_jax.exporting.registry import EXPORTERS
 from edgesafe_jax.exporting.runtime import RuntimeSettings
-from edgesafe_jax.metrics import bootstrap_interval
-from edgesafe_jax.models.gguf_files import read_gguf
-from edgesafe_jax.models.loading import LanguageModel, load_model
+from edgesafe_jax.metrics import bootstrap_interval, rate_interval
+from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token
+from edgesafe_jax.models.loading import load_model
 
 MAX_TOKENS = 40
 NUM_PROMPTS, NUM_TIMED = 100, 12
@@ -47,10 +51,12 @@ def run() -> dict[str, Any]:
         base = GgufBase(Path(graft), model.config)
         wide = {name: stored_as(_values(tensor), QuantType.F32) for name, tensor in base.tensors.items()}
         copy_gguf(base, files / "float32.gguf", tensors=wide)
-        values = _agreements({"Q4_1": graft, "float32": files / "float32.gguf"}, prompts, model.config.vocab_size)
+        values = _agreements(graft, files / "float32.gguf", prompts, model.config.vocab_size)
         original = Path(resolve_model(model.name).path)
         values["size/graft_over_base"] = graft.stat().st_size / original.stat().st_size
-        costs = _costs(original, graft, files / "cache", prompts[-NUM_TIMED:])
+        timed = prompts[-NUM_TIMED:]
+        costs = {name: _measure(name, original, graft, files / "cache", timed) for name in SYSTEMS}
+    values |= _operations(model.config, adapter.num_virtual)
     return {"rows": _rows(costs), "values": values | _cost_numbers(costs)}
 
 
@@ -58,64 +64,104 @@ def _values(tensor: Any) -> np.ndarray:
     return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
 
-def _read(path: Path) -> LanguageModel:
-    """Loads a file without leaving a converted copy of it in the cache."""
-    config, params, tokenizer = read_gguf(path)
-    return LanguageModel(path.name, config, jax.tree.map(jnp.asarray, params), tokenizer, hash="")
+def _operations(config: DecoderConfig, num_virtual: int) -> dict[str, float]:
+    """Floating-point operations of a token at a context of 512, in the terms of the paper's table of costs."""
+    base = flops_per_token(config, context=512)
+    return {
+        "operations/base/gflop_per_token": base / 1e9,
+        "operations/grafted/gflop_per_token": flops_per_token(config, context=512 + num_virtual) / 1e9,
+        "operations/base + guard/gflop_per_token": 2 * base / 1e9,
+    }
 
 
-def _agreements(files: dict[str, Path], prompts: Sequence[str], num_tokens: int) -> dict[str, float]:
+def _agreements(graft: Path, wide: Path, prompts: Sequence[str], num_tokens: int) -> dict[str, float]:
+    """Agreement with JAX by file, settings of the runtime and arithmetic of JAX; and of the runtime with itself."""
+    settings = RuntimeSettings(num_threads=1, context=512)
+    exact = dataclasses.replace(settings, exact=True)
+    asked = {
+        ("float32", "exact"): (wide, exact),
+        ("float32", "default"): (wide, settings),
+        ("Q4_1", "exact"): (graft, exact),
+        ("Q4_1", "default"): (graft, settings),
+        ("Q4_1", "default, prompts in parts of 16"): (graft, dataclasses.replace(settings, batch=16)),
+    }
+    answers = {}
+    for name, (path, chosen) in asked.items():
+        with LlamaCpp(path, chosen) as runtime:
+            answers[name] = runtime.answer(prompts, max_tokens=MAX_TOKENS).tokens
     values: dict[str, float] = {}
-    for name, path in files.items():
-        exact = name == "float32"
-        with LlamaCpp(path, RuntimeSettings(num_threads=1, context=512, exact=exact)) as runtime:
-            answers = runtime.answer(prompts, max_tokens=MAX_TOKENS)
-        found = agreement(_read(path), prompts, answers.tokens, num_tokens=num_tokens)
-        values |= {f"agreement/{name}/{quantity}": value for quantity, value in found.numbers().items()}
+    kept: dict[str, Agreement] = {}
+    plain, rounded = (load_model(str(graft), quantization=name) for name in ("keep", "ggml"))
+    for (file, how), tokens in answers.items():
+        for arithmetic, model in (("float32 inputs", plain), ("8-bit inputs", rounded)):
+            if file == "Q4_1" or model is plain:
+                found = agreement(model, prompts, tokens, num_tokens=num_tokens)
+                stem = f"agreement/{file}/{how}/{arithmetic}"
+                values |= {f"{stem}/{quantity}": value for quantity, value in found.numbers().items()}
+                kept[how] = found  # the last of each is that of 8-bit inputs
+    reference = answers["Q4_1", "default"]
+    for how in ("exact", "default, prompts in parts of 16"):
+        same = np.array([a == b for a, b in zip(reference, answers["Q4_1", how], strict=True)])
+        stem = f"agreement/Q4_1/default/the runtime itself, {how}"
+        values |= rate_interval(same).named(f"{stem}/equal_answers")
+        gaps = own_differences((reference, answers["Q4_1", how]), (kept["default"], kept[how]))
+        values |= {f"{stem}/first_margin_median": float(np.median(gaps)), f"{stem}/first_margin_max": float(gaps.max())}
     return values
 
 
-def _costs(original: Path, graft: Path, cache: Path, prompts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Measures each system in a process of its own, one after another."""
-    context = multiprocessing.get_context("spawn")
-    found = {}
-    for name in SYSTEMS:
-        with context.Pool(1) as pool:
-            found[name] = pool.apply(_measure, (name, str(original), str(graft), str(cache), list(prompts)))
+def _measure(name: str, original: Path, graft: Path, cache: Path, prompts: Sequence[str]) -> dict[str, Any]:
+    """Time and memory of one system."""
+    settings = RuntimeSettings(num_threads=1, context=512)
+    restored = name == "prefix cache"
+    more: dict[str, Any] = {"slots": cache, "template": cache / "chat_template.jinja"} if restored else {}
+    found: dict[str, Any] = {"first": [], "cold": [], "warm": [], "rate": []}
+    with contextlib.ExitStack() as stack:
+        runtime = stack.enter_context(LlamaCpp(graft if name == "grafted" else original, settings, **more))
+        processes = [runtime]
+        guard = stack.enter_context(LlamaCpp(original, settings)) if name == "base + guard" else None
+        processes += [] if guard is None else [guard]
+
+        def answer(chat: str, cached: bool) -> float:
+            reply = runtime.complete(chat, max_tokens=MAX_TOKENS, ignore_eos=True, cache_prompt=cached)
+            if guard is not None:  # it reads the question and the answer, and says one word
+                guard.complete(chat + reply["content"], max_tokens=1, cache_prompt=cached)
+            return reply["timings"]["predicted_per_second"]
+
+        for prompt in prompts:
+            chat, marks = runtime.chat(prompt), [_seconds(processes)]
+            for step in ("first", "cold", "warm"):
+                if restored and step != "warm":
+                    runtime.restore("prefix.slot")
+                if step == "first":
+                    runtime.complete(chat, max_tokens=1, cache_prompt=restored)
+                else:
+                    rate = answer(chat, restored or step == "warm")
+                    found["rate"].append(rate)
+                marks.append(_seconds(processes))
+                found[step].append(marks[-1] - marks[-2])
+        found["memory"] = sum(_peak_mib(each.pid) - _bare_mib() for each in processes)
     return found
 
 
-def _measure(name: str, original: str, graft: str, cache: str, prompts: Sequence[str]) -> dict[str, Any]:
-    """Time and memory of one system; runs in a process of its own."""
-    before = _resident("VmRSS")
-    settings = RuntimeSettings(num_threads=1, context=512)
-    restored = name == "prefix cache"
-    more: dict[str, Any] = {"slots": cache, "template": f"{cache}/chat_template.jinja"} if restored else {}
-    runtime = LlamaCpp(graft if name == "grafted" else original, settings, **more)
-    guard = LlamaCpp(original, settings) if name == "base + guard" else None
-    first, whole, rate = [], [], []
-    for prompt in prompts:
-        chat = runtime.chat(prompt)
-        start = time.process_time()
-        if restored:
-            runtime.restore("prefix.slot")
-        runtime.complete(chat, max_tokens=1, cache_prompt=restored)
-        first.append(time.process_time() - start)
-        start = time.process_time()
-        reply = runtime.complete(chat, max_tokens=MAX_TOKENS, ignore_eos=True)
-        if guard is not None:  # it reads the question and the answer, and says one word
-            guard.complete(chat + reply["content"], max_tokens=1, cache_prompt=True)
-        whole.append(time.process_time() - start)
-        rate.append(reply["timings"]["predicted_per_second"])
-    return {"first": first, "whole": whole, "rate": rate, "memory": _resident("VmHWM") - before}
+def _seconds(processes: Sequence[LlamaCpp]) -> float:
+    """CPU seconds of the processes so far: the clock that POSIX keeps for each, of Linux."""
+    return sum(time.clock_gettime(~each.pid << 3 | 2) for each in processes)
 
 
-def _resident(field: str) -> float:
-    """A field of the memory of this process in MiB, of Linux."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{field}:"):
+def _peak_mib(pid: int | str) -> float:
+    """The largest resident memory of a process so far, of Linux."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"The system does not tell {field}.")
+    raise RuntimeError("The system does not tell VmHWM.")
+
+
+@functools.cache
+def _bare_mib() -> float:
+    """What a process holds that has imported the bindings and loaded no model."""
+    code = "import xllamacpp; print(open('/proc/self/status').read())"
+    told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+    return int(next(line for line in told.splitlines() if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
 def _rows(costs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -124,8 +170,10 @@ def _rows(costs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "system": name,
             "first token, CPU seconds": float(np.median(found["first"])),
-            f"{MAX_TOKENS} tokens, CPU seconds": float(np.median(found["whole"])),
-            "of the base": float(np.median(found["whole"]) / np.median(base["whole"])),
+            f"cold request of {MAX_TOKENS} tokens": float(np.median(found["cold"])),
+            "of the base": float(np.median(found["cold"]) / np.median(base["cold"])),
+            f"warm request of {MAX_TOKENS} tokens": float(np.median(found["warm"])),
+            "of the base, warm": float(np.median(found["warm"]) / np.median(base["warm"])),
             "tokens per second": float(np.median(found["rate"])),
             "memory, MiB": found["memory"],
             "memory of the base": found["memory"] / base["memory"],
@@ -146,7 +194,7 @@ def _cost_numbers(costs: dict[str, dict[str, Any]]) -> dict[str, float]:
         values[f"{stem}/memory_mib"] = found["memory"]
         values[f"{stem}/memory_over_base"] = found["memory"] / base["memory"]
         values[f"{stem}/tokens_per_second"] = float(np.median(found["rate"]))
-        for quantity in ("first", "whole"):
+        for quantity in ("first", "cold", "warm"):
             values |= bootstrap_interval(found[quantity], statistic=_median).named(f"{stem}/{quantity}_cpu_seconds")
             ratios = np.array(found[quantity]) / np.array(base[quantity])
             values |= bootstrap_interval(ratios, statistic=_median).named(f"{stem}/{quantity}_over_base")

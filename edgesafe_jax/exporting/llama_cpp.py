@@ -1,16 +1,24 @@
 """llama.cpp as a runtime, through the bindings `xllamacpp` (the extra `llama_cpp`).
 
-The server of llama.cpp runs inside this process and listens on a free port of the loopback; it is asked as any
-`llama-server` is, over HTTP, so that what is measured is what a device does with the same file.
+The server of llama.cpp runs in a process of its own, which ends with this one, and listens on a free port of the
+loopback. It is asked as any `llama-server` is, over HTTP, so that what is measured is what a device does with the same
+file.
 """
 
 import concurrent.futures
-import importlib
+import contextlib
+import dataclasses
+import http
+import http.client
+import importlib.util
 import json
 import math
 import os
-import urllib.error
-import urllib.request
+import select
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +32,7 @@ from edgesafe_jax.typing import ProgressFn
 Row = TypeVar("Row")
 
 _TIMEOUT = 600.0  # seconds of one request
+_PATIENCE = 10.0  # seconds that the server is given to end
 _CERTAIN = 1e5  # added to a token's logit, so that it is chosen; its probability is reported without it
 
 
@@ -53,36 +62,20 @@ class LlamaCpp:
         settings = settings or RuntimeSettings()
         if not Path(path).is_file():
             raise RuntimeFailure(f"There is no model {path}: expected a GGUF file.")
-        try:
-            xllamacpp = importlib.import_module("xllamacpp")
-        except ImportError as error:
+        if importlib.util.find_spec("xllamacpp") is None:
             raise RuntimeFailure(
                 "llama.cpp is not installed here: pip install 'edgesafe-jax[llama_cpp]', which brings xllamacpp."
-            ) from error
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.verbosity = -1
-        params.n_parallel = settings.num_parallel
-        params.n_ctx = settings.context * settings.num_parallel
-        params.cpuparams.n_threads = settings.num_threads or len(os.sched_getaffinity(0))
-        params.n_gpu_layers = 0
-        params.use_jinja = True
-        if settings.exact:
-            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        if lora is not None:
-            params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
-        if slots is not None:
-            params.endpoint_slots, params.slot_save_path = True, f"{Path(slots).absolute()}{os.sep}"
-        if template is not None:
-            params.chat_template = Path(template).read_text(encoding="utf-8")
+            )
+        options = {
+            **dataclasses.asdict(settings),
+            "path": str(path),
+            "num_threads": settings.num_threads or len(os.sched_getaffinity(0)),
+            "lora": None if lora is None else str(lora),
+            "slots": None if slots is None else str(Path(slots).absolute()),
+            "template": None if template is None else str(template),
+        }
         self._num_parallel = settings.num_parallel
-        try:
-            self._server: Any = xllamacpp.Server(params)
-        except (RuntimeError, ValueError) as error:
-            raise RuntimeFailure(f"llama.cpp cannot load {path}: {error}") from error
-        # The address is on the loopback, whatever proxy the environment names.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._process, self._address = _started(options)
 
     def __enter__(self) -> "LlamaCpp":
         """Returns itself."""
@@ -94,7 +87,20 @@ class LlamaCpp:
 
     def close(self) -> None:
         """Stops the server and frees the model."""
-        self._server = None
+        if self._process is not None:
+            _ended(self._process)
+        self._process = None
+
+    @property
+    def pid(self) -> int:
+        """The number of the server's process.
+
+        Raises:
+          RuntimeFailure: it is stopped.
+        """
+        if self._process is None:
+            raise RuntimeFailure("The runtime has been stopped.")
+        return self._process.pid
 
     def post(self, endpoint: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Sends a request to the server.
@@ -107,23 +113,26 @@ class LlamaCpp:
           The fields of the reply.
 
         Raises:
-          RuntimeFailure: the server refuses the request, or is stopped.
+          RuntimeFailure: the server refuses the request, has ended, or is stopped.
         """
-        if self._server is None:
+        if self._process is None:
             raise RuntimeFailure("The runtime has been stopped.")
-        message = urllib.request.Request(
-            self._server.listening_address + endpoint,
-            json.dumps(request).encode(),
-            {"Content-Type": "application/json"},
-        )
+        connection = http.client.HTTPConnection(self._address.removeprefix("http://"), timeout=_TIMEOUT)
         try:
-            with self._opener.open(message, timeout=_TIMEOUT) as reply:
-                return json.loads(reply.read())
-        except urllib.error.HTTPError as error:
-            text = error.read().decode(errors="replace")[:300]
-            raise RuntimeFailure(f"llama.cpp refuses {endpoint}: {text}") from error
-        except OSError as error:
-            raise RuntimeFailure(f"llama.cpp does not reply to {endpoint}: {error}") from error
+            connection.request("POST", endpoint, json.dumps(request), {"Content-Type": "application/json"})
+            _wait(connection.sock, self._process)
+            reply = connection.getresponse()
+            text = reply.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a process that ends closes its connections first
+                self._process.wait(1)
+            ended = "" if self._process.poll() is None else f"; its process {_reason(self._process)}"
+            raise RuntimeFailure(f"llama.cpp does not reply to {endpoint}: {error}{ended}") from error
+        finally:
+            connection.close()
+        if reply.status != http.HTTPStatus.OK:
+            raise RuntimeFailure(f"llama.cpp refuses {endpoint}: {text[:300]}")
+        return json.loads(text)
 
     def chat(self, prompt: str) -> str:
         """Renders a one-turn chat up to where the answer begins, with the chat template of the file."""
@@ -227,6 +236,66 @@ class LlamaCpp:
                 if on_batch is not None:
                     on_batch(len(replies), len(rows))
         return replies
+
+
+def _started(options: Mapping[str, Any]) -> tuple[subprocess.Popen[str], str]:
+    """Starts the server; returns its process and its address."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("llama_cpp_server.py"))]
+    # Without the variable, llama.cpp attaches a debugger to itself where it aborts.
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(options) + "\n")
+        process.stdin.flush()
+        reply = process.stdout.readline()
+    except BrokenPipeError:
+        reply = ""
+    except BaseException:
+        _ended(process)
+        raise
+    found = json.loads(reply) if reply.startswith("{") else {}
+    if "address" in found:
+        return process, found["address"]
+    _ended(process)
+    raise RuntimeFailure(f"llama.cpp cannot load {options['path']}: {found.get('error') or _reason(process)}.")
+
+
+def _wait(connection: socket.socket, process: subprocess.Popen[str]) -> None:
+    """Waits for a reply as long as the server runs."""
+    deadline = time.monotonic() + _TIMEOUT
+    while not select.select([connection], [], [], 1.0)[0]:
+        if process.poll() is not None:
+            raise ConnectionError("it has ended")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no reply in {_TIMEOUT:.0f} seconds")
+
+
+def _ended(process: subprocess.Popen[str]) -> None:
+    """Ends a server: it stops when its input is closed, and is killed where it does not."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _reason(process: subprocess.Popen[str]) -> str:
+    code = process.returncode
+    return f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
 
 
 def _rate(timing: Mapping[str, float]) -> float:

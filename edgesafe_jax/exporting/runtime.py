@@ -24,6 +24,7 @@ class RuntimeSettings:
       context: positions of each of them.
       exact: whether keys and values are kept in float32 and attention is computed step by step, for comparisons with
         JAX; otherwise as the runtime does it by default.
+      batch: positions of a prompt that are computed at once; None for the runtime's default.
 
     Raises:
       ConfigError: a count below 1.
@@ -33,11 +34,12 @@ class RuntimeSettings:
     num_parallel: int = 1
     context: int = 2048
     exact: bool = False
+    batch: int | None = None
 
     def __post_init__(self):
         check_counts(num_parallel=self.num_parallel, context=self.context)
-        if self.num_threads is not None:
-            check_counts(num_threads=self.num_threads)
+        optional = {"num_threads": self.num_threads, "batch": self.batch}
+        check_counts(**{name: count for name, count in optional.items() if count is not None})
 
 
 @dataclasses.dataclass(frozen=True)

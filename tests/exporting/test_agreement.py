@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.exporting.agreement import Agreement, agreement
+from edgesafe_jax.exporting.agreement import Agreement, agreement, own_differences
 from edgesafe_jax.models import generate
 
 PROMPTS = ["hello user", "in the 12th hell", "a"]
@@ -30,6 +30,14 @@ def test_numbers():
     found = Agreement([np.zeros(3), np.array([0.0, 0.5])], [np.zeros(3, bool), np.array([True, False])]).numbers()
     assert found["excluded_tokens_above"] == 0.2
     assert (found["equal_answers"], found["equal_tokens"], found["margin_max"]) == (0.5, 0.8, 0.5)
+
+
+def test_differences_of_a_runtime_from_itself():
+    answers = [[1, 2, 3], [1, 2], [5]], [[1, 4, 4], [1, 2], [6]]
+    first = Agreement([np.array([0.0, 0.5, 0.0]), np.zeros(2), np.zeros(1)], [np.zeros(3, bool)])
+    second = Agreement([np.array([0.0, 0.2, 9.0]), np.zeros(2), np.array([0.25])], [np.zeros(3, bool)])
+    np.testing.assert_allclose(own_differences(answers, (first, second)), [0.3, 0.25])
+    np.testing.assert_array_equal(second.first_margins, [0.2, 0.25])
 
 
 def test_missing_answers_are_refused(hf_model):

@@ -1,13 +1,16 @@
 """Exported files inside llama.cpp: the same tokens as JAX, and what the runtime refuses."""
 
 import json
+import os
+import pathlib
+import signal
 
 import numpy as np
 import pytest
 
 from edgesafe_jax.corpora import Prompt
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.exporting import EXPORTERS
+from edgesafe_jax.exporting import EXPORTERS, llama_cpp
 from edgesafe_jax.exporting.gguf_base import GgufBase, QuantType, copy_gguf, stored_as
 from edgesafe_jax.exporting.llama_cpp import LlamaCpp
 from edgesafe_jax.exporting.runtime import RuntimeFailure, RuntimeSettings
@@ -137,7 +140,7 @@ def test_what_cannot_be_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="runtime='llama'"):
         start_runtime("llama", tmp_path / "missing.gguf")
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF no")
-    monkeypatch.setitem(__import__("sys").modules, "xllamacpp", None)
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeFailure, match=r"edgesafe-jax\[llama_cpp\]"):
         LlamaCpp(tmp_path / "damaged.gguf")
 
@@ -150,3 +153,19 @@ def test_a_damaged_file_and_a_stopped_runtime_are_refused(grafted, tmp_path):
         runtime.answer(["hello " * 600], max_tokens=4)
     with pytest.raises(RuntimeFailure, match="stopped"):
         runtime.answer(["hello"], max_tokens=4)
+
+
+def test_a_runtime_that_dies_is_reported_and_its_process_is_gone(grafted, tmp_path, monkeypatch):
+    with LlamaCpp(grafted[0], EXACT) as runtime:
+        pid = runtime.pid
+        os.kill(pid, signal.SIGABRT)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(RuntimeFailure, match=r"does not reply.*its process was ended by signal 6"):
+            runtime.answer(["hello"], max_tokens=4)
+    assert not pathlib.Path(f"/proc/{pid}").exists()
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nkill -6 $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(llama_cpp.sys, "executable", str(dying))
+    with pytest.raises(RuntimeFailure, match=r"cannot load .*model\.gguf: was ended by signal 6"):
+        LlamaCpp(grafted[0], EXACT)
