@@ -48,26 +48,22 @@ def prefixes(
     return found
 
 
-def continued(data: TeacherData, rows: np.ndarray, *, fraction: float, seed: Sequence[int]) -> list[list[int]]:
-    """Draws the beginnings of answers that the system lets through, behind which it goes on.
+def continued(data: TeacherData, rows: np.ndarray, *, fraction: float, seed: Sequence[int]) -> np.ndarray:
+    """Draws within which answers of the teacher the student goes on, and behind how many tokens.
 
     Args:
       data: with answers.
       rows: `[B]`, numbers of rows; -1 for a row of padding.
-      fraction: probability with which a row that is an answer gets a beginning of it.
-      seed: of the draws: the same numbers give the same beginnings.
+      fraction: probability with which a row that is an answer is continued.
+      seed: of the draws: the same numbers give the same ones.
 
     Returns:
-      B token rows, 1 to `LONGEST` tokens of each row's own answer, the number drawn uniformly and at least one token
-      left; empty for the others.
+      `[B]`, numbers drawn uniformly from 1 to `LONGEST`, at most one less than the answer has; 0 for the other rows.
     """
     rng = np.random.default_rng([*seed, 17])
     drawn, counts = rng.random(len(rows)) < fraction, rng.integers(1, LONGEST + 1, len(rows))
-    found: list[list[int]] = []
-    for row, use, count in zip(rows, drawn, counts, strict=True):
-        answer = data.outcomes[row] if use and row >= 0 and not data.is_refusal[row] else []
-        found.append(list(answer[: min(count, len(answer) - 1)]) if answer else [])
-    return found
+    lengths = np.array([len(data.outcomes[row]) if row >= 0 and not data.is_refusal[row] else 1 for row in rows], int)
+    return np.where(drawn, np.minimum(counts, lengths - 1), 0)
 
 
 def _is_prefilled(text: str) -> bool:

@@ -212,16 +212,22 @@ class TeacherData:
         return np.array([len(self.prompts[sample]) + len(outcome) - 1 for sample, outcome in rows], int)
 
     def batch(
-        self, rows: Sequence[int] | np.ndarray, *, pad_id: int, prefixes: Sequence[Sequence[int]] | None = None
+        self,
+        rows: Sequence[int] | np.ndarray,
+        *,
+        pad_id: int,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        said: np.ndarray | None = None,
     ) -> TeacherBatch:
         """Pads rows.
 
         Args:
           rows: B numbers of rows; -1 makes a row of padding.
           pad_id: id of the padding.
-          prefixes: for each row the tokens with which the answer has begun, or none. Behind that of a refusal the
-            system is certain to refuse. That of an answer is its own beginning, behind which the system is certain to
-            go on: the outcome is the rest of it.
+          prefixes: for each row the tokens with which the answer has begun before the outcome, or none. Behind a prefix
+            the system is certain to refuse.
+          said: `[B]`, of how many tokens of its own outcome each row is the continuation, fewer than it has; 0 where
+            there is a prefix. Behind these the system is certain to go on.
 
         Returns:
           The rows.
@@ -229,20 +235,21 @@ class TeacherData:
         chosen = [int(i) for i in rows]
         exists = np.array([i >= 0 for i in chosen])
         begun = [[] for _ in chosen] if prefixes is None else [list(prefix) for prefix in prefixes]
+        said = np.zeros(len(chosen), int) if said is None else said
+        certain = np.select([[bool(b) for b in begun], said > 0], [1.0, 0.0], np.nan)
+        begun = [b or self.outcomes[i][:num] for i, b, num in zip(chosen, begun, said, strict=True)]
         prompts = [
             [*self.prompts[self.sample[i]], *b] if i >= 0 else [pad_id] for i, b in zip(chosen, begun, strict=True)
         ]
-        cut = np.array([0 if i < 0 or self.is_refusal[i] else len(b) for i, b in zip(chosen, begun, strict=True)], int)
-        outcomes = [self.outcomes[i][skip:] if i >= 0 else [] for i, skip in zip(chosen, cut, strict=True)]
+        outcomes = [self.outcomes[i][num:] if i >= 0 else [] for i, num in zip(chosen, said, strict=True)]
         lines = [[*prompt, *outcome[:-1]] for prompt, outcome in zip(prompts, outcomes, strict=True)]
         tokens, where = pad_tokens(lines, pad_id=pad_id, length=bucket_length(max(map(len, lines)), BUCKETS))
         outcome, outcome_where = pad_tokens(outcomes, pad_id=pad_id, length=self.max_tokens)
         sample = self.sample[chosen]
-        is_refusal = self.is_refusal[chosen] & exists
-        refusal_prob = np.where([bool(b) for b in begun], is_refusal, self.refusal_prob[sample])
+        refusal_prob = np.where(np.isnan(certain), self.refusal_prob[sample], certain)
         hidden = self.teacher_hidden[sample]
-        for row in np.flatnonzero(cut):
-            hidden[row] = np.roll(hidden[row], -cut[row], axis=0)  # of the positions behind the outcome none is read
+        for row in np.flatnonzero(said):
+            hidden[row] = np.roll(hidden[row], -said[row], axis=0)  # of the positions behind the outcome none is read
         return TeacherBatch(
             tokens=tokens,
             where=where,
@@ -252,7 +259,7 @@ class TeacherData:
             ),
             outcome=outcome,
             outcome_where=outcome_where,
-            is_refusal=is_refusal,
+            is_refusal=self.is_refusal[chosen] & exists,
             weight=np.where(exists, self.weight[chosen], 1.0).astype(np.float32),
             refusal_prob=np.where(exists, refusal_prob, 0.0).astype(np.float32),
             refusal_token=np.full(len(chosen), self.refusal[0], np.int32),

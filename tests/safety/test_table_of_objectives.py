@@ -328,7 +328,7 @@ def test_refusals_follow_the_beginnings_of_unsafe_answers_and_safe_ones_go_on(ti
         outcome, refuses = source.data.outcomes[row], source.data.is_refusal[row]
         # The unsafe answers are the first, of three or so tokens, and the third, which is empty.
         assert (count > 0) == (row == 3 if refuses else len(outcome) > 1)
-        assert batch.refusal_prob[row] == (refuses if count else plain.refusal_prob[row])
+        assert batch.refusal_prob[row] == (float(refuses) if count else plain.refusal_prob[row])
         before = [*source.data.prompts[prompt], *answer[:count]]
         outcome = outcome if refuses else outcome[count:]
         assert batch.outcome[row][batch.outcome_where[row]].tolist() == list(outcome)

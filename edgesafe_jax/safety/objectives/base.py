@@ -196,9 +196,8 @@ class BatchSource:
         del state
         rows = self.order(step)
         begun = self.prefixes(np.where(self.data.is_refusal[rows], self.data.sample[rows], -1), step)
-        own = continued(self.data, rows, fraction=self.recovery, seed=(self.seed, step))
-        both = [refused or answered for refused, answered in zip(begun, own, strict=True)]
-        return self.data.batch(rows, pad_id=self.model.tokenizer.pad_id, prefixes=both)
+        said = continued(self.data, rows, fraction=self.recovery, seed=(self.seed, step))
+        return self.data.batch(rows, pad_id=self.model.tokenizer.pad_id, prefixes=begun, said=said)
 
 
 class Objective(abc.ABC):
