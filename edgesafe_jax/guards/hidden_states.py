@@ -6,8 +6,6 @@ the model would begin to reply. Only the layers up to the last one wanted are co
 """
 
 import dataclasses
-import itertools
-import re
 from collections.abc import Sequence
 
 import jax
@@ -236,39 +234,6 @@ def read_features(
     return np.stack([means[:, 0], final], axis=2)
 
 
-def sentence_segments(model: LanguageModel, conversations: Conversations, *, num: int) -> list[list[tuple[int, int]]]:
-    """Splits the answer of each row into its sentences, by tokens.
-
-    A sentence ends with a token that holds a full stop, an exclamation or question mark or a line break. One of fewer
-    than four tokens belongs to the next one, the number of a list's item for instance.
-
-    Args:
-      model: has the tokenizer.
-      conversations: R rows.
-      num: most sentences of an answer; the last one holds the rest.
-
-    Returns:
-      R lists of where in the row each sentence begins and ends; a row with an empty answer has none.
-    """
-    ends: dict[int, bool] = {}
-
-    def is_end(token: int) -> bool:
-        if token not in ends:
-            ends[token] = re.search(r"[.!?\n。！？]", model.tokenizer.decode([token])) is not None
-        return ends[token]
-
-    found = []
-    for row, (first, last) in zip(conversations.rows, conversations.spans, strict=True):
-        cuts = [first]
-        for at in range(first, last):
-            if at + 1 - cuts[-1] >= 4 and is_end(row[at]) and len(cuts) < num:
-                cuts.append(at + 1)
-        if last - cuts[-1] < 4 and len(cuts) > 1:
-            cuts.pop()
-        found.append([pair for pair in itertools.pairwise([*cuts, last]) if pair[0] < pair[1]])
-    return found
-
-
 def read_segments(
     model: LanguageModel,
     conversations: Conversations,
@@ -303,7 +268,7 @@ def read_segments(
     if not layers or min(layers) < 1 or max(layers) > model.config.num_layers:
         raise ConfigError(f"layers={layers}: expected some of 1 to {model.config.num_layers}.")
     config, params = truncate(model.config, model.params, max(layers))
-    rows, most = conversations.rows, max(map(len, segments), default=0)
+    rows, most = conversations.rows, max(1, *map(len, segments), 0)
     means = np.zeros((len(rows), most, len(layers), config.embed_dim), np.float32)
     final = np.zeros((len(rows), len(layers), config.embed_dim), np.float32)
     if not rows:
