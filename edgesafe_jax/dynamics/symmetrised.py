@@ -62,14 +62,14 @@ def check_elements(group: GroupAction, elements: Element) -> int:
       DynamicsError: there is none, or one lies outside the group; the message says which.
     """
     leaves = jax.tree.leaves(elements)
-    numbers = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(numbers) != 1 or not (numbers - {None, 0}):
+    numbers = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in leaves}
+    if len(numbers) != 1 or 0 in numbers:
         raise DynamicsError(f"elements of shapes {[leaf.shape for leaf in leaves]}: expected one first axis, not empty")
     outside = np.flatnonzero(~np.isfinite(np.asarray(jax.vmap(group.log_prob)(elements))))
     if len(outside):
         bad = jax.tree.map(lambda leaf: np.asarray(leaf)[outside[0]].tolist(), elements)
         raise DynamicsError(f"element {outside[0]}, {bad}, lies outside its group: expected one of {group}")
-    return numbers.pop()
+    return int(numbers.pop())
 
 
 def verify_elements(
