@@ -125,8 +125,14 @@ class _Worker:
             return self._process
         self.close()
         command = [sys.executable, str(Path(template_worker.__file__))]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, text=True, encoding="utf-8", **pipes)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
         self._owner = os.getpid()
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([path for path in sys.path if isinstance(path, str)]) + "\n")
