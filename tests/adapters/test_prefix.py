@@ -1,5 +1,7 @@
 """Prefix tuning against its formula, and where a prefix starts from."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +82,8 @@ def test_from_a_text_it_is_that_text_in_front(tiny_model):
 
 
 def test_a_random_prefix_has_the_moments_of_keys_and_values(tiny_model):
-    drawn = init_prefix(KEY, tiny_model, init="random", num_virtual=4000)
+    config = dataclasses.replace(tiny_model.config, max_context=8000)
+    drawn = init_prefix(KEY, dataclasses.replace(tiny_model, config=config), init="random", num_virtual=4000)
     ids = jnp.arange(tiny_model.tokenizer.vocab_size, dtype=jnp.int32)
     block = encode_shared_once(tiny_model.decoder, tiny_model.params, None, ids)
     for ours, theirs in ((drawn.keys, block.keys[:, 0]), (drawn.values, block.values[:, 0])):

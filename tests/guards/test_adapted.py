@@ -120,7 +120,9 @@ def test_a_stored_guard_comes_back_with_its_lora(probe, tmp_path):
     save_adapted_guard(tmp_path / "robust.safetensors", guard, about)
     loaded = load_hidden_state_guard(probe.model, tmp_path / "robust.safetensors")
     np.testing.assert_allclose(loaded(PROMPTS, RESPONSES), guard(PROMPTS, RESPONSES), atol=1e-6)
-    other = tmp_path / "robust_lora.safetensors"
-    other.write_bytes(other.read_bytes()[:-4] + b"\0\0\0\0")
+    other = dataclasses.replace(guard, adapter=random_lora(adapted.probe_scorer(probe)[0].decoder.config, 8))
+    save_adapted_guard(tmp_path / "other.safetensors", other, about)
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / f"other_lora{suffix}").rename(tmp_path / f"robust_lora{suffix}")
     with pytest.raises(GuardFileError, match="is not the LoRA"):
         load_hidden_state_guard(probe.model, tmp_path / "robust.safetensors")

@@ -177,7 +177,7 @@ def test_a_small_run_with_a_lora(tmp_path, monkeypatch, tiny_model):
     monkeypatch.setattr(guards, "load_sentence_encoder", Letters)
     monkeypatch.setattr(startup, "load_model", lambda spec, **_: tiny_model)
     monkeypatch.setattr(tunables, "load_smolguard", lambda model, path: guard)
-    lora = {"adapter": "made above", "learning_rate": 0.02, "num_steps": 40, "batch_size": 4, "save_every": 40}
+    lora = {"adapter": str(tmp_path), "learning_rate": 0.02, "num_steps": 40, "batch_size": 4, "save_every": 40}
     small = config(guards=("smolguard",), ablation=(), num_seeds=1, lora=lora, data={"num_train": 8, "num_test": 4})
     workdir = guards.train_consistency(small, tmp_path / "run")
     trained = [

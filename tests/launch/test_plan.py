@@ -186,7 +186,7 @@ def test_an_episode_that_diverges_is_counted_and_leaves_no_return(monkeypatch, t
         (["--config.num_processes=0"], r"config\.num_processes=0: expected at least 1"),
         ([f"--config.cells.double_integrator.{name}=()" for name in ("icem", "cem")], "at least one planner"),
         (["--config.environments.double_integrator=0"], r"double_integrator=0: expected at least 1 step"),
-        (["--config.simulator=mujoco"], "'double_integrator': expected one of door"),
+        (["--config.simulator=mujoco"], "'double_integrator': expected one of acrobot_swingup"),
         (
             ["--config.cells.double_integrator.icem=(60,)"],
             r"config\.cells\.double_integrator\.icem=\(60,\): expected one of 50, 70",

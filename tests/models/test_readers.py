@@ -118,7 +118,7 @@ def test_something_else_than_texts_is_an_error(tiny_model, reader, texts, messag
         READERS[reader](tiny_model, texts, ADAPTER, 4)
 
 
-@pytest.mark.parametrize("reader", sorted(set(READERS) - {"generate", "generate_sampled"}))  # which take chats
+@pytest.mark.parametrize("reader", ["answer_log_probs", "kl_from_base"])
 def test_a_chat_where_texts_belong_is_an_error(tiny_model, reader):
     with pytest.raises(EdgesafeError, match=r"prompts\[0\] is a list: expected a string"):
         READERS[reader](tiny_model, [[{"role": "user", "content": "hello"}]], ADAPTER, 4)

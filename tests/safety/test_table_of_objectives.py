@@ -139,10 +139,10 @@ def test_sampled_answers_are_drawn_again_with_the_same_bits(tiny_model, tmp_path
     )
     made = []
 
-    def make_once(*args):
+    def make_once(*args, **options):
         """The step is the same in all three runs: it is compiled once."""
         if not made:
-            made.append(make_step(*args))
+            made.append(make_step(*args, **options))
         return made[0]
 
     monkeypatch.setattr(training, "make_step", make_once)
