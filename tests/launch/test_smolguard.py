@@ -107,7 +107,7 @@ def test_an_unfinished_run(tmp_path):
 def test_the_packaged_adapter_agrees_with_people_on_objectives_it_has_not_seen():
     model = load_model(matmul_dtype=jnp.dtype(jnp.bfloat16))
     guard = load_smolguard(model)
-    pairs = human_sample("held_out", 64)
+    pairs = human_sample("held_out", 40)
     labels = np.array([p.score >= 0.5 for p in pairs], float)
     found = guard.judge([p.prompt for p in pairs], [p.response for p in pairs])
     assert metrics.auroc(scores=found.log_odds, labels=labels) > 0.65

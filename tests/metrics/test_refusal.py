@@ -456,6 +456,13 @@ def confusion(rows, verdicts) -> tuple[int, int, int, int]:
     )
 
 
+@pytest.fixture(scope="module")
+def scores(human, minilm):
+    """The score of each text; the sets overlap, and each text is read once."""
+    texts = sorted({text for rows in human.values() for text, _ in rows})
+    return dict(zip(texts, make_refusal_score(minilm)(texts), strict=True))
+
+
 @pytest.mark.assets
 class TestAgainstHumans:
     """Agreement with PyRIT's human labels; `pytest tests/metrics/test_refusal.py -k Humans` checks all numbers.
@@ -495,11 +502,11 @@ class TestAgainstHumans:
         assert right["held out/all"] >= 85
         assert right["chosen"] == 34
 
-    def test_meaning(self, human, minilm):
-        refused = make_refused_by_meaning(minilm)
+    def test_meaning(self, human, scores):
         right = {}
         for name, rows in human.items():
-            found, _, mistaken, answers = confusion(rows, refused([text for text, _ in rows]))
+            refused = [scores[text] > refusal.MEANING_THRESHOLD for text, _ in rows]
+            found, _, mistaken, answers = confusion(rows, refused)
             assert mistaken <= 2
             right[name] = found + answers
         assert right["held out"] >= 76
@@ -507,8 +514,8 @@ class TestAgainstHumans:
         assert right["held out/all"] >= 76
         assert right["chosen"] == 34
 
-    def test_threshold_is_the_middle_of_the_gap(self, human, minilm):
-        scores = make_refusal_score(minilm)([text for text, _ in human["chosen"]])
+    def test_threshold_is_the_middle_of_the_gap(self, human, scores):
+        scores = np.array([scores[text] for text, _ in human["chosen"]])
         labels = np.array([label for _, label in human["chosen"]])
         lowest_refusal, highest_answer = scores[labels].min(), scores[~labels].max()
         assert highest_answer < lowest_refusal
