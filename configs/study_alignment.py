@@ -133,16 +133,20 @@ def _recovery(config: ml_collections.ConfigDict) -> None:
             },
             "selection": {"num_best": 0},
             "factors": {"learning_rate": (1.0,)},
+            "report": {
+                "tables": {
+                    "Attacks": {
+                        f"prefilled by {num} tokens, {column}": f"alignment/prefill_{num}/student/{measure}"
+                        for num in (5, 10)
+                        for column, measure in (("refused", "refused"), ("safe", "sgs_judge"))
+                    }
+                }
+            },
         }
     )
     config.axes = ml_collections.ConfigDict(
         {"method": ("soft_prompt", "lora"), "recovery": (0.5, 0.0, 0.25, 0.75), "seed": (0,)}
     )
-    config.report.tables["Attacks"] = {
-        f"{name} {column}": f"alignment/{name}/student/{measure}"
-        for name in ("prefill", "prefill_5", "prefill_10")
-        for column, measure in (("refused", "refused"), ("safe", "sgs_judge"))
-    }
 
 
 def _runlocal(config: ml_collections.ConfigDict) -> None:
