@@ -54,49 +54,19 @@ def pool(
     Returns:
       `[B, N, 2, D]` float32: the mean over the answer, and the last position.
     """
-    means, final = pool_segments(decoder, params, shared, tokens, where, answer[:, None], low_rank, layers=layers)
-    return jnp.stack([means[:, 0], final], axis=2)
-
-
-def pool_segments(
-    decoder: Decoder,
-    params: Params,
-    shared: KeyValues,
-    tokens: Array,
-    where: Array,
-    segments: Array,
-    low_rank: LowRank | None,
-    *,
-    layers: tuple[int, ...],
-) -> tuple[Array, Array]:
-    """Pools hidden states over several segments of each row, as `pool` does over one.
-
-    Args:
-      decoder: as `pool`.
-      params: as `pool`.
-      shared: as `pool`.
-      tokens: as `pool`.
-      where: as `pool`.
-      segments: `[B, S, T]` bool, which tokens belong to each segment; one without tokens has a mean of zero.
-      low_rank: as `pool`.
-      layers: as `pool`.
-
-    Returns:
-      `[B, S, N, D]` float32, the mean over each segment, and `[B, N, D]`, the last position.
-    """
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
         {"params": params}, tokens, where=where, past=(shared,), low_rank=low_rank
     )
     hidden = output.layer_hidden[np.array(layers) - 1].astype(jnp.float32)  # [N, B, T, D]
-    weight = segments.astype(jnp.float32)
-    weight = weight / jnp.maximum(jnp.sum(weight, axis=2, keepdims=True), 1.0)
-    means = jnp.einsum("nbtd,bst->bsnd", hidden, weight)
+    weight = answer.astype(jnp.float32)
+    weight = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
+    mean = jnp.einsum("nbtd,bt->bnd", hidden, weight)
     last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
     final = jnp.take_along_axis(hidden, last[None, :, None, None], axis=2)[:, :, 0]
-    return means, final.transpose(1, 0, 2)
+    return jnp.stack([mean, final.transpose(1, 0, 2)], axis=2)
 
 
-_pooled = jax.jit(pool_segments, static_argnames=("decoder", "layers"))
+_pooled = jax.jit(pool, static_argnames=("decoder", "layers"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,52 +197,15 @@ def read_features(
       ConfigError: a layer that the model does not have, or a batch size below 1.
       GuardError: a hidden state is not finite.
     """
-    segments = [[span] for span in conversations.spans]
-    means, final = read_segments(
-        model, conversations, segments, layers=layers, adapter=adapter, batch_size=batch_size, on_batch=on_batch
-    )
-    return np.stack([means[:, 0], final], axis=2)
-
-
-def read_segments(
-    model: LanguageModel,
-    conversations: Conversations,
-    segments: Sequence[Sequence[tuple[int, int]]],
-    *,
-    layers: Sequence[int],
-    adapter: LoRA | None = None,
-    batch_size: int = 16,
-    on_batch: ProgressFn | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads hidden states over segments of encoded pairs.
-
-    Args:
-      model: the frozen language model.
-      conversations: R rows, see `encode_conversations`.
-      segments: R lists of where in its row each segment begins and ends.
-      layers: as `read_features`.
-      adapter: as `read_features`.
-      batch_size: rows that run at once.
-      on_batch: called with (rows done, rows in total) after each batch.
-
-    Returns:
-      `[R, S, len(layers), D]` float32, the mean over each segment, zero for those that a row does not have; and
-      `[R, len(layers), D]`, the last position.
-
-    Raises:
-      ConfigError: as `read_features`.
-      GuardError: a hidden state is not finite.
-    """
     check_counts(batch_size=batch_size)
     layers = tuple(int(layer) for layer in layers)
     if not layers or min(layers) < 1 or max(layers) > model.config.num_layers:
         raise ConfigError(f"layers={layers}: expected some of 1 to {model.config.num_layers}.")
     config, params = truncate(model.config, model.params, max(layers))
-    rows, most = conversations.rows, max(1, *map(len, segments), 0)
-    means = np.zeros((len(rows), most, len(layers), config.embed_dim), np.float32)
-    final = np.zeros((len(rows), len(layers), config.embed_dim), np.float32)
+    rows, spans = conversations.rows, conversations.spans
+    features = np.zeros((len(rows), len(layers), 2, config.embed_dim), np.float32)
     if not rows:
-        return means, final
+        return features
     decoder = Decoder(config, model.dtype, model.matmul_dtype)
     shared = encode_shared_once(decoder, params, adapter, jnp.array(conversations.head, jnp.int32))
     low_rank = low_rank_of(adapter)
@@ -281,19 +214,17 @@ def read_segments(
         chosen = order[start : start + batch_size]
         filled = chosen + [chosen[-1]] * (batch_size - len(chosen)) if start else chosen
         tokens, where = pad_tokens([rows[i] for i in filled], pad_id=model.tokenizer.pad_id)
-        read = np.zeros((len(filled), most, where.shape[1]), bool)
+        answer = np.zeros(where.shape, bool)
         for row, index in enumerate(filled):
-            for number, span in enumerate(segments[index]):
-                read[row, number, slice(*span)] = True
-        pooled = _pooled(decoder, params, shared, tokens, where, read, low_rank, layers=layers)
-        means[chosen], final[chosen] = (np.asarray(found)[: len(chosen)] for found in pooled)
+            answer[row, slice(*spans[index])] = True
+        pooled = _pooled(decoder, params, shared, tokens, where, answer, low_rank, layers=layers)
+        features[chosen] = np.asarray(pooled)[: len(chosen)]
         if on_batch is not None:
             on_batch(min(start + batch_size, len(order)), len(order))
     finite = np.ones(int(conversations.owners[-1]) + 1, bool)
-    sound = np.isfinite(means).all(axis=(1, 2, 3)) & np.isfinite(final).all(axis=(1, 2))
-    np.logical_and.at(finite, conversations.owners, sound)
+    np.logical_and.at(finite, conversations.owners, np.isfinite(features).all(axis=(1, 2, 3)))
     check_finite_pairs(finite, f"{model.name}'s hidden states", sources=(("parameters", params), ("adapter", adapter)))
-    return means, final
+    return features
 
 
 def pair_features(
