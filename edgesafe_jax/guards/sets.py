@@ -3,12 +3,16 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgesafe_jax.assets import is_whole
+from edgesafe_jax.corpora import ScoredPair
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.paraphrases import (
     ParaphraseSet,
+    SetCounts,
+    Source,
     excerpt,
     make_sets,
     read_sets,
@@ -85,26 +89,70 @@ def human_sets(
     Raises:
       ConfigError: a source that `SOURCES` does not have.
     """
+
+    def make(pairs: list[ScoredPair]) -> tuple[list[ParaphraseSet], SetCounts]:
+        with ProgressBar(f"paraphrasing {len(pairs)} answers ({role})") as progress:
+            return sets_of(
+                pairs,
+                max_words=settings.max_words,
+                sources=make_sources(settings, measured=measured, model=model, on_batch=progress),
+                encode=encode,
+                min_cosine=settings.min_cosine,
+                length_ratio=settings.length_ratio,
+            )
+
+    return kept_sets(role, num, make, settings=settings, folder=folder)
+
+
+def sets_of(
+    pairs: Sequence[ScoredPair], *, max_words: int, sources: Sequence[Source], encode: Encode, **options: Any
+) -> tuple[list[ParaphraseSet], SetCounts]:
+    """Makes the sets of human-scored answers, labelled by people, with what became of the candidates.
+
+    Args:
+      pairs: the answers.
+      max_words: longest original, in words.
+      sources: of the candidates.
+      encode: the sentence encoder of the filter.
+      **options: of the filter, see `make_sets`.
+    """
+    return make_sets(
+        [p.prompt for p in pairs],
+        [excerpt(p.response, max_words) for p in pairs],
+        sources=sources,
+        encode=encode,
+        labels=[float(p.score >= 0.5) for p in pairs],
+        **options,
+    )
+
+
+def kept_sets(
+    role: examples.Role,
+    num: int | None,
+    make: Callable[[list[ScoredPair]], tuple[list[ParaphraseSet], SetCounts]],
+    *,
+    settings: Any,
+    folder: str | Path,
+) -> list[ParaphraseSet]:
+    """Makes the sets of a role, or reads them back from a folder where they are whole.
+
+    Args:
+      role: whose answers are paraphrased.
+      num: how many answers; None for all.
+      make: from the answers to their sets and what became of the candidates.
+      settings: a dataclass, which the sidecar keeps.
+      folder: where the sets are kept, as `ROLE.jsonl` with a sidecar.
+
+    Returns:
+      The sets.
+    """
     file = Path(folder) / f"{role}.jsonl"
     if is_whole(file) and is_whole(file.with_suffix(".json")):
         return read_sets(file)
-    pairs = examples.human_sample(role, num)
-    with ProgressBar(f"paraphrasing {len(pairs)} answers ({role})") as progress:
-        sets, counts = make_sets(
-            [p.prompt for p in pairs],
-            [excerpt(p.response, settings.max_words) for p in pairs],
-            sources=make_sources(settings, measured=measured, model=model, on_batch=progress),
-            encode=encode,
-            labels=[float(p.score >= 0.5) for p in pairs],
-            min_cosine=settings.min_cosine,
-            length_ratio=settings.length_ratio,
-        )
+    sets, counts = make(examples.human_sample(role, num))
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_sets(
-        file,
-        sets,
-        {"role": role, "settings": dataclasses.asdict(settings), "filter": counts.total, "ways": counts.ways},
-    )
+    about = {"role": role, "settings": dataclasses.asdict(settings), "filter": counts.total, "ways": counts.ways}
+    write_sets(file, sets, about)
     return sets
 
 

@@ -1,12 +1,14 @@
 """The study of guards in ways of left-out makers: sets, readings that are kept, and the numbers."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
+from edgesafe_jax.corpora import ScoredPair
 from edgesafe_jax.errors import lookup
 from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.canonical import canonical_form
@@ -15,9 +17,10 @@ from edgesafe_jax.guards.heads import GatedHead, fit_head, head_logits
 from edgesafe_jax.guards.kept import kept_features
 from edgesafe_jax.guards.keywords import fit_keywords
 from edgesafe_jax.guards.makers import MAKERS
-from edgesafe_jax.guards.paraphrases import ParaphraseSet, Source, excerpt, make_sets, read_sets, write_sets
+from edgesafe_jax.guards.paraphrases import ParaphraseSet, SetCounts, Source, excerpt
 from edgesafe_jax.guards.planted import rules_under_error
 from edgesafe_jax.guards.probe import load_head, packaged_head
+from edgesafe_jax.guards.sets import kept_sets, sets_of
 from edgesafe_jax.guards.sources import style_source
 from edgesafe_jax.guards.styles import EDITS, STYLES
 from edgesafe_jax.guards.targets import LOGIT_EPS
@@ -126,35 +129,22 @@ def study_sets(
     Returns:
       The sets.
     """
-    file = Path(folder) / f"{role}.jsonl"
-    if file.exists() and file.with_suffix(".json").exists():
-        return read_sets(file)
-    if role == "teacher":
-        sources = _sources(lambda _, num: max(1, round(settings.train_fraction * num)), (0.25, 0.5), 2)
-        num = settings.num_train
-    else:
-        sources = _sources(lambda maker, _: settings.num_ways[maker], (0.5,), 1)
-        num = settings.num_chosen if role == "judge" else settings.num_test
-    pairs = examples.human_sample(role, num)
-    sets, counts = make_sets(
-        [p.prompt for p in pairs],
-        [excerpt(p.response, settings.max_words) for p in pairs],
-        sources=sources,
-        encode=encode,
-        labels=[float(p.score >= 0.5) for p in pairs],
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    about = {"role": role, "settings": dataclasses.asdict(settings), "filter": counts.total, "ways": counts.ways}
-    write_sets(file, sets, about)
-    return sets
+
+    def make(pairs: list[ScoredPair]) -> tuple[list[ParaphraseSet], SetCounts]:
+        if role == "teacher":
+            sources = _sources(lambda _, num: max(1, round(settings.train_fraction * num)), (0.25, 0.5), 2)
+        else:
+            sources = _sources(lambda maker, _: settings.num_ways[maker], (0.5,), 1)
+        return sets_of(pairs, max_words=settings.max_words, sources=sources, encode=encode)
+
+    num = {"teacher": settings.num_train, "judge": settings.num_chosen, "held_out": settings.num_test}[role]
+    return kept_sets(role, num, make, settings=settings, folder=folder)
 
 
-Reader = Callable[[Sequence[str], Sequence[str]], dict[str, np.ndarray]]
+Reader = Callable[..., dict[str, np.ndarray]]
 
 
-def make_reader(
-    model: LanguageModel, encode: Encode, settings: UnseenSettings, folder: str | Path, *, canonical: bool
-) -> Reader:
+def make_reader(model: LanguageModel, encode: Encode, settings: UnseenSettings, folder: str | Path) -> Reader:
     """Makes the reader of all readings of `edgesafe_jax.guards.unseen`.
 
     Words and encoder are fitted on the human-scored answers of the teacher's role.
@@ -164,10 +154,9 @@ def make_reader(
       encode: the sentence encoder.
       settings: how much is read.
       folder: where hidden states and sentence vectors are kept.
-      canonical: whether canonical forms are read too; nothing is trained on them.
 
     Returns:
-      From prompts and responses to readings by name.
+      From prompts and responses to readings by name; with `canonical=True` canonical forms are read too.
     """
     _, about = load_head(packaged_head("teacher"))
     features = hidden_state_features(
@@ -195,7 +184,7 @@ def make_reader(
         probs = np.clip(words(prompts, responses), LOGIT_EPS, 1 - LOGIT_EPS)
         return np.log(probs) - np.log1p(-probs)
 
-    def read(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, np.ndarray]:
+    def read(prompts: Sequence[str], responses: Sequence[str], canonical: bool = False) -> dict[str, np.ndarray]:
         forms = {"": list(responses)}
         if canonical:
             forms["canonical_"] = [canonical_form(text) for text in responses]
@@ -225,12 +214,12 @@ def run_unseen(
       Numbers by name, with the ends of their intervals.
     """
     workdir = Path(workdir)
+    read = make_reader(model, encode, settings, workdir / "readings")
     members = {
         role: read_members(
             study_sets(role, settings, encode=encode, folder=workdir / "sets"),
-            make_reader(
-                model, encode, settings, workdir / "readings", canonical=settings.canonical and role != "teacher"
-            ),
+            # Nothing is trained on canonical forms.
+            functools.partial(read, canonical=settings.canonical and role != "teacher"),
             left_out=settings.left_out,
         )
         for role in ("teacher", "judge", "held_out")
