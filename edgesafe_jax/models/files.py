@@ -71,7 +71,7 @@ def sensible(where: str | Path, error: type[EdgesafeError]) -> Iterator[None]:
     except MemoryError as found:
         raise error(f"{where} needs more memory than there is.") from found
     except BaseException as found:
-        if isinstance(found, Exception) or is_panic(found):
+        if is_failure(found):
             raise error(
                 f"{where} makes no sense ({type(found).__name__}: {shortened(found, 300)}): it is damaged, or made for "
                 "another program. Copy or download it again."
@@ -79,6 +79,6 @@ def sensible(where: str | Path, error: type[EdgesafeError]) -> Iterator[None]:
         raise
 
 
-def is_panic(error: BaseException) -> bool:
-    """Whether an error is a panic of a library in Rust, which is no `Exception`."""
-    return type(error).__name__ == "PanicException"
+def is_failure(error: BaseException) -> bool:
+    """Whether something failed: an `Exception`, or a panic of a library in Rust, which is none; not an interrupt."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -18,7 +18,7 @@ from typing import Any
 import tokenizers
 
 from edgesafe_jax.errors import shortened
-from edgesafe_jax.models.files import is_panic
+from edgesafe_jax.models.files import is_failure
 from edgesafe_jax.models.templates import TokenizerError
 
 _BATCH = 512  # texts whose encodings, with their offsets, are held at once
@@ -30,7 +30,7 @@ def failures_named() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not (isinstance(error, Exception) or is_panic(error)):
+        if not is_failure(error):
             raise
         raise TokenizerError(
             f"The tokenizer fails on a text ({shortened(error, 200)}): its regular expressions or its vocabulary "

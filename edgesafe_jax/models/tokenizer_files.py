@@ -6,7 +6,7 @@ from typing import Any
 
 import tokenizers
 
-from edgesafe_jax.models.files import is_panic, read_json
+from edgesafe_jax.models.files import is_failure, read_json
 from edgesafe_jax.models.templates import TokenizerError
 from edgesafe_jax.models.tokenization import ChatTokenizer
 
@@ -161,7 +161,7 @@ def tokenizer_from_directory(path: Path) -> ChatTokenizer:
         loaded = reader.from_pretrained(path, local_files_only=True, trust_remote_code=False, **tokens)
         tokenizer = loaded.backend_tokenizer
     except BaseException as error:  # of many kinds, some of them bare, and panics
-        if not (isinstance(error, Exception) or is_panic(error)):
+        if not is_failure(error):
             raise
         raise TokenizerError(
             f"The tokenizer of {path} cannot be read ({type(error).__name__}: {error}); save the model with a fast "
@@ -194,7 +194,7 @@ def _check_tokenizer_file(file: Path, settings: dict[str, Any]) -> None:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except BaseException as error:  # the library raises the bare class, and panics
-        if not (isinstance(error, Exception) or is_panic(error)):
+        if not is_failure(error):
             raise
         raise TokenizerError(f"{file} is damaged ({error}); copy or download it again.") from error
     end = settings.get("eos_token") or ""
