@@ -373,7 +373,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
 def _parse_prompt(row: Mapping[str, Any], source: str) -> Prompt:
     before: tuple[tuple[str, str], ...] = ()
     if "messages" in row and "prompt" not in row:
-        before, row = parse_chat(row["messages"]), {**row, "prompt": row["messages"][-1]["content"]}
+        before, last = parse_chat(row["messages"])
+        row = {**row, "prompt": last}
     text = row.get("prompt")
     if not isinstance(text, str):
         got = type(text).__name__ if "prompt" in row else f"only the fields {sorted(row)}"
@@ -393,8 +394,8 @@ def _parse_prompt(row: Mapping[str, Any], source: str) -> Prompt:
     return Prompt(text=text.strip(), source=source, category=category, label=label, before=before)
 
 
-def parse_chat(messages: object) -> tuple[tuple[str, str], ...]:
-    """Returns what was said before the last message of a chat, as (role, text).
+def parse_chat(messages: object) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Returns what was said before the last message of a chat, as (role, text), and the text of that message.
 
     Raises:
         CorpusError: no list of messages, or one that does not end with the user.
@@ -405,4 +406,4 @@ def parse_chat(messages: object) -> tuple[tuple[str, str], ...]:
     ]
     if not turns or turns[-1][0] != "user" or not all(isinstance(part, str) for turn in turns for part in turn):
         raise CorpusError("expected a chat: a list of objects with role and content, the last the user's")
-    return tuple((str(role), str(text)) for role, text in turns[:-1])
+    return tuple((str(role), str(text)) for role, text in turns[:-1]), str(turns[-1][1])

@@ -51,7 +51,7 @@ def read_rows(
         before: tuple[tuple[str, str], ...] = ()
         if isinstance(text, list):
             try:
-                before, text = parse_chat(text), text[-1]["content"]
+                before, text = parse_chat(text)
             except CorpusError as error:
                 raise CorpusError(f"{path}, line {number}, {column}: {error}.") from None
         if not isinstance(text, str) or not text.strip():
