@@ -46,16 +46,14 @@ def head_of(model: LanguageModel, adapter: Adapter | None, shared: Sequence[int]
     virtual = None if adapter is None else adapter.virtual_embeddings()
     if adapter is None or virtual is None:
         return np.array(shared, np.int32)
-    if shared != usual:
-        if adapter.placement in (AFTER_BOS, SYSTEM):
-            raise ConfigError(
-                f"The virtual positions at placement={adapter.placement!r} have no place in a chat with a system "
-                "message of its own: leave the message out."
-            )
-        return np.array(shared, np.int32)
-    before, after = around(model.tokenizer, adapter.placement)
     inside = adapter.placement in (AFTER_BOS, SYSTEM)
-    return np.array([*before, *(virtual_ids(len(virtual)) if inside else ()), *after], np.int32)
+    if inside and shared != usual:
+        raise ConfigError(
+            f"The virtual positions at placement={adapter.placement!r} have no place in a chat with a system message "
+            "of its own: leave the message out."
+        )
+    before, after = around(model.tokenizer, adapter.placement)
+    return np.array([*before, *virtual_ids(len(virtual)), *after] if inside else shared, np.int32)
 
 
 def virtual_ids(num: int) -> list[int]:

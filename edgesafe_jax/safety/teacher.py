@@ -236,7 +236,7 @@ class TeacherData:
         exists = np.array([i >= 0 for i in chosen])
         begun = [[] for _ in chosen] if prefixes is None else [list(prefix) for prefix in prefixes]
         said = np.zeros(len(chosen), int) if said is None else said
-        certain = np.select([[bool(b) for b in begun], said > 0], [1.0, 0.0], np.nan)
+        prefixed = np.array([bool(b) for b in begun], bool)
         begun = [b or self.outcomes[i][:num] for i, b, num in zip(chosen, begun, said, strict=True)]
         prompts = [
             [*self.prompts[self.sample[i]], *b] if i >= 0 else [pad_id] for i, b in zip(chosen, begun, strict=True)
@@ -246,7 +246,6 @@ class TeacherData:
         tokens, where = pad_tokens(lines, pad_id=pad_id, length=bucket_length(max(map(len, lines)), BUCKETS))
         outcome, outcome_where = pad_tokens(outcomes, pad_id=pad_id, length=self.max_tokens)
         sample = self.sample[chosen]
-        refusal_prob = np.where(np.isnan(certain), self.refusal_prob[sample], certain)
         hidden = self.teacher_hidden[sample]
         for row in np.flatnonzero(said):
             hidden[row] = np.roll(hidden[row], -said[row], axis=0)  # of the positions behind the outcome none is read
@@ -261,7 +260,9 @@ class TeacherData:
             outcome_where=outcome_where,
             is_refusal=self.is_refusal[chosen] & exists,
             weight=np.where(exists, self.weight[chosen], 1.0).astype(np.float32),
-            refusal_prob=np.where(exists, refusal_prob, 0.0).astype(np.float32),
+            refusal_prob=np.select([~exists | (said > 0), prefixed], [0.0, 1.0], self.refusal_prob[sample]).astype(
+                np.float32
+            ),
             refusal_token=np.full(len(chosen), self.refusal[0], np.int32),
             teacher_hidden=hidden,
         )  # type: ignore[arg-type]
