@@ -224,8 +224,8 @@ def load_adapter(path: str | Path, model: LanguageModel, *, kind: str | None = N
 
 
 def _digest(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
-    """Of the arrays of an adapter and of its sidecar but the digest."""
-    digest = hashlib.sha256(json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True).encode())
+    """Of the arrays of an adapter and of its sidecar without the digest."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())

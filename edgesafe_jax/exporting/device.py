@@ -150,10 +150,7 @@ def _seconds(processes: Sequence[LlamaCpp]) -> float:
 
 def _peak_mib(pid: int | str) -> float:
     """The largest resident memory of a process so far, of Linux."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("The system does not tell VmHWM.")
+    return _high_water(Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -161,7 +158,15 @@ def _bare_mib() -> float:
     """What a process holds that has imported the bindings and loaded no model."""
     code = "import xllamacpp; print(open('/proc/self/status').read())"
     told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
-    return int(next(line for line in told.splitlines() if line.startswith("VmHWM:")).split()[1]) / 1024
+    return _high_water(told)
+
+
+def _high_water(status: str) -> float:
+    """The largest resident memory, in MiB, that the text of a process's status tells."""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("The system does not tell VmHWM.")
 
 
 def _rows(costs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
