@@ -27,6 +27,7 @@ import numpy as np
 
 from edgesafe_jax.errors import ConfigError, check_counts, check_texts
 from edgesafe_jax.exporting.runtime import RuntimeAnswers, RuntimeFailure, RuntimeSettings
+from edgesafe_jax.models.piped import end_piped, start_piped
 from edgesafe_jax.typing import ProgressFn
 
 Row = TypeVar("Row")
@@ -88,7 +89,7 @@ class LlamaCpp:
     def close(self) -> None:
         """Stops the server and frees the model."""
         if self._process is not None:
-            _ended(self._process)
+            end_piped(self._process, _PATIENCE)
         self._process = None
 
     @property
@@ -243,15 +244,7 @@ def _started(options: Mapping[str, Any]) -> tuple[subprocess.Popen[str], str]:
     command = [sys.executable, "-P", str(Path(__file__).with_name("llama_cpp_server.py"))]
     # Without the variable, llama.cpp attaches a debugger to itself where it aborts.
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-    )
+    process = start_piped(command, environment)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -261,12 +254,12 @@ def _started(options: Mapping[str, Any]) -> tuple[subprocess.Popen[str], str]:
     except BrokenPipeError:
         reply = ""
     except BaseException:
-        _ended(process)
+        end_piped(process, _PATIENCE)
         raise
     found = json.loads(reply) if reply.startswith("{") else {}
     if "address" in found:
         return process, found["address"]
-    _ended(process)
+    end_piped(process, _PATIENCE)
     raise RuntimeFailure(f"llama.cpp cannot load {options['path']}: {found.get('error') or _reason(process)}.")
 
 
@@ -278,19 +271,6 @@ def _wait(connection: socket.socket, process: subprocess.Popen[str]) -> None:
             raise ConnectionError("it has ended")
         if time.monotonic() > deadline:
             raise TimeoutError(f"no reply in {_TIMEOUT:.0f} seconds")
-
-
-def _ended(process: subprocess.Popen[str]) -> None:
-    """Ends a server: it stops when its input is closed, and is killed where it does not."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    try:
-        process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _reason(process: subprocess.Popen[str]) -> str:

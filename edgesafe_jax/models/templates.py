@@ -18,6 +18,7 @@ from typing import Any
 
 from edgesafe_jax.errors import EdgesafeError
 from edgesafe_jax.models import template_worker
+from edgesafe_jax.models.piped import end_piped, start_piped
 
 SECONDS = 5.0
 """Processor time of one rendering; a usual one takes less than a millisecond."""
@@ -108,31 +109,13 @@ class _Worker:
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():
             return None
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:
-                    continue
-        try:
-            return process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+        return end_piped(process, 1)
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
             return self._process
         self.close()
-        command = [sys.executable, str(Path(template_worker.__file__))]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
+        self._process = start_piped([sys.executable, str(Path(template_worker.__file__))])
         self._owner = os.getpid()
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([path for path in sys.path if isinstance(path, str)]) + "\n")
