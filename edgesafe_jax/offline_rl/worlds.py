@@ -1,12 +1,10 @@
 """The worlds that policies are trained in, by name, and worlds of one's own."""
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 
 from edgesafe_jax.errors import ConfigError, lookup
 from edgesafe_jax.offline_rl import ant, grounds, maze, tasks
+from edgesafe_jax.planning.own_tasks import import_named
 
 WORLDS: Mapping[str, Callable[[], tasks.Task]] = {
     **tasks.TASKS,
@@ -34,12 +32,9 @@ def make_world(name: str, what: str = "config.world") -> tasks.Task:
     """
     if ":" not in name:
         return lookup(WORLDS, name, what)()
-    module, _, attribute = name.partition(":")
     expected = "expected module:callable, where the callable returns an edgesafe_jax.offline_rl.tasks.Task"
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        make = getattr(importlib.import_module(module), attribute)
+        make = import_named(name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{what}={name!r} cannot be imported ({error}): {expected}") from error
     task = make() if callable(make) else make

@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,18 @@ _SIGNATURE = (
 )
 
 
+def import_named(spec: str) -> Any:
+    """Imports what `"module:name"` names; modules of the current directory are found too.
+
+    Raises:
+      ImportError, AttributeError: there is no such module, or nothing of that name in it.
+    """
+    module, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return getattr(importlib.import_module(module), name)
+
+
 def find_cost(spec: str) -> Cost:
     """Imports a cost function, from the current directory too.
 
@@ -48,10 +60,8 @@ def find_cost(spec: str) -> Cost:
     module, _, name = spec.partition(":")
     if not module or not name:
         raise PlanningError(f"cost={spec!r}: expected module:function with {_SIGNATURE}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = import_named(spec)
     except (ImportError, AttributeError) as error:
         raise PlanningError(f"cost={spec!r} cannot be imported ({error}): expected {_SIGNATURE}") from error
     if not callable(found):
