@@ -146,16 +146,26 @@ def _rows(first: str, found: Mapping[str, Mapping[str, float]], names: Sequence[
 
 
 def _figures(made: Section, guard: str, tuned: Tuned) -> None:
-    """Adds flips by rule, and reliability diagrams where there are labels."""
-    directions = ("unsafe_to_safe", "safe_to_unsafe")
+    """Adds variability by group, flips by rule, and reliability diagrams where there are labels."""
+    variability = {
+        GROUP_TITLES[group]: {when: intervals[f"{when}/std"] for when in ("before", "after")}
+        for group, intervals in tuned.changes.items()
+    }
     made.figure(
-        bars(
-            {name: {METRIC_TITLES[d]: row.get(d) for d in directions} for name, row in tuned.ablation.items()},
-            xlabel="fraction of originals with a flipped paraphrase",
-        ),
-        alt=f"Label flips of the guard {guard} in both directions by rule for the target",
-        caption="Flips in both directions. Among originals that the guard calls unsafe, and safe.",
+        bars(variability, xlabel="variability: standard deviation of P(unsafe) within a set"),
+        alt=f"Variability of the guard {guard} in unseen and seen ways, before and after training",
+        caption=f"{guard}: variability in ways that training has not seen and has seen, with 95 % intervals.",
     )
+    directions = ("unsafe_to_safe", "safe_to_unsafe")
+    if len(tuned.ablation) > 2:  # more than before and one rule
+        made.figure(
+            bars(
+                {name: {METRIC_TITLES[d]: row.get(d) for d in directions} for name, row in tuned.ablation.items()},
+                xlabel="fraction of originals with a flipped paraphrase",
+            ),
+            alt=f"Label flips of the guard {guard} in both directions by rule for the target",
+            caption="Flips in both directions. Among originals that the guard calls unsafe, and safe.",
+        )
     scored = next(iter(tuned.groups.values()))
     if np.isnan(scored.before.labels).any():
         return
