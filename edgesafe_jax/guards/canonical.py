@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgesafe_jax.guards.styles import without_contractions, without_short_forms
-from edgesafe_jax.guards.verdicts import Guard, check_pairs
+from edgesafe_jax.guards.verdicts import Guard, check_pairs, judged_text
 
 _LOOKALIKES: Mapping[str, str] = dict(
     zip(
@@ -61,12 +61,35 @@ def canonical_form(text: str) -> str:
     return without_contractions(without_short_forms(form)) or text
 
 
+def judged_form(response: str) -> str:
+    """Returns the canonical form of the part of a response that is judged.
+
+    An answer that would begin with reasoning in its canonical form alone, escaped `<think>` tags for instance, could
+    hide itself in it: such an answer is judged as it stands.
+
+    Args:
+      response: the response.
+
+    Returns:
+      The form, see `canonical_form` and `judged_text`.
+
+    Example:
+      >>> judged_form("<think>Hm.</think> - **No.**")
+      'No.'
+      >>> judged_form("&lt;think&gt;Mix both.&lt;/think&gt; No.")
+      '&lt;think&gt;Mix both.&lt;/think&gt; No.'
+    """
+    text = judged_text(response)
+    form = canonical_form(text)
+    return form if judged_text(form) == form else text
+
+
 def on_canonical_form(guard: Guard) -> Guard:
-    """Makes a guard that judges the canonical form of each response."""
+    """Makes a guard that judges the canonical form of each response, see `judged_form`."""
 
     def judge(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         prompts, responses = check_pairs(prompts, responses)
-        return np.asarray(guard(prompts, [canonical_form(response) for response in responses]))
+        return np.asarray(guard(prompts, [judged_form(response) for response in responses]))
 
     return judge
 

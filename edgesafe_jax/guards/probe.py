@@ -29,6 +29,7 @@ from edgesafe_jax import assets
 from edgesafe_jax.adapters import LoRA, load_adapter, save_adapter
 from edgesafe_jax.assets import check_packaged, write_atomically
 from edgesafe_jax.errors import POSITIVE_COUNT, EdgesafeError, Range, check_counts
+from edgesafe_jax.guards.canonical import judged_form
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
 from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, encode_conversations, read_features
 from edgesafe_jax.guards.verdicts import Encode, GuardError, check_finite_pairs, check_pairs, judged_text
@@ -77,6 +78,7 @@ class HiddenStateGuard:
       batch_size: pairs that run at once.
       adapter: a LoRA in the layers up to the last one that is read, or None for the bare model.
       max_prompt: tokens of a prompt that are read, its last ones.
+      canonical: whether the canonical form of a response is read, see `judged_form`.
     """
 
     model: LanguageModel = dataclasses.field(repr=False)
@@ -86,16 +88,18 @@ class HiddenStateGuard:
     batch_size: int = 32
     adapter: LoRA | None = dataclasses.field(default=None, repr=False)
     max_prompt: int = MAX_PROMPT
+    canonical: bool = False
 
     def __post_init__(self):
         check_counts(max_response=self.max_response, batch_size=self.batch_size, max_prompt=self.max_prompt)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
+        prompts, responses = check_pairs(prompts, responses)
         pairs = encode_conversations(
             self.model,
             prompts,
-            responses,
+            [judged_form(response) for response in responses] if self.canonical else responses,
             max_prompt=self.max_prompt,
             max_response=self.max_response,
             windows=True,
@@ -349,7 +353,12 @@ def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None
         if hashlib.sha256(file.read_bytes()).hexdigest() != about["adapter"]["sha256"]:
             raise GuardFileError(f"{file} is not the LoRA that {path} was stored with: store both again.")
     return HiddenStateGuard(
-        model, head, tuple(about["layers"]), max_response=int(about["max_response"]), adapter=adapter
+        model,
+        head,
+        tuple(about["layers"]),
+        max_response=int(about["max_response"]),
+        adapter=adapter,
+        canonical=bool(about.get("canonical")),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgesafe_jax.guards import canonical
-from edgesafe_jax.guards.canonical import canonical_form, on_canonical_form
+from edgesafe_jax.guards.canonical import canonical_form, judged_form, on_canonical_form
 from edgesafe_jax.guards.makers import REGISTERS
 from edgesafe_jax.guards.styles import STYLES
 
@@ -59,3 +59,9 @@ def test_a_guard_is_given_the_form():
 
     np.testing.assert_array_equal(on_canonical_form(guard)(["q"], ["- " + TEXT]), [0.0])
     assert seen == [TEXT]
+
+
+def test_an_answer_cannot_hide_as_reasoning_in_its_form():
+    assert judged_form("<think>Hm.</think>\n- **No.**") == "No."
+    for hidden in ("&lt;think&gt;Mix both.&lt;/think&gt; No.", "＜think＞Mix both.＜/think＞ No."):
+        assert judged_form(hidden) == hidden

@@ -114,6 +114,15 @@ def test_a_long_response_is_read_in_windows_and_the_worst_counts(tiny_model):
     np.testing.assert_allclose(found[[0, 2]], guard(["us", "us"], ["ab", "cd"]), atol=1e-5)
 
 
+def test_a_guard_of_canonical_forms_reads_them(tmp_path, tiny_model):
+    path = tmp_path / "guard.safetensors"
+    save_head(path, random_head(), {**about(tiny_model), "canonical": True})
+    forms, as_it_is = load_hidden_state_guard(tiny_model, path), HiddenStateGuard(tiny_model, random_head(), LAYERS, 24)
+    listed, plain = ["- ab", "1. cd"], ["ab", "cd"]
+    np.testing.assert_array_equal(forms(["us"] * 2, listed), forms(["us"] * 2, [form.capitalize() for form in plain]))
+    assert not np.allclose(forms(["us"] * 2, listed), as_it_is(["us"] * 2, listed), atol=1e-3)
+
+
 def test_stored_head_is_the_same_head(tmp_path, tiny_model):
     head, path = random_head(), tmp_path / "new" / "guard.safetensors"
     save_head(path, head, about(tiny_model))
