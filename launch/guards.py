@@ -17,7 +17,7 @@ from edgesafe_jax.guards.sets import SetChoice, consistency_sets
 from edgesafe_jax.guards.sources import ParaphraseSettings
 from edgesafe_jax.guards.tunables import MOVING_TARGETS, tune_guards
 from edgesafe_jax.guards.tuning import HeadTuning, LoraTuning, NewLora, TuningSettings
-from edgesafe_jax.guards.unseen_study import UnseenSettings, run_unseen
+from edgesafe_jax.guards.unseen_study import GUARD_FILE, UnseenSettings, run_unseen
 from edgesafe_jax.models.loading import load_model
 from edgesafe_jax.reporting import make_table
 from edgesafe_jax.training import open_workdir, write_summary
@@ -171,7 +171,7 @@ def evaluate_consistency(workdir: str | Path, report_dir: str | Path | None = No
 
 
 def train_unseen(config: Config, workdir: str | Path) -> Path:
-    """Runs the study of a config of configs/guard_unseen.py and returns the work directory.
+    """Trains the steady guard of configs/guard_unseen.py, runs the study and returns the work directory.
 
     Raises:
       ConfigError: a field that cannot be used.
@@ -181,10 +181,12 @@ def train_unseen(config: Config, workdir: str | Path) -> Path:
     model = load_config_model(config, workdir)
     workdir = open_workdir(workdir, config)
     keep_precision(model, workdir, config["matmul_dtype"])
-    settings = _settings(UnseenSettings, config)
+    settings = _settings(UnseenSettings, config, num_train=_all(config["num_train"]))
     values = run_unseen(settings, model=model, encode=load_sentence_encoder().encode, workdir=workdir)
-    write_summary(workdir, "guard_unseen", values)
-    print(make_table([{"quantity": name, "value": value} for name, value in values.items()]).to_text())
+    if values:
+        write_summary(workdir, "guard_unseen", values)
+        print(make_table([{"quantity": name, "value": value} for name, value in values.items()]).to_text())
+    print(f"stored a guard for --config.guard={workdir / GUARD_FILE}")
     return workdir
 
 

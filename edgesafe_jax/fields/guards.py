@@ -115,13 +115,14 @@ def unseen_fields() -> Fields:
     makers = ("style", "edit", *MAKERS)
     return {
         **MODEL,
-        **dict.fromkeys(("num_train", "num_chosen", "num_test"), Range(2, 10_000, integer=True)),
-        "train_fraction": Range(0, 1, above=True),
+        "num_train": COUNT_OR_ALL,
+        **dict.fromkeys(("num_curve", "num_chosen", "num_test"), Range(2, 10_000, integer=True)),
+        "curve_fraction": Range(0, 1, above=True),
         **dict.fromkeys((f"num_ways.{maker}" for maker in makers), POSITIVE_COUNT),
         "left_out": Each(TEXT),
-        "canonical": FLAG,
+        "measured": FLAG,
         **dict.fromkeys(("max_words", "max_response", "max_prompt"), TOKENS),
-        "counts": Each(POSITIVE_COUNT, least=1),
+        **dict.fromkeys(("counts", "num_answers"), Each(POSITIVE_COUNT, least=1)),
         "num_readings": Each(Range(0, 10_000, integer=True), least=1),
         **dict.fromkeys(("num_draws", "num_seeds"), up_to(10_000)),
         "num_samples": up_to(10_000_000),

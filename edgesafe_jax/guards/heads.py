@@ -167,21 +167,23 @@ def _minimise(x: np.ndarray, y: np.ndarray, w: np.ndarray, *, penalty: float, nu
     return found.x
 
 
-def calibrate_head(head: Head, *, scores: np.ndarray, labels: np.ndarray) -> Head:
+def calibrate_head(head: Head, *, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Head:
     """Fits slope and offset on scores of examples that the scoring head had not seen (Platt scaling).
 
     Args:
       head: the head; its own slope and offset are replaced.
       scores: `[N]` uncalibrated log-odds, for instance from cross-validation.
       labels: `[N]` in [0, 1].
+      weights: `[N]`, not negative; default all one.
 
     Returns:
       The head with slope (at least 0.05: the order of the scores is never turned round) and offset.
     """
     score, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    weight = np.full(len(y), 1 / len(y))
+    weight = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
+    weight = weight / weight.sum()
     slope, offset = _minimise(score[:, None], y, weight, penalty=1e-6, num_steps=200)
     if slope < 0.05:
-        rate = np.clip(y.mean(), 1e-3, 1 - 1e-3)
-        slope, offset = 0.05, np.log(rate / (1 - rate)) - 0.05 * score.mean()
+        rate = np.clip(weight @ y, 1e-3, 1 - 1e-3)
+        slope, offset = 0.05, np.log(rate / (1 - rate)) - 0.05 * weight @ score
     return head.replace(slope=jnp.float32(slope), offset=jnp.float32(offset))  # type: ignore[attr-defined]

@@ -109,7 +109,7 @@ def make_sets(
     responses: Sequence[str],
     *,
     sources: Sequence[Source],
-    encode: Encode,
+    encode: Encode | None,
     labels: Sequence[float] | None = None,
     min_cosine: float = 0.75,
     length_ratio: tuple[float, float] = (0.5, 2.0),
@@ -124,7 +124,7 @@ def make_sets(
       prompts: N texts, the context.
       responses: N answers to paraphrase.
       sources: who paraphrases.
-      encode: a sentence encoder; it is not the guard.
+      encode: a sentence encoder, it is not the guard; None for no filter by meaning.
       labels: N labels that the sets are to carry, 1 is unsafe.
       min_cosine: smallest cosine of the embeddings.
       length_ratio: smallest and largest ratio of the numbers of words.
@@ -148,13 +148,16 @@ def make_sets(
             raise ValueError(f"A source returned {len(made)} lists for {len(responses)} texts: expected one each.")
         for index, found in enumerate(made):
             candidates[index] += found
-    originals = np.asarray(encode(responses), np.float64)
     flat = [p.text for found in candidates for p in found]
-    vectors = np.asarray(encode(flat), np.float64) if flat else np.zeros((0, originals.shape[1]))
+    owners = np.repeat(np.arange(len(responses)), [len(found) for found in candidates])
+    cosine_of = np.ones(len(flat))
+    if encode is not None and flat:
+        originals, vectors = (np.asarray(encode(texts), np.float64) for texts in (responses, flat))
+        cosine_of = np.sum(vectors * originals[owners], axis=1)
     ways: dict[str, collections.Counter[str]] = {}
     sets, at = [], 0
     for index, found in enumerate(candidates):
-        cosines = vectors[at : at + len(found)] @ originals[index]
+        cosines = cosine_of[at : at + len(found)]
         at += len(found)
         kept: list[Paraphrase] = []
         seen = {_bare(responses[index])}
@@ -165,7 +168,7 @@ def make_sets(
                 reason = "identical"
             elif not length_ratio[0] <= ratio <= length_ratio[1]:
                 reason = "length"
-            elif not cosine >= min_cosine:
+            elif encode is not None and not cosine >= min_cosine:
                 reason = "meaning"
             else:
                 seen.add(_bare(candidate.text))

@@ -105,7 +105,7 @@ def human_sets(
 
 
 def sets_of(
-    pairs: Sequence[ScoredPair], *, max_words: int, sources: Sequence[Source], encode: Encode, **options: Any
+    pairs: Sequence[ScoredPair], *, max_words: int, sources: Sequence[Source], encode: Encode | None, **options: Any
 ) -> tuple[list[ParaphraseSet], SetCounts]:
     """Makes the sets of human-scored answers, labelled by people, with what became of the candidates.
 
@@ -113,7 +113,7 @@ def sets_of(
       pairs: the answers.
       max_words: longest original, in words.
       sources: of the candidates.
-      encode: the sentence encoder of the filter.
+      encode: the sentence encoder of the filter; None for no filter by meaning.
       **options: of the filter, see `make_sets`.
     """
     return make_sets(
@@ -133,6 +133,7 @@ def kept_sets(
     *,
     settings: Any,
     folder: str | Path,
+    name: str = "",
 ) -> list[ParaphraseSet]:
     """Makes the sets of a role, or reads them back from a folder where they are whole.
 
@@ -141,7 +142,8 @@ def kept_sets(
       num: how many answers; None for all.
       make: from the answers to their sets and what became of the candidates.
       settings: a dataclass, which the sidecar keeps.
-      folder: where the sets are kept, as `ROLE.jsonl` with a sidecar.
+      folder: where the sets are kept, as `NAME.jsonl` with a sidecar.
+      name: default the role.
 
     Returns:
       The sets.

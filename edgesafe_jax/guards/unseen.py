@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax.guards.consistency import SetFeatures, tune_heads
-from edgesafe_jax.guards.erasure import Eraser, fit_eraser
 from edgesafe_jax.guards.evaluation import mean_robustness
-from edgesafe_jax.guards.heads import GatedHead, Head, fit_head, head_logits, unsafe_log_odds
+from edgesafe_jax.guards.heads import GatedHead, Head, calibrate_head, fit_head, head_logits, unsafe_log_odds
 from edgesafe_jax.guards.paraphrases import ParaphraseSet
 from edgesafe_jax.guards.robustness import SetScores, bootstrap_sets, pad_members
 from edgesafe_jax.guards.scoring import unsafe_of_log_odds
@@ -122,33 +121,39 @@ class Context:
       anchor_weight: weight of the anchor.
       learning_rate: of the tuning.
       num_steps: of the tuning.
-      shrinkage: of the eraser.
     """
 
     head: GatedHead
     train: Members
     num_seeds: int = 5
     rule: str = "conservative_gap"
-    anchor_weight: float = 0.3
+    anchor_weight: float = 0.1
     learning_rate: float = 0.03
     num_steps: int = 100
-    shrinkage: float = 1.0
-
-    @functools.cached_property
-    def erase(self) -> Eraser:
-        """Erases the ways from hidden states."""
-        train = self.train
-        return fit_eraser(train.readings[HIDDEN], train.ways, groups=train.answers, shrinkage=self.shrinkage)
 
     @functools.cached_property
     def tuned(self) -> list[GatedHead]:
-        """Heads tuned on hidden states, one per seed."""
-        return tuned_heads(self, self.train.readings[HIDDEN])
+        """Heads tuned on canonical forms, one per seed."""
+        return tuned_heads(self, self.train.readings[CANONICAL])
 
     @functools.cached_property
-    def tuned_on_erased(self) -> list[GatedHead]:
-        """Heads tuned on hidden states without the ways, one per seed."""
-        return tuned_heads(self, self.erase(self.train.readings[HIDDEN]))
+    def guards(self) -> list[GatedHead]:
+        """The tuned heads with their general part calibrated on the training members, each answer weighing the same."""
+        weights = _answer_weights(self.train)
+
+        def calibrated(head: GatedHead) -> GatedHead:
+            bare = head.general.replace(slope=jnp.ones(()), offset=jnp.zeros(()))  # type: ignore[attr-defined]
+            scores = np.asarray(head_logits(bare, jnp.asarray(self.train.readings[CANONICAL], jnp.float32)))
+            general = calibrate_head(bare, scores=scores, labels=self.train.labels, weights=weights)
+            return head.replace(general=general)  # type: ignore[attr-defined]
+
+        return [calibrated(head) for head in self.tuned]
+
+
+def _answer_weights(members: Members) -> np.ndarray:
+    """Weights of members, `[N]`, by which each answer counts as much as any other."""
+    _, number = np.unique(members.answers, return_inverse=True)
+    return 1 / np.bincount(number)[number]
 
 
 Columns: TypeAlias = Callable[[Members], list[np.ndarray]]
@@ -204,29 +209,15 @@ def _reading(*names: str) -> Callable[[Context], Columns]:
     return lead
 
 
-def _tuned(*further: str, erased: bool = False) -> Callable[[Context], Columns]:
-    """A lead with tuned heads on hidden states, from which the way may be erased, and further readings beside them."""
+def _tuned(*further: str) -> Callable[[Context], Columns]:
+    """A lead with heads tuned on canonical forms, and further readings beside them."""
 
     def lead(context: Context) -> Columns:
-        heads = context.tuned_on_erased if erased else context.tuned
+        heads = context.tuned
 
         def columns(members: Members) -> list[np.ndarray]:
-            hidden, rest = members.readings[HIDDEN], [members.readings[name] for name in further]
-            features = context.erase(hidden) if erased else hidden
-            return [np.concatenate([_scored(head, features), *rest], axis=1) for head in heads]
-
-        return columns
-
-    return lead
-
-
-def _erased(*further: str) -> Callable[[Context], Columns]:
-    """A lead with the way erased from hidden states, and further readings beside them."""
-
-    def lead(context: Context) -> Columns:
-        def columns(members: Members) -> list[np.ndarray]:
-            scored = _scored(context.head, context.erase(members.readings[HIDDEN]))
-            return [np.concatenate([scored, *(members.readings[name] for name in further)], axis=1)]
+            rest = [members.readings[name] for name in further]
+            return [np.concatenate([_scored(head, members.readings[CANONICAL]), *rest], axis=1) for head in heads]
 
         return columns
 
@@ -237,17 +228,19 @@ LEADS: Mapping[str, Callable[[Context], Columns]] = {
     "hidden states": _reading(HIDDEN),
     "weighted words": _reading(WORDS),
     "sentence encoder": _reading(ENCODER),
-    "consistency training": _tuned(),
-    "erasure of the way": _erased(),
-    "erasure and training": _tuned(erased=True),
     "hybrid": _reading(HIDDEN, WORDS, ENCODER),
-    "hybrid, trained": _tuned(WORDS, ENCODER),
-    "hybrid, erased": _erased(WORDS, ENCODER),
-    "hybrid, erased and trained": _tuned(WORDS, ENCODER, erased=True),
     "canonical form": _reading(CANONICAL),
+    "canonical form, trained": _tuned(),
     "canonical hybrid": _reading(CANONICAL, "canonical_words", "canonical_encoder"),
+    "canonical hybrid, trained": _tuned("canonical_words", "canonical_encoder"),
 }
 """The leads by name: from what is fitted without a maker to the columns of the stack."""
+
+
+def steady_guard(context: Context) -> Columns:
+    """The guard that is stored: heads tuned on canonical forms and calibrated on training answers, without a stack."""
+    heads = context.guards
+    return lambda members: [_scored(head, members.readings[CANONICAL]) for head in heads]
 
 
 # The stack ------------------------------------------------------------------------------------------------------------
@@ -264,8 +257,7 @@ def fit_stack(columns: np.ndarray, members: Members, *, l2: float = 0.01) -> Hea
     Returns:
       A head over the columns.
     """
-    _, number = np.unique(members.answers, return_inverse=True)
-    return fit_head(columns, members.labels, weights=1 / np.bincount(number)[number], l2=l2)
+    return fit_head(columns, members.labels, weights=_answer_weights(members), l2=l2)
 
 
 def stacked(stack: Head, columns: np.ndarray) -> np.ndarray:
@@ -427,6 +419,37 @@ def ways_curve(
     return found
 
 
+def answers_curve(
+    context: Context, test: Members, *, counts: Sequence[int], num_draws: int, seed: int = 0
+) -> dict[int, list[dict[str, float]]]:
+    """Trains on canonical forms of ever more answers in all their ways, and scores the left-out maker's ways.
+
+    Args:
+      context: how; one seed for each draw.
+      test: members that are scored.
+      counts: numbers of answers, at most those of the context.
+      num_draws: draws of the answers.
+      seed: of the draws.
+
+    Returns:
+      By number and draw the metrics over all left-out makers; 0 is canonical forms before training.
+    """
+    answers = np.unique(context.train.answers)
+    found: dict[int, list[dict[str, float]]] = {0: [_over_makers(test, lambda maker: context.head, CANONICAL)]}
+    for count in counts:
+        found[count] = []
+        for draw in range(num_draws):
+            drawn = np.random.default_rng([seed, count, draw]).permutation(answers)[:count]
+
+            def trained(maker: str, drawn: np.ndarray = drawn) -> GatedHead:
+                train = context.train.take(np.isin(context.train.answers, drawn)).without(maker)
+                return dataclasses.replace(context, train=train, num_seeds=1).tuned[0]
+
+            found[count].append(_over_makers(test, trained, CANONICAL))
+            _log.info("%d answers, draw %d: variability %.4f", count, draw, found[count][-1]["std"])
+    return found
+
+
 def _one_each(train: Members, count: int, rng: np.random.Generator) -> np.ndarray:
     """One paraphrase of each answer, in `count` ways in which the most answers can be said; `[N]` bool."""
     ways = sorted(set(train.ways.tolist()) - {ORIGINAL})
@@ -445,10 +468,10 @@ def _one_each(train: Members, count: int, rng: np.random.Generator) -> np.ndarra
     return chosen
 
 
-def _over_makers(test: Members, head_of: Callable[[str], GatedHead]) -> dict[str, float]:
+def _over_makers(test: Members, head_of: Callable[[str], GatedHead], reading: str = HIDDEN) -> dict[str, float]:
     rows, labels = [], []
     for maker in makers_of(test):
-        probs = unsafe_of_log_odds(_scored(head_of(maker), test.readings[HIDDEN])[:, 0])
+        probs = unsafe_of_log_odds(_scored(head_of(maker), test.readings[reading])[:, 0])
         for found in _sets_of(test, test.makers == maker):
             rows.append(probs[found].tolist())
             labels.append(test.labels[found[0]])

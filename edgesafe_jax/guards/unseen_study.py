@@ -11,15 +11,16 @@ import numpy as np
 from edgesafe_jax.corpora import ScoredPair
 from edgesafe_jax.errors import lookup
 from edgesafe_jax.guards import examples
-from edgesafe_jax.guards.canonical import canonical_form
-from edgesafe_jax.guards.fitting import hidden_state_features
-from edgesafe_jax.guards.heads import GatedHead, fit_head, head_logits
+from edgesafe_jax.guards.canonical import judged_form
+from edgesafe_jax.guards.evaluation import human_metrics
+from edgesafe_jax.guards.fitting import hidden_state_about, hidden_state_features
+from edgesafe_jax.guards.heads import GatedHead, Head, fit_head, head_logits
 from edgesafe_jax.guards.kept import kept_features
-from edgesafe_jax.guards.keywords import fit_keywords
+from edgesafe_jax.guards.keywords import KeywordGuard, fit_keywords
 from edgesafe_jax.guards.makers import MAKERS
 from edgesafe_jax.guards.paraphrases import ParaphraseSet, SetCounts, Source, excerpt
 from edgesafe_jax.guards.planted import rules_under_error
-from edgesafe_jax.guards.probe import load_head, packaged_head
+from edgesafe_jax.guards.probe import load_hidden_state_guard, save_head
 from edgesafe_jax.guards.sets import kept_sets, sets_of
 from edgesafe_jax.guards.sources import style_source
 from edgesafe_jax.guards.styles import EDITS, STYLES
@@ -34,6 +35,7 @@ from edgesafe_jax.guards.unseen import (
     Members,
     UnseenScores,
     all_members,
+    answers_curve,
     compare_unseen,
     contexts_without,
     flips_by_distance,
@@ -42,6 +44,7 @@ from edgesafe_jax.guards.unseen import (
     randomised,
     read_members,
     score_unseen,
+    steady_guard,
     unseen_metrics,
     ways_curve,
 )
@@ -71,38 +74,42 @@ class UnseenSettings:
     """Settings of the study.
 
     Attributes:
-      num_train: answers of the teacher's role that are trained on.
+      num_train: answers of the teacher's role that are trained on, as many as there are for None.
       num_chosen: answers of the judge's role, on which leads are chosen and the stack is fitted.
       num_test: held-out answers.
-      train_fraction: fraction of each maker's ways in which a training answer is said.
-      num_ways: ways of each maker, by its name, in which the other answers are said.
+      num_ways: ways of each maker, by its name, in which each of these answers is said.
+      num_curve: answers of the teacher's role of the curve over ways.
+      curve_fraction: fraction of each maker's ways in which each of those is said.
       left_out: ways, "MAKER/WAY", that do not keep the content.
-      canonical: whether canonical forms are read too.
       max_words: longest original, in words.
       max_response: tokens of a text that are read.
       max_prompt: tokens of a prompt that are read, its last ones.
-      counts: numbers of ways of the curve.
-      num_draws: draws of the ways of the curve.
+      counts: numbers of ways of the curve over ways.
+      num_answers: numbers of answers of the curve over training answers.
+      num_draws: draws of the ways, or of the answers.
       num_readings: numbers of rewordings of the randomised readings.
       num_seeds: samples of the training answers.
       num_samples: bootstrap draws.
+      measured: whether the study follows the training of the guard.
     """
 
-    num_train: int
+    num_train: int | None
     num_chosen: int
     num_test: int
-    train_fraction: float
     num_ways: Mapping[str, int]
+    num_curve: int
+    curve_fraction: float
     left_out: tuple[str, ...]
-    canonical: bool
     max_words: int
     max_response: int
     max_prompt: int
     counts: tuple[int, ...]
+    num_answers: tuple[int, ...]
     num_draws: int
     num_readings: tuple[int, ...]
     num_seeds: int
     num_samples: int
+    measured: bool = True
 
 
 def _sources(num_of: Callable[[str, int], int], wordnet_rates: Sequence[float], variants: int) -> list[Source]:
@@ -115,33 +122,40 @@ def _sources(num_of: Callable[[str, int], int], wordnet_rates: Sequence[float], 
     ]
 
 
-def study_sets(
-    role: examples.Role, settings: UnseenSettings, *, encode: Encode, folder: str | Path
-) -> list[ParaphraseSet]:
-    """Makes the sets of a role, or reads them back from a folder.
+def study_sets(name: str, settings: UnseenSettings, *, encode: Encode, folder: str | Path) -> list[ParaphraseSet]:
+    """Makes some sets of the study, or reads them back from a folder.
 
     Args:
-      role: the teacher's answers are trained on, the judge's choose, the held-out ones are measured.
+      name: "teacher" for the answers that are trained on, "curve" for those of the curve over ways, "judge" for those
+        that choose, "held_out" for those that are measured.
       settings: how many, and in how many ways.
-      encode: the sentence encoder of the filter.
-      folder: where they are kept, as `ROLE.jsonl`.
+      encode: the sentence encoder of the filter. It does not filter what is trained on: one changed text among many
+        does little harm there, and its reading costs as much as the hidden states.
+      folder: where they are kept, as `NAME.jsonl`.
 
     Returns:
       The sets.
     """
 
     def make(pairs: list[ScoredPair]) -> tuple[list[ParaphraseSet], SetCounts]:
-        if role == "teacher":
-            sources = _sources(lambda _, num: max(1, round(settings.train_fraction * num)), (0.25, 0.5), 2)
+        if name == "curve":
+            sources = _sources(lambda _, num: max(1, round(settings.curve_fraction * num)), (0.25, 0.5), 2)
         else:
             sources = _sources(lambda maker, _: settings.num_ways[maker], (0.5,), 1)
-        return sets_of(pairs, max_words=settings.max_words, sources=sources, encode=encode)
+        encoder = None if name == "teacher" else encode
+        return sets_of(pairs, max_words=settings.max_words, sources=sources, encode=encoder)
 
-    num = {"teacher": settings.num_train, "judge": settings.num_chosen, "held_out": settings.num_test}[role]
-    return kept_sets(role, num, make, settings=settings, folder=folder)
+    role, num = {
+        "teacher": ("teacher", settings.num_train),
+        "curve": ("teacher", settings.num_curve),
+        "judge": ("judge", settings.num_chosen),
+        "held_out": ("held_out", settings.num_test),
+    }[name]
+    return kept_sets(role, num, make, settings=settings, folder=folder, name=name)
 
 
 Reader = Callable[..., dict[str, np.ndarray]]
+READINGS = (HIDDEN, WORDS, ENCODER, CANONICAL, "canonical_words", "canonical_encoder")
 
 
 def make_reader(model: LanguageModel, encode: Encode, settings: UnseenSettings, folder: str | Path) -> Reader:
@@ -156,12 +170,11 @@ def make_reader(model: LanguageModel, encode: Encode, settings: UnseenSettings, 
       folder: where hidden states and sentence vectors are kept.
 
     Returns:
-      From prompts and responses to readings by name; with `canonical=True` canonical forms are read too.
+      From prompts, responses and names of readings to the readings.
     """
-    _, about = load_head(packaged_head("teacher"))
     features = hidden_state_features(
         model,
-        layers=about["layers"],
+        layers=load_hidden_state_guard(model).layers,
         max_response=settings.max_response,
         max_prompt=settings.max_prompt,
         batch_size=16,
@@ -173,65 +186,97 @@ def make_reader(model: LanguageModel, encode: Encode, settings: UnseenSettings, 
         x, y = (kept([""] * len(texts), texts, name) for texts in (prompts, responses))
         return np.concatenate([x, y, x * y * np.sqrt(x.shape[1])], axis=1)
 
-    human = examples.human_pairs("teacher")
-    scores = np.array([p.score for p in human], np.float64)
-    words = fit_keywords([p.response for p in human], np.array(scores >= 0.5, np.float64))
-    answers = [excerpt(p.response, settings.max_words) for p in human]
-    answered = sentences([p.prompt for p in human], answers, "human")
-    encoder = fit_head(answered, scores, l2=0.3)
+    @functools.cache
+    def fitted() -> tuple[KeywordGuard, Head]:
+        human = examples.human_pairs("teacher")
+        scores = np.array([p.score for p in human], np.float64)
+        words = fit_keywords([p.response for p in human], np.array(scores >= 0.5, np.float64))
+        answers = [excerpt(p.response, settings.max_words) for p in human]
+        return words, fit_head(sentences([p.prompt for p in human], answers, "human"), scores, l2=0.3)
 
     def log_odds_of_words(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        probs = np.clip(words(prompts, responses), LOGIT_EPS, 1 - LOGIT_EPS)
+        probs = np.clip(fitted()[0](prompts, responses), LOGIT_EPS, 1 - LOGIT_EPS)
         return np.log(probs) - np.log1p(-probs)
 
-    def read(prompts: Sequence[str], responses: Sequence[str], canonical: bool = False) -> dict[str, np.ndarray]:
-        forms = {"": list(responses)}
-        if canonical:
-            forms["canonical_"] = [canonical_form(text) for text in responses]
-        found = {}
-        for prefix, texts in forms.items():
-            found[HIDDEN if not prefix else CANONICAL] = hidden(prompts, texts, "members")
-            found[prefix + WORDS] = log_odds_of_words(prompts, texts)[:, None]
+    def read(
+        prompts: Sequence[str], responses: Sequence[str], names: Sequence[str] = READINGS
+    ) -> dict[str, np.ndarray]:
+        forms = [judged_form(text) for text in responses]
+
+        def reading(name: str) -> np.ndarray:
+            if name in (HIDDEN, CANONICAL):
+                return hidden(prompts, forms if name == CANONICAL else responses, "members")
+            texts = forms if name.startswith("canonical_") else responses
+            if name.endswith(WORDS):
+                return log_odds_of_words(prompts, texts)[:, None]
             vectors = jnp.asarray(sentences(prompts, texts, "members"))
-            found[prefix + ENCODER] = np.asarray(head_logits(encoder, vectors), np.float64)[:, None]
-        return found
+            return np.asarray(head_logits(fitted()[1], vectors), np.float64)[:, None]
+
+        return {name: reading(name) for name in names}
 
     return read
+
+
+GUARD_FILE = "guard.safetensors"
+"""The steady guard in the work directory of a study."""
+
+
+def store_guard(context: Context, path: Path, *, model: LanguageModel, settings: UnseenSettings) -> None:
+    """Stores the steady guard, trained on the ways of all makers; `load_hidden_state_guard` reads it.
+
+    Args:
+      context: without a left-out maker.
+      path: the file.
+      model: whose hidden states are read.
+      settings: of the study.
+    """
+    layers = load_hidden_state_guard(model).layers
+    facts = hidden_state_about(model, layers=layers, max_response=settings.max_response)
+    consistency = {"rule": context.rule, "num_answers": len(np.unique(context.train.answers))}
+    [head] = dataclasses.replace(context, num_seeds=1).guards
+    save_head(path, head, {**facts, "canonical": True, "consistency": consistency})
 
 
 def run_unseen(
     settings: UnseenSettings, *, model: LanguageModel, encode: Encode, workdir: str | Path
 ) -> dict[str, float]:
-    """Runs the study.
+    """Trains the steady guard, which is stored as `GUARD_FILE`, and runs the study.
 
     Args:
       settings: of the study.
       model: whose hidden states are read.
-      encode: the sentence encoder, which also filters the paraphrases.
-      workdir: where sets and readings are kept; an interrupted study continues there.
+      encode: the sentence encoder, which also filters the paraphrases that are measured.
+      workdir: where the guard, sets and readings are kept; an interrupted study continues there.
 
     Returns:
-      Numbers by name, with the ends of their intervals.
+      Numbers by name, with the ends of their intervals; none where nothing is measured.
+
+    Raises:
+      GuardFileError: the packaged teacher, where training starts, is of another model.
     """
     workdir = Path(workdir)
     read = make_reader(model, encode, settings, workdir / "readings")
-    members = {
-        role: read_members(
-            study_sets(role, settings, encode=encode, folder=workdir / "sets"),
-            # Nothing is trained on canonical forms.
-            functools.partial(read, canonical=settings.canonical and role != "teacher"),
+
+    def members_of(name: str) -> Members:
+        return read_members(
+            study_sets(name, settings, encode=encode, folder=workdir / "sets"),
+            functools.partial(read, names={"teacher": (CANONICAL,), "curve": (HIDDEN,)}.get(name, READINGS)),
             left_out=settings.left_out,
         )
-        for role in ("teacher", "judge", "held_out")
-    }
-    head, _ = load_head(packaged_head("teacher"))
-    context = Context(head, members["teacher"], settings.num_seeds)
+
+    head = load_hidden_state_guard(model).head
+    context = Context(head, members_of("teacher"), settings.num_seeds)
+    store_guard(context, workdir / GUARD_FILE, model=model, settings=settings)
+    if not settings.measured:
+        return {}
+    members = {name: members_of(name) for name in ("curve", "judge", "held_out")}
     contexts = contexts_without(context, makers_of(members["held_out"]))
     values: dict[str, float] = {}
     for split, test in (("judge", None), ("held_out", members["held_out"])):
         values |= _leads(split, contexts, members["judge"], test, settings)
     values |= _seen(context, members, settings.num_samples)
-    values |= _curve(context, members["judge"], settings)
+    values |= _curves(context, members, settings)
+    values |= _agreement(model, workdir / GUARD_FILE)
     return values | _rules(members["held_out"], head)
 
 
@@ -242,14 +287,17 @@ def _leads(
     untouched = lookup(LEADS, "hidden states", "leads")
     baseline = score_unseen(untouched, contexts, judge, test, raw=True)
     values = _named(f"{split}/before training", baseline, baseline, settings.num_samples)
-    leads = {name: lead for name, lead in LEADS.items() if settings.canonical or not name.startswith("canonical")}
     with ProgressBar(f"leads on {split}") as progress:
-        for number, (name, lead) in enumerate(leads.items(), 1):
+        for number, (name, lead) in enumerate(LEADS.items(), 1):
             scores = score_unseen(lead, contexts, judge, test)
             values |= _named(f"{split}/{name}", scores, baseline, settings.num_samples)
-            progress(number, len(leads))
-    for maker, found in metrics_by_maker(baseline).items():
-        values |= {f"{split} by maker/{maker}/{title}": found[name] for name, title in METRICS.items() if name in found}
+            progress(number, len(LEADS))
+    steady = score_unseen(steady_guard, contexts, judge, test, raw=True)
+    values |= _named(f"{split}/steady guard", steady, baseline, settings.num_samples)
+    for guard, scores in (("before training", baseline), ("steady guard", steady)):
+        for maker, found in metrics_by_maker(scores).items():
+            row = {title: found[name] for name, title in METRICS.items() if name in found}
+            values |= {f"{split} by maker, {guard}/{maker}/{title}": value for title, value in row.items()}
     for distance, found in flips_by_distance(baseline).items():
         values |= {f"{split} by distance/{distance}/{name}": value for name, value in found.items()}
     members = judge if test is None else test
@@ -280,22 +328,42 @@ def _named(name: str, scores: UnseenScores, baseline: UnseenScores, num_samples:
 def _seen(context: Context, members: Mapping[str, Members], num_samples: int) -> dict[str, float]:
     """Training on the ways of all makers: the same leads where no maker is left out."""
     contexts = dict.fromkeys(makers_of(members["held_out"]), context)
-    baseline = score_unseen(LEADS["hidden states"], contexts, members["judge"], members["held_out"], raw=True)
+    judge, test = members["judge"], members["held_out"]
+    baseline = score_unseen(LEADS["hidden states"], contexts, judge, test, raw=True)
+    trained = [name for name in LEADS if name.endswith("trained")]
+    scores = {name: score_unseen(LEADS[name], contexts, judge, test) for name in trained}
+    scores["steady guard"] = score_unseen(steady_guard, contexts, judge, test, raw=True)
     values = {}
-    for name in ("consistency training", "hybrid, trained"):
-        scores = score_unseen(LEADS[name], contexts, members["judge"], members["held_out"])
-        values |= _named(f"held_out, seen makers/{name}", scores, baseline, num_samples)
+    for name, found in scores.items():
+        values |= _named(f"held_out, seen makers/{name}", found, baseline, num_samples)
     return values
 
 
-def _curve(context: Context, test: Members, settings: UnseenSettings) -> dict[str, float]:
-    found = ways_curve(context, test, counts=settings.counts, num_draws=settings.num_draws)
+def _agreement(model: LanguageModel, path: Path) -> dict[str, float]:
+    """Agreement of the packaged teacher and of the steady guard with people, on whole held-out answers."""
+    pairs = examples.human_pairs("held_out")
+    prompts, labels = [p.prompt for p in pairs], np.array([p.score >= 0.5 for p in pairs], np.float64)
+    values: dict[str, float] = {}
+    for name, file in (("packaged teacher", None), ("steady guard", path)):
+        probs = load_hidden_state_guard(model, file)(prompts, [p.response for p in pairs])
+        found = human_metrics(probs, labels, prompts)
+        values |= found.pop("auroc").named(f"held-out answers/{name}/AUROC")
+        values |= {f"held-out answers/{name}/{metric}": value for metric, value in found.items()}
+    return values
+
+
+def _curves(context: Context, members: Mapping[str, Members], settings: UnseenSettings) -> dict[str, float]:
+    """Consistency training on more ways of the same number of texts, and on more answers, measured on the judge's."""
+    dense, test = dataclasses.replace(context, train=members["curve"]), members["judge"]
+    ways = ways_curve(dense, test, counts=settings.counts, num_draws=settings.num_draws)
+    answers = answers_curve(context, test, counts=settings.num_answers, num_draws=settings.num_draws)
     values = {}
-    for count, draws in found.items():
-        for name in ("std", "relative", "flips", "accuracy"):
-            each = [draw[name] for draw in draws]
-            title = f"ways in training/{count}/{METRICS[name]}"
-            values |= {title: float(np.mean(each)), f"{title}_low": min(each), f"{title}_high": max(each)}
+    for curve, found in (("ways in training", ways), ("answers in training", answers)):
+        for count, draws in found.items():
+            for name in ("std", "relative", "flips", "accuracy", "auroc"):
+                each = [draw[name] for draw in draws]
+                title = f"{curve}/{count}/{METRICS[name]}"
+                values |= {title: float(np.mean(each)), f"{title}_low": min(each), f"{title}_high": max(each)}
     return values
 
 

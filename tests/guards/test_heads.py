@@ -190,6 +190,14 @@ def test_calibration_starts_anew():
     np.testing.assert_allclose([first.slope, first.offset], best, rtol=1e-3)
 
 
+def test_a_weight_in_the_calibration_is_a_repetition():
+    head, scores = random_head(0), np.linspace(-2, 3, 30)
+    labels, counts = (np.arange(30) * 7 % 30 < np.arange(30)).astype(float), np.arange(30) % 3
+    weighted = calibrate_head(head, scores=scores, labels=labels, weights=counts)
+    repeated = calibrate_head(head, scores=np.repeat(scores, counts), labels=np.repeat(labels, counts))
+    np.testing.assert_allclose([weighted.slope, weighted.offset], [repeated.slope, repeated.offset], rtol=1e-4)
+
+
 def test_calibration_never_turns_the_order_round():
     features, labels, _ = data()
     features = features.astype(np.float32)

@@ -7,6 +7,7 @@ import pytest
 from edgesafe_jax.guards import unseen
 from edgesafe_jax.guards.heads import GatedHead, Head
 from edgesafe_jax.guards.paraphrases import Paraphrase, ParaphraseSet
+from edgesafe_jax.guards.probe import head_probability
 from edgesafe_jax.guards.robustness import SetScores
 from edgesafe_jax.guards.unseen import (
     CANONICAL,
@@ -17,6 +18,7 @@ from edgesafe_jax.guards.unseen import (
     Context,
     Members,
     UnseenScores,
+    answers_curve,
     compare_unseen,
     contexts_without,
     flips_by_distance,
@@ -25,6 +27,7 @@ from edgesafe_jax.guards.unseen import (
     randomised,
     read_members,
     score_unseen,
+    steady_guard,
     unseen_metrics,
     ways_curve,
 )
@@ -116,17 +119,27 @@ def results(context):
 def test_leads_lower_the_flips_where_makers_share_a_direction(results):
     flips = {name: unseen_metrics(scores.seeds)["flips"] for name, scores in results.items()}
     assert flips["raw"] > 0.3
-    for name in ("erasure of the way", "consistency training", "hybrid, erased", "weighted words"):
+    for name in ("canonical form, trained", "canonical hybrid, trained", "weighted words"):
         assert flips[name] < 0.5 * flips["raw"], name
-    assert {len(results[name].seeds) for name in ("consistency training", "hybrid, erased and trained")} == {2}
+    assert {len(results[name].seeds) for name in ("canonical form, trained", "canonical hybrid, trained")} == {2}
     assert len(results["hybrid"].seeds) == 1
+
+
+def test_the_steady_guard_is_calibrated_on_the_training_answers(context):
+    for tuned, calibrated in zip(context.tuned, context.guards, strict=True):
+        np.testing.assert_array_equal(tuned.general.linear, calibrated.general.linear)
+        probs = head_probability(calibrated, context.train.readings[CANONICAL])
+        assert probs.mean() == pytest.approx(context.train.labels.mean(), abs=1e-3)  # all answers have as many members
+    contexts = contexts_without(context, makers_of(context.train))
+    scores = score_unseen(steady_guard, contexts, members(seed=3), members(seed=2), raw=True)
+    assert unseen_metrics(scores.seeds)["accuracy"] > 0.95
 
 
 def test_changes_are_against_the_baseline_on_the_same_answers(results):
     same = compare_unseen(results["raw"], results["raw"], num_samples=20)
     assert same["reduction/std"].low == same["reduction/std"].high == 0.0
-    found = compare_unseen(results["erasure of the way"], results["raw"], num_samples=50)
-    before, after = (unseen_metrics(results[name].seeds) for name in ("raw", "erasure of the way"))
+    found = compare_unseen(results["canonical form, trained"], results["raw"], num_samples=50)
+    before, after = (unseen_metrics(results[name].seeds) for name in ("raw", "canonical form, trained"))
     assert found["reduction/flips"].estimate == pytest.approx(1 - after["flips"] / before["flips"])
     assert found["reduction/std"].low <= found["reduction/std"].estimate <= found["reduction/std"].high
     assert set(metrics_by_maker(results["raw"])) == {"a", "b", "c"}
@@ -149,6 +162,16 @@ def test_the_curve_trains_on_as_many_texts_whatever_the_number_of_ways(context):
     curve = ways_curve(context, members(seed=2), counts=(4,), num_draws=1)
     assert list(curve) == [0, 4]
     assert curve[4][0]["std"] < curve[0][0]["std"]
+
+
+def test_more_answers_are_trained_on_with_all_their_paraphrases(context, monkeypatch):
+    seen = []
+    tuned = unseen.tuned_heads
+    monkeypatch.setattr(unseen, "tuned_heads", lambda c, x: seen.append(c.train) or tuned(c, x))
+    found = answers_curve(context, members(seed=2), counts=(4, 24), num_draws=1)
+    assert [len(np.unique(train.answers)) for train in seen] == [4] * 3 + [24] * 3
+    assert all(len(train.answers) == 5 * len(np.unique(train.answers)) for train in seen)
+    assert found[24][0]["std"] < unseen_metrics([unseen.all_members(members(seed=2), head())])["std"]
 
 
 def test_flips_by_distance_are_all_flips():
