@@ -111,6 +111,6 @@ def run_task(tasks: Mapping[str, Task], *, multihost: tuple[str, ...] = ()) -> P
         if jax.process_count() > 1 and config["task"] not in multihost:
             raise ConfigError(
                 f"config.task={config['task']!r} runs in one process and {jax.process_count()} were started: expected "
-                f"one, or a task of {', '.join(multihost) or 'another launcher'}."
+                f"{' or '.join(map(repr, multihost)) or 'one'}. launch.sweep --processes=N divides runs of any task."
             )
         return task(config, flags.FLAGS.workdir)

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 
+import jax
 import pytest
 
 from edgesafe_jax.adapters import AdapterError
@@ -164,3 +165,12 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(monkeypatch, capsys,
     given = [argument.replace("FILE", f"{tmp_path}/file") for argument in arguments]
     told = cli.refused(monkeypatch, capsys, launcher, *given)
     assert "give another --" in told or "expected the name of a folder" in told
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections reads configs with it
+def test_tasks_of_one_process_say_so_in_several(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    told = cli.refused(monkeypatch, capsys, train, "--config=offline_rl:runlocal", f"--workdir={tmp_path}/run")
+    assert "config.task='offline_rl' runs in one process and 2 were started: expected 'alignment'" in told
+    assert "launch.sweep --processes=N" in told
+    assert not (tmp_path / "run").exists()
