@@ -9,6 +9,7 @@ model:
 * the attention mask and the positions are arguments, so that several continuations of one prompt can share a row.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.models.attention import Attention, causal_mask
+from edgesafe_jax.models.attention import Attention, Block, CachedBlock, causal_mask
 from edgesafe_jax.models.decoder_config import DecoderConfig
 from edgesafe_jax.models.layers import FeedForward, add_bias, make_norm, softcap, weight
 from edgesafe_jax.models.matmul import matmul
@@ -45,6 +46,44 @@ class KeyValues:
     values: Array
     where: Array | None = None
 
+    @property
+    def batch(self) -> int:
+        """B, or 1."""
+        return self.keys.shape[1]
+
+    @property
+    def exists(self) -> Array:
+        """Which positions exist, `[B | 1, S]` bool."""
+        return jnp.ones((1, self.keys.shape[3]), bool) if self.where is None else self.where
+
+
+@flax.struct.dataclass
+class Cache:
+    """Preallocated keys and values of past positions, for every layer, in pieces that are read when they are filled.
+
+    It has no gradient.
+
+    Attributes:
+      keys: `[L, P, B, K, Q, E]`, rotated, in P pieces of Q positions: S = P Q.
+      values: the same.
+      exists: `[B, S]` bool, which of the positions exist.
+      filled: `[]` int32, positions behind the first so many exist in no row.
+    """
+
+    keys: Array
+    values: Array
+    exists: Array
+    filled: Array
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.keys.shape[2]
+
+    def layer(self, number: Array) -> CachedBlock:
+        """The block of one layer."""
+        return CachedBlock(self.keys, self.values, number, self.filled)
+
 
 @flax.struct.dataclass
 class DecoderOutput:
@@ -63,7 +102,7 @@ class DecoderOutput:
     layer_hidden: Array
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """One transformer layer, in the calling convention of `nn.scan`."""
 
     config: DecoderConfig
@@ -74,18 +113,22 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Array,
-        past: tuple[tuple[Array, Array], ...],
+        past: tuple[Block | Array, ...],
         changes: Mapping[str, Any],
         kind: Array,
         views: tuple[View, ...],
+        caches: tuple[Cache, ...],
     ) -> tuple[Array, tuple[tuple[Array, Array], Array]]:
         """Returns the carry of the scan and what it stacks: keys and values, and the residual stream.
 
-        `changes` are an adapter's in this layer: the low-rank factors of each module, and the vector "output".
+        In `past`, the number of the layer stands for its block in the next of the caches. `changes` are an adapter's in
+        this layer: the low-rank factors of each module, and the vector "output".
         """
+        rest = iter(caches)
+        blocks = [block if isinstance(block, Block) else next(rest).layer(block) for block in past]
         view = views[0] if len(views) == 1 else jax.tree.map(lambda *leaves: jax.lax.select_n(kind, *leaves), *views)
         attended, key_values = Attention(self.config, self.matmul_dtype, name="attention")(
-            self._normed(x, "attention_norm"), view, past, changes.get("attention", {})
+            self._normed(x, "attention_norm"), view, blocks, changes.get("attention", {})
         )
         x = x + self._added(attended, "attention_post_norm")
         feed_forward = FeedForward(self.config, self.matmul_dtype, name="mlp")
@@ -138,10 +181,10 @@ class Decoder(nn.Module):
         if c.learned_positions:
             self.positions = self.param("positions", nn.initializers.normal(0.02), (c.max_context, c.embed_dim))
         scanned = nn.scan(
-            Block,
+            Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             out_axes=0,
             length=c.num_layers,
         )
@@ -188,7 +231,7 @@ class Decoder(nn.Module):
         where: Array | None = None,
         positions: Array | None = None,
         mask: Array | None = None,
-        past: Sequence[KeyValues] = (),
+        past: Sequence[KeyValues | Cache] = (),
         low_rank: LowRank | None = None,
         steering: Array | None = None,
         virtual: Array | None = None,
@@ -233,8 +276,8 @@ class Decoder(nn.Module):
         if where is None:
             where = jnp.ones((batch, length), bool)
         for block in past:
-            if block.keys.shape[1] not in (1, batch):
-                raise ConfigError(f"A past block has batch size {block.keys.shape[1]}; expected 1 (shared) or {batch}.")
+            if block.batch not in (1, batch):
+                raise ConfigError(f"A past block has batch size {block.batch}; expected 1 (shared) or {batch}.")
         key_positions, offset = _past_positions(past)  # [B | 1, S] each, and [B | 1]
         if positions is None:
             positions = offset[:, None] + jnp.cumsum(where, axis=1, dtype=jnp.int32) - 1
@@ -264,16 +307,16 @@ class Decoder(nn.Module):
         if self.config.learned_positions:
             embeddings = embeddings + jnp.take(self.positions, positions, axis=0).astype(self.dtype)
 
-        masks = [_exists(block)[:, None, :] for block in past] + [mask]
+        masks = [block.exists[:, None, :] for block in past] + [mask]
         kinds, views = make_views(
             self.config, positions=positions, key_positions=[*key_positions, positions], masks=masks, dtype=self.dtype
         )
-        past_arrays = tuple((b.keys.astype(self.dtype), b.values.astype(self.dtype)) for b in past)
+        blocks, caches = _by_layer([_cast(block, self.dtype) for block in past])
         changes = {**of_adapter.get("low_rank", {}), **_given(output=of_adapter.get("steering"))}
         embeddings = constrain(embeddings, self.mesh, "batch", None, None)
-        x, ((keys, values), layer_hidden) = self.layers(embeddings, past_arrays, changes, kinds, views)
+        x, ((keys, values), layer_hidden) = self.layers(embeddings, blocks, changes, kinds, views, caches)
         if prefix is not None:
-            keys, values = (_joined(*pair) for pair in zip(past_arrays[0], (keys, values), strict=True))
+            keys, values = _joined(prefix.keys, keys), _joined(prefix.values, values)
         if keys.shape[3] > length:
             where = jnp.pad(where, ((0, 0), (keys.shape[3] - length, 0)), constant_values=True)
         return DecoderOutput(
@@ -305,7 +348,8 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _joined(shared: Array, new: Array) -> Array:
     """Puts keys or values `[L, 1, K, P, E]` of all rows in front of those of each, `[L, B, K, T, E]`."""
-    return jnp.concatenate([jnp.broadcast_to(shared, (*new.shape[:3], *shared.shape[3:])), new], axis=3)
+    shared = jnp.broadcast_to(shared.astype(new.dtype), (*new.shape[:3], *shared.shape[3:]))
+    return jnp.concatenate([shared, new], axis=3)
 
 
 def _prefix_block(adapter: Adapter | None) -> KeyValues | None:
@@ -314,16 +358,22 @@ def _prefix_block(adapter: Adapter | None) -> KeyValues | None:
     return None if found is None else KeyValues(keys=found[0][:, None], values=found[1][:, None])
 
 
-def _exists(block: KeyValues) -> Array:
-    """Which positions of a block exist, `[B | 1, S]` bool."""
-    return jnp.ones((1, block.keys.shape[3]), bool) if block.where is None else block.where
+def _cast(block: KeyValues | Cache, dtype: jnp.dtype) -> KeyValues | Cache:
+    return dataclasses.replace(block, keys=block.keys.astype(dtype), values=block.values.astype(dtype))
 
 
-def _past_positions(past: Sequence[KeyValues]) -> tuple[list[Array], Array]:
+def _by_layer(past: Sequence[KeyValues | Cache]) -> tuple[tuple[Block | Array, ...], tuple[Cache, ...]]:
+    """What is scanned over the layers: the blocks, the number of the layer for a cache; and the caches."""
+    caches = tuple(block for block in past if isinstance(block, Cache))
+    numbers = jnp.arange(past[0].keys.shape[0] if past else 0, dtype=jnp.int32)
+    return tuple(numbers if isinstance(block, Cache) else Block(block.keys, block.values) for block in past), caches
+
+
+def _past_positions(past: Sequence[KeyValues | Cache]) -> tuple[list[Array], Array]:
     """Returns the positions of the keys of each block, `[B | 1, S]` int32, and how many exist in all, `[B | 1]`."""
     found, total = [], jnp.zeros((1,), jnp.int32)
     for block in past:
-        exists = _exists(block)
+        exists = block.exists
         rows = max(total.shape[0], exists.shape[0])
         total, exists = jnp.broadcast_to(total, (rows,)), jnp.broadcast_to(exists, (rows, exists.shape[1]))
         found.append(total[:, None] + jnp.cumsum(exists, axis=1, dtype=jnp.int32) - 1)

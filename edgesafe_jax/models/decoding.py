@@ -7,6 +7,7 @@ answer does not wait for a long one. A slot never looks at another one.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesafe_jax.models.decoder import Decoder, DecoderOutput, KeyValues
+from edgesafe_jax.models.decoder import Cache, Decoder, DecoderOutput, KeyValues
 from edgesafe_jax.models.sharding import constrain
 from edgesafe_jax.typing import Array, Params, PRNGKey
 
 _BLOCK = 256  # of the vocabulary, in `_argmax` and `_sample`
+
+PIECE, LEAST_PIECE = 1024, 16
+"""On CPU, rows times positions of a cache that are read at once, and the least number of these positions."""
+
+
+def piece_length(num: int, size: int) -> int:
+    """Positions in one piece of a cache of `num` rows of `size` positions each, a divisor of `size`.
+
+    On CPU attention is bound by memory, and reads filled pieces alone; accelerators read all in one operation.
+    """
+    most = max(LEAST_PIECE, PIECE // num)
+    length = math.gcd(size, 1 << (most.bit_length() - 1))
+    return size if length < LEAST_PIECE or jax.default_backend() != "cpu" else length
 
 
 def _argmax(logits: Array) -> tuple[Array, Array]:
@@ -100,7 +114,7 @@ class Slots:
     """B answers in the making.
 
     Attributes:
-      keys: `[L, B, K, S, E]`, keys of each prompt and behind them of its answer.
+      keys: `[L, P, B, K, Q, E]`, keys of each prompt and behind them of its answer, in P pieces of Q positions.
       values: the same of values.
       length: `[B]` int32, positions of the prompt.
       count: `[B]` int32, tokens of the answer so far.
@@ -131,7 +145,7 @@ class Slots:
 @jax.jit
 def take(slots: Slots, chosen: Array | np.ndarray) -> Slots:
     """The chosen slots alone."""
-    cache = {"keys": slots.keys[:, chosen], "values": slots.values[:, chosen]}
+    cache = {"keys": slots.keys[:, :, chosen], "values": slots.values[:, :, chosen]}
     names = [name for name in slots.__dataclass_fields__ if name not in cache]
     return Slots(**cache, **{name: getattr(slots, name)[chosen] for name in names})
 
@@ -144,8 +158,9 @@ def empty_slots(
 ) -> Slots:
     """B = `num` slots without an answer, of `size` positions each."""
     c = decoder.config
-    cache = jnp.zeros((c.num_layers, num, c.num_kv_heads, size, c.head_dim), decoder.dtype)
-    cache = constrain(cache, decoder.mesh, None, "batch", "kv_heads", None, None)
+    length = piece_length(num, size)
+    cache = jnp.zeros((c.num_layers, size // length, num, c.num_kv_heads, length, c.head_dim), decoder.dtype)
+    cache = constrain(cache, decoder.mesh, None, None, "batch", "kv_heads", None, None)
     zeros = jnp.zeros((num,), jnp.int32)
     return Slots(
         keys=cache,
@@ -214,6 +229,12 @@ def _append(
     )
 
 
+def as_pieces(block: Array, length: int) -> Array:
+    """Cuts keys or values `[L, N, K, T, E]` into pieces `[L, P, N, K, Q, E]`, Q = `length`, zeros behind the last."""
+    padded = jnp.pad(block, ((0, 0), (0, 0), (0, 0), (0, -block.shape[3] % length), (0, 0)))
+    return jnp.moveaxis(padded.reshape(*block.shape[:3], -1, length, block.shape[4]), 3, 1)
+
+
 @functools.partial(jax.jit, static_argnames=("decoder", "ids"), donate_argnames=("slots",))
 def fill(
     decoder: Decoder,
@@ -243,7 +264,7 @@ def fill(
     Returns:
       The slots.
     """
-    num, length = prompts.tokens.shape
+    num = len(prompts.tokens)
     output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
         {"params": params}, prompts.tokens, where=prompts.where, past=(shared,), **attached
     )
@@ -265,10 +286,12 @@ def fill(
         random=prompts.keys,
     )
     fresh = _append(decoder, params, last, fresh, temperature, ids)
-    cache = {
-        "keys": slots.keys.at[:, places, :, :length].set(fresh.keys.astype(slots.keys.dtype)),
-        "values": slots.values.at[:, places, :, :length].set(fresh.values.astype(slots.values.dtype)),
-    }
+
+    def put(cache: Array, new: Array) -> Array:
+        pieces = as_pieces(new, cache.shape[4]).astype(cache.dtype)
+        return cache.at[:, : pieces.shape[1], places].set(pieces)
+
+    cache = {"keys": put(slots.keys, fresh.keys), "values": put(slots.values, fresh.values)}
     names = [name for name in slots.__dataclass_fields__ if name not in cache]
     return Slots(**cache, **{name: getattr(slots, name).at[places].set(getattr(fresh, name)) for name in names})
 
@@ -286,12 +309,14 @@ def decode(
     ids: TokenIds,
 ) -> Slots:
     """Decodes all slots, one token at a time, until `limit` of them are finished; other arguments as `fill`'s."""
-    num, size = slots.keys.shape[1], slots.keys.shape[3]
+    count, num, length = slots.keys.shape[1], slots.keys.shape[2], slots.keys.shape[4]
+    size = count * length
     rows, columns = jnp.arange(num, dtype=jnp.int32), jnp.arange(size, dtype=jnp.int32)
 
     def advance(slots: Slots) -> Slots:
         place = slots.length + slots.count - 1  # of the last token, among the positions of its slot
-        cache = KeyValues(slots.keys, slots.values, where=columns[None] < place[:, None])
+        filled = jnp.max(jnp.where(slots.done, 0, place))
+        cache = Cache(slots.keys, slots.values, exists=columns[None] < place[:, None], filled=filled)
         output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
             {"params": params},
             slots.token[:, None],
@@ -303,7 +328,9 @@ def decode(
 
         def put(cache: Array, new: Array) -> Array:
             # Indexed axes come first: [B, L, K, E].
-            return cache.at[:, rows, :, place].set(new[:, :, :, 0].swapaxes(0, 1).astype(cache.dtype), mode="drop")
+            return cache.at[:, place // length, rows, :, place % length].set(
+                new[:, :, :, 0].swapaxes(0, 1).astype(cache.dtype), mode="drop"
+            )
 
         slots = slots.replace(  # type: ignore[attr-defined]
             keys=put(slots.keys, output.key_values.keys), values=put(slots.values, output.key_values.values)

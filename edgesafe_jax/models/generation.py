@@ -320,7 +320,7 @@ class _Run:
         ids = TokenIds(tokenizer.eos_ids, tokenizer.pad_id, tokenizer.suppressed_ids)
         common = (model.decoder, model.params, self.attached, self.shared)
         temperature = jnp.float32(self.temperature) if self.temperature > 0 else None
-        num = min(self.batch_size, 1 << (len(pending) - 1).bit_length())
+        num = _num_slots(len(pending), self.batch_size)
         slots = empty_slots(
             model.decoder,
             num,
@@ -361,6 +361,12 @@ class _Run:
         tokens, where = pad_tokens([self.rows[row] for row in rows], pad_id=pad_id)
         forced, begin = pad_tokens([self.forced[row] for row in rows], pad_id=pad_id, length=self.num_forced)
         return Prompts(tokens, where, forced, begin.sum(axis=1, dtype=np.int32), _take_keys(self.keys, np.array(rows)))
+
+
+def _num_slots(num_rows: int, batch_size: int) -> int:
+    """Slots for so many rows: a power of two or three quarters of one, and no more than a batch."""
+    power = 1 << (num_rows - 1).bit_length()
+    return min(3 * power // 4 if DIVIDED <= 3 * power // 4 >= num_rows else power, batch_size)
 
 
 def _side_by_side(streams: Sequence[Iterator[list[_Answer]]], in_threads: bool) -> Iterator[list[_Answer]]:

@@ -13,8 +13,9 @@ import pytest
 from edgesafe_jax.adapters import SoftPrompt
 from edgesafe_jax.models import decoder as decoder_lib
 from edgesafe_jax.models.attention import causal_mask
-from edgesafe_jax.models.decoder import FLOAT32, Decoder, KeyValues, remainder, truncate
+from edgesafe_jax.models.decoder import FLOAT32, Cache, Decoder, KeyValues, remainder, truncate
 from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token, num_params
+from edgesafe_jax.models.decoding import as_pieces
 from edgesafe_jax.models.families.rope import read_rope
 from edgesafe_jax.models.matmul import matmul, pack_bfloat16, unpack_bfloat16
 from edgesafe_jax.models.rope import rope_frequencies
@@ -182,6 +183,15 @@ def test_cached_equals_uncached(config, last):
     end = run(config, params, tokens=rows[:, -last:], past=(shared, block.key_values))
     close(end.hidden, whole.hidden[:, -last:])
     close(end.layer_hidden, whole.layer_hidden[:, :, -last:])
+    # The middle block in a cache of pieces, of which the last is never read.
+    length = where.shape[1]
+    exists = np.pad(where, ((0, 0), (0, -length % 4 + 4)))
+    keys, values = (
+        jnp.pad(as_pieces(each, 4), [(0, 0), (0, 1)] + [(0, 0)] * 4, constant_values=jnp.nan)
+        for each in (block.key_values.keys, block.key_values.values)
+    )
+    cache = Cache(keys, values, exists=jnp.asarray(exists), filled=jnp.int32(length))
+    close(run(config, params, tokens=rows[:, -last:], past=(shared, cache)).hidden, whole.hidden[:, -last:])
 
 
 def test_padding_anywhere_and_other_rows_change_nothing():

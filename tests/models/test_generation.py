@@ -200,8 +200,11 @@ def test_one_compilation_serves_a_bucket(tiny_model):
     assert sizes() == [before[0] + 1, before[1] + 1]
 
 
-def test_finished_slots_are_filled_again_and_the_last_rows_go_on_alone(tiny_model, greedy):
-    """More rows than slots, of which some end at once: every row's answer is that of its own."""
+def test_finished_slots_are_filled_again_and_the_last_rows_go_on_alone(tiny_model, greedy, monkeypatch):
+    """More rows than slots, of which some end at once: every row's answer is that of its own; in a cache of pieces."""
+    monkeypatch.setattr(decoding, "PIECE", 1)
+    monkeypatch.setattr(decoding, "LEAST_PIECE", 4)
+    decoding.empty_slots.clear_cache()
     model = with_eos(tiny_model, greedy.tokens[6][0], greedy.tokens[0][1])
     prompts, seen = [*PROMPTS] * 6, []
     with_few = generate(model, prompts, max_tokens=MAX_TOKENS, batch_size=16, on_batch=lambda *done: seen.append(done))
@@ -257,6 +260,15 @@ def test_prompts_beyond_the_context_are_named_before_anything_runs(tiny_model, m
     assert len(encode_prompts(long, ["." * BUCKETS[-1]], max_tokens=1)[0]) == BUCKETS[-1] + len(tail)
     with pytest.raises(ContextError, match=rf"Prompt 0 .* has {2 * BUCKETS[-1]}"):
         generate(long, ["." * 2 * BUCKETS[-1]], max_tokens=1)
+
+
+def test_pieces_of_a_cache_divide_it(monkeypatch):
+    assert decoding.piece_length(32, 128) == 32
+    assert decoding.piece_length(1, 128) == 128
+    assert decoding.piece_length(1000, 128) == decoding.LEAST_PIECE
+    assert decoding.piece_length(32, 52) == 52  # No multiple of a piece: all at once.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert decoding.piece_length(32, 128) == 128
 
 
 def test_bucket_length_is_the_smallest_that_holds_it():
