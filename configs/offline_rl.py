@@ -18,13 +18,15 @@ rewards and terminals. `config.planners` plan on the model beside them. `config.
     her_translation         the same after hindsight relabelling
     her_state_only          the same with the goal left where it was: a false augmentation
     her_learned             hindsight goals, then learned and tested translations
+    her_tested              hindsight goals, then the translations of all that pass the test
     her_oracle              hindsight goals, then the translations that the true simulator allows
     her_model               hindsight goals on data and rollouts of the model
     full_coverage           data from the whole domain
 
-Variants: `:river` a band with a current, `:walls` the arena with a wall, `:maze` Gymnasium-Robotics' PointMaze, `:ant`
-brax's ant, `:quickstart` what `launch.quickstart --only offline_rl` runs, `:runlocal` a check of the machinery. All
-results, with what the gain depends on, are in configs/RESULTS.md under "Offline RL".
+Variants: `:river` a band with a current, `:patches` ice and sand, `:walls` the arena with a wall, `:maze`
+Gymnasium-Robotics' PointMaze, `:ant` brax's ant, `:quickstart` what `launch.quickstart --only offline_rl` runs,
+`:runlocal` a check of the machinery. All results, with what the gain depends on, are in configs/RESULTS.md under
+"Offline RL".
 """
 
 import ml_collections
@@ -64,6 +66,7 @@ VARIANTS = {
     },
     "river": {
         "world": "river",
+        "alpha": 0.02,
         "methods": ("her", "her_translation", "her_learned", "her_oracle"),
         "data.num_episodes": 400,
         "model.learning_rate": 3e-3,
@@ -73,6 +76,22 @@ VARIANTS = {
         "symmetry.num_steps": 1000,
         "symmetry.num_elements": 8,
         "num_updates": 6000,
+        "normalize": True,
+        "num_runs": 5,
+        "num_seeds": 1,
+    },
+    "patches": {
+        "world": "patches",
+        "alpha": 0.03,
+        "methods": ("her", "her_translation", "her_learned", "her_tested", "her_oracle"),
+        "data.num_episodes": 400,
+        "model.learning_rate": 3e-3,
+        "model.num_epochs": 80,
+        "model.batch_size": 128,
+        "symmetry.by_kind": True,
+        "symmetry.num_steps": 1000,
+        "symmetry.num_elements": 16,
+        "num_updates": 12000,
         "normalize": True,
         "num_runs": 5,
         "num_seeds": 1,
@@ -105,7 +124,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full config, or a `variant` of it: "river", "walls", "maze", "ant", "quickstart" or "runlocal"."""
+    """Returns the full config, or a `variant` of it, one of `VARIANTS`."""
     config = ml_collections.ConfigDict()
     config.task = "offline_rl"
     config.seed = 0
@@ -133,6 +152,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.symmetry = ml_collections.ConfigDict()
     config.symmetry.declare_domain = True  # whether the arena is declared to be the same beyond the data
     config.symmetry.along = ()  # axes of the translations along which alone it is; () for all directions
+    config.symmetry.by_kind = False  # whether it depends on the place only through what is seen of it
     config.symmetry.max_violation = 0.1
     config.symmetry.num_steps = 1500
     config.symmetry.num_elements = 32  # of each transition

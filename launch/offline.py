@@ -112,10 +112,9 @@ def pipeline_settings(config: Config) -> PipelineSettings:
         symmetry=SymmetrySettings(
             declare_domain=bool(symmetry["declare_domain"]),
             along=tuple(symmetry["along"]),
+            by_kind=bool(symmetry["by_kind"]),
             num_elements=int(symmetry["num_elements"]),
-            reach=dynamics.ReachSettings(
-                max_violation=float(symmetry["max_violation"]), num_steps=int(symmetry["num_steps"])
-            ),
+            reach=dynamics.ReachSettings(**{name: symmetry[name] for name in ("max_violation", "num_steps")}),
         ),
         policies=PolicySettings(
             her_fraction=float(config["her_fraction"]),

@@ -34,6 +34,7 @@ from edgesafe_jax.dynamics.groups import (
     act_on_segment,
     sample_elements,
 )
+from edgesafe_jax.dynamics.kinds import Kinds, find_kinds
 from edgesafe_jax.dynamics.nested import NestedResult, fit_hidden, hide, nested_test
 from edgesafe_jax.dynamics.study import Study, is_wrong, study_transformation, true_gaps
 from edgesafe_jax.dynamics.support import BoxDomain, CalibrationError, Support, episode_quantile, fit_support
@@ -45,6 +46,7 @@ from edgesafe_jax.dynamics.symmetrised import (
     verify_elements,
 )
 from edgesafe_jax.dynamics.transformations import (
+    DomainTranslations,
     ReachLog,
     ReachSettings,
     TransformBank,
@@ -71,6 +73,7 @@ __all__ = [
     "BoxDomain",
     "Calibration",
     "CalibrationError",
+    "DomainTranslations",
     "DynamicsError",
     "Element",
     "ElementVerdicts",
@@ -81,6 +84,7 @@ __all__ = [
     "FitLog",
     "GaussianMLP",
     "GroupAction",
+    "Kinds",
     "NestedResult",
     "Permutation",
     "PlanarRotation",
@@ -112,6 +116,7 @@ __all__ = [
     "episode_interval",
     "episode_quantile",
     "equivalence_test",
+    "find_kinds",
     "fit_ensemble",
     "fit_hidden",
     "fit_support",

@@ -142,22 +142,60 @@ def fit_support(
     )
 
 
-def thin_support(support: Support, max_references: int) -> Support:
-    """Keeps the first view of a support and fewer references, for use inside a simulator.
+class SupportTable(struct.PyTreeNode):
+    """The first view of a support as a table of cells, which answers in one look-up: for use inside a simulator.
+
+    Attributes:
+      inside: `[n ** D]` whether the centre of each cell is inside, for the D dimensions of the view.
+      low: `[D]` lower corner of the table, normalised.
+      cell: `[D]` sizes of a cell.
+      view: the dimensions of the input.
+      num_cells: n, along each dimension.
+    """
+
+    inside: Array
+    low: Array
+    cell: Array
+    view: tuple[int, ...] = struct.field(pytree_node=False)
+    num_cells: int = struct.field(pytree_node=False)
+
+    def contains(self, inputs: Array) -> Array:
+        """Returns whether normalised inputs `[N, M]` are in a cell whose centre is inside, `[N]`."""
+        places = jnp.floor((inputs[:, jnp.array(self.view)] - self.low[None]) / self.cell[None])
+        within = jnp.all((places >= 0) & (places < self.num_cells), axis=1)
+        powers = jnp.array([self.num_cells**power for power in range(len(self.view))], jnp.int32)
+        index = jnp.sum(jnp.clip(places, 0, self.num_cells - 1).astype(jnp.int32) * powers[None], axis=1)
+        return within & self.inside[index]
+
+
+def tabulate_support(support: Support, *, max_cells: int = 65_536) -> SupportTable:
+    """Makes a table of the first view of a support.
 
     Args:
-      support: the whole one.
-      max_references: references that are kept, evenly spaced.
+      support: the support.
+      max_cells: cells in all: 256 along each of two dimensions, 40 of three, 16 of four.
 
     Returns:
-      The support. The threshold is the 95 % quantile of the distances of all references to those that are kept, or the
-      whole one's where that is larger.
+      The table.
+
+    Raises:
+      DynamicsError: the view has so many dimensions that there is not one cell for each side.
     """
-    rows = np.unique(np.linspace(0, len(support.references) - 1, max_references).astype(int))
-    kept, view = support.references[rows], support.views[0]
-    near = np.quantile(np.asarray(_nearest(support.references, kept, view)), 0.95)
-    threshold = jnp.maximum(support.thresholds[:1], jnp.float32(near))
-    return Support(references=kept, thresholds=threshold, constant=support.constant, views=(view,))
+    check_counts(max_cells=max_cells)
+    view = support.views[0]
+    num = int(max_cells ** (1 / len(view)) + 1e-6)
+    if num < 2:
+        raise DynamicsError(f"a table of {max_cells} cells over {len(view)} dimensions: expected more cells")
+    threshold = support.thresholds[0]
+    known = support.references[:, jnp.array(view)]
+    low, high = jnp.min(known, 0) - threshold, jnp.max(known, 0) + threshold
+    cell = (high - low) / num
+    axes = [jnp.arange(num, dtype=jnp.float32)] * len(view)
+    grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(view))
+    # The first dimension changes fastest, as in `SupportTable.contains`.
+    centres = low[None] + (grid[:, ::-1] + 0.5) * cell[None]
+    near = _nearest(centres, known, tuple(range(len(view))))
+    return SupportTable(near <= threshold, low, cell, view=view, num_cells=num)
 
 
 @functools.partial(jax.jit, static_argnums=2)

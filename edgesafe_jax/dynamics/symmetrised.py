@@ -25,8 +25,8 @@ from edgesafe_jax.dynamics.ensemble import Ensemble, Prediction
 from edgesafe_jax.dynamics.equivalence_report import summarize
 from edgesafe_jax.dynamics.equivariance import Verdict, check_group, equivalence_test
 from edgesafe_jax.dynamics.groups import Element, GroupAction
-from edgesafe_jax.dynamics.support import Support, thin_support
-from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, largest
+from edgesafe_jax.dynamics.support import SupportTable, tabulate_support
+from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions
 from edgesafe_jax.dynamics.world_model import WorldModel
 from edgesafe_jax.errors import check_counts
 from edgesafe_jax.typing import Array
@@ -46,7 +46,7 @@ class ElementVerdicts(struct.PyTreeNode):
 
     elements: Element
     verdicts: Array
-    support: Support
+    support: SupportTable
     data_mean: Array
 
     @property
@@ -79,7 +79,6 @@ def verify_elements(
     data: Transitions,
     *,
     exceptions: float = 0.05,
-    max_references: int = 256,
 ) -> ElementVerdicts:
     """Tests elements one by one, each on all transitions.
 
@@ -89,7 +88,6 @@ def verify_elements(
       elements: leaves `[M, ...]`.
       data: transitions.
       exceptions: fraction of the tested transitions that a verified element may leave out, see `summarize`.
-      max_references: transitions by which the support is known afterwards, evenly spaced; the fewer, the faster.
 
     Returns:
       The verdict on each. `EXTRAPOLATED` where too few transitions stay inside the support.
@@ -98,7 +96,6 @@ def verify_elements(
       DynamicsError: the group acts on other sizes, or an element lies outside it.
     """
     check_group(group, data)
-    check_counts(max_references=max_references)
     number = check_elements(group, elements)
     verdicts = []
     for index in range(number):
@@ -108,8 +105,8 @@ def verify_elements(
         )
         result = equivalence_test(model.ensemble, model.calibration, model.support, group, repeated, data)
         verdicts.append(summarize(result, exceptions=exceptions).overall)
-    kept = thin_support(model.support, max_references)
-    return ElementVerdicts(elements, jnp.asarray(verdicts, jnp.int8), kept, model.ensemble.input_mean)
+    table = tabulate_support(model.support)
+    return ElementVerdicts(elements, jnp.asarray(verdicts, jnp.int8), table, model.ensemble.input_mean)
 
 
 def compositions(group: GroupAction, elements: Element, *, num_factors: int) -> Element:
@@ -148,12 +145,12 @@ class SymmetrisedEnsemble(struct.PyTreeNode):
       elements: verified ones, the identity first, leaves `[V, ...]`.
       support: where the data are.
       group: the group.
-      num_averaged: elements that are averaged at most, those that lead nearest to the data.
+      num_averaged: elements that are averaged at most, the first that lead to the data.
     """
 
     ensemble: Ensemble
     elements: Element
-    support: Support
+    support: SupportTable
     group: GroupAction = struct.field(pytree_node=False)
     num_averaged: int = struct.field(pytree_node=False)
 
@@ -171,14 +168,12 @@ class SymmetrisedEnsemble(struct.PyTreeNode):
         moved = jax.vmap(self.group.state, in_axes=(0, None))(self.elements, state)
         acted = jax.vmap(self.group.action, in_axes=(0, None))(self.elements, action)
         inputs = jax.vmap(self.ensemble.normalize)(moved, acted)
-        view = jnp.array(self.support.views[0])
-        apart = inputs[:, None, view] - self.support.references[None, :, view]
-        distance = jnp.sqrt(-largest(-jnp.sum(apart**2, axis=-1), 1)) / self.support.thresholds[0]
-        nearest = jnp.argsort(jnp.maximum(distance, 1.0), stable=True)[: self.num_averaged]  # inside, all are equal
+        known = self.support.contains(inputs)
+        first = jnp.argsort(~known, stable=True)[: self.num_averaged]
         # Where no element leads to the data the plain model is asked, which is that of the identity.
-        inside = distance[nearest] <= 1
+        inside = known[first]
         none = ~jnp.any(inside)
-        chosen = jnp.where(none, 0, nearest)
+        chosen = jnp.where(none, 0, first)
         weights = jnp.where(none, 1.0, inside.astype(state.dtype))
         weights = weights / jnp.sum(weights)
 
@@ -218,8 +213,9 @@ def symmetrise(
       ensemble: the model that the elements were tested with.
       group: the group.
       verdicts: from `verify_elements`.
-      num_factors: most factors of the compositions of verified elements that are used too. More than one declares that
-        the law goes on beyond the data as the composed elements lead.
+      num_factors: most factors of the compositions of verified elements and their inverses that are used too (where
+        one leads to, the inverse is a symmetry as well). More than one declares that the law goes on beyond the data as
+        the composed elements lead.
       num_averaged: elements that are averaged at most.
 
     Returns:
@@ -246,7 +242,11 @@ def symmetrise(
         return ensemble
     verified = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], verdicts.elements)
     if num_factors > 1:
-        verified = compositions(group, verified, num_factors=num_factors)
+        backward = jax.vmap(group.inverse)(verified)
+        both = jax.tree.map(lambda one, other: jnp.concatenate([one, other.astype(one.dtype)]), verified, backward)
+        inside = np.isfinite(np.asarray(jax.vmap(group.log_prob)(both)))
+        both = jax.tree.map(lambda leaf: leaf[np.flatnonzero(inside)], both)
+        verified = compositions(group, both, num_factors=num_factors)
     elements = jax.tree.map(
         lambda one, many: jnp.concatenate([one[None].astype(many.dtype), many]), group.identity(), verified
     )

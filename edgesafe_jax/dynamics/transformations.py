@@ -35,6 +35,7 @@ from flax import struct
 from edgesafe_jax.dynamics.ensemble import Ensemble
 from edgesafe_jax.dynamics.equivariance import Calibration, accept, check_group, equivalence_test
 from edgesafe_jax.dynamics.groups import Translation
+from edgesafe_jax.dynamics.kinds import Kinds
 from edgesafe_jax.dynamics.support import BoxDomain, Support
 from edgesafe_jax.dynamics.transitions import DynamicsError, Transitions, check_settings, largest, standardizer
 from edgesafe_jax.errors import POSITIVE, POSITIVE_COUNT, Range, check_counts
@@ -96,6 +97,25 @@ class TranslationDistribution(struct.PyTreeNode):
         """Returns the differential entropy at a state `[S]`, in nats."""
         low, high = self.interval(state)
         return jnp.sum(jnp.log(high - low))
+
+
+class DomainTranslations(struct.PyTreeNode):
+    """Translations that lead each state to a place drawn uniformly from a box, whatever the law there.
+
+    Attributes:
+      group: the translations.
+      domain: the box, over the dimensions that the group moves.
+    """
+
+    group: Translation = struct.field(pytree_node=False)
+    domain: BoxDomain = struct.field(pytree_node=False)
+
+    def sample(self, key: PRNGKey, state: Array) -> Array:
+        """Draws a translation `[K]` for a state `[S]`."""
+        moved = [axes[0] for axes in self.group.state_axes]
+        where = [self.domain.dims.index(dim) for dim in moved]
+        low, high = (jnp.array([ends[i] for i in where], jnp.float32) for ends in (self.domain.low, self.domain.high))
+        return jax.random.uniform(key, low.shape, minval=low, maxval=high) - state[jnp.array(moved)]
 
 
 class ReachLog(struct.PyTreeNode):
@@ -161,6 +181,7 @@ def fit_translations(
     *,
     domain: BoxDomain | None = None,
     along: tuple[int, ...] = (),
+    kinds: Kinds | None = None,
 ) -> tuple[TranslationDistribution, ReachLog]:
     r"""Learns how far each state may be translated.
 
@@ -169,7 +190,8 @@ def fit_translations(
     (`edgesafe_jax.dynamics.equivariance`). Outside it, how far it leaves the support, in thresholds. A declared domain
     takes the place of the support there, and inside counts beside the test, the larger of both: how far the transformed
     transition leaves the domain, in tenths of its size. With axes along which the law is declared to go on, test and
-    support are those of the element's counterpart in the data, see `make_bank`.
+    support are those of the element's counterpart in the data, see `make_bank`; with kinds those of one counterpart of
+    each kind, weighed by the memberships of the place that the element leads to.
 
     Args:
       key: a typed random key.
@@ -181,6 +203,7 @@ def fit_translations(
       settings: bound on the violation and optimiser; None: `ReachSettings()`.
       domain: where the user declares the dynamics to be the same; None: nowhere beyond the data.
       along: axes of the group along which the law is declared to go on as in the data, within the domain.
+      kinds: what is seen of places, through which alone the law is declared to depend on them, within the domain.
 
     Returns:
       The distribution and the log of its fit.
@@ -191,13 +214,13 @@ def fit_translations(
     """
     settings = settings or ReachSettings()
     check_group(group, data)
-    check_along(group, along, domain)
+    check_along(group, along, domain, kinds)
     if calibration.horizon != 1:
         raise DynamicsError(f"a calibration for {calibration.horizon} steps: expected one for single transitions")
     for axis, (low, high) in enumerate(zip(group.low, group.high, strict=True)):
         if not low < 0 < high:
             raise DynamicsError(f"axis {axis} of the group reaches from {low} to {high}: expected below 0 to above 0")
-    params, stats, log = _fit((group, domain, along, settings), key, ensemble, calibration, support, data)
+    params, stats, log = _fit((group, domain, along, settings), key, ensemble, calibration, support, data, kinds)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((params, log))):
         raise DynamicsError(
             f"the fit failed: weights, entropy or multiplier are not finite after {settings.num_steps} steps; try a "
@@ -214,35 +237,48 @@ def _fit(
     calibration: Calibration,
     support: Support,
     data: Transitions,
+    kinds: Kinds | None,
 ) -> tuple[Params, tuple[Array, Array], ReachLog]:
     group, domain, along, settings = static
+    axes = tuple(range(len(group.low))) if kinds is not None else along
     states = jnp.asarray(data.states)
     mean, std = standardizer(states)
     optimizer = optax.adam(settings.learning_rate)
 
-    def violation(element: Array, row: Transitions, other: Array) -> tuple[Array, Array, Array]:
-        """Margins of the test and of the declaration, and the normalised input."""
+    def margins(element: Array, row: Transitions, others: Array) -> tuple[Array, Array, Array, Array]:
+        """Margins of the test at each counterpart `[C]` and of the declaration, inputs `[C, M]`, weights `[C]`."""
         state, after = group.state(element, row.states), group.state(element, row.next_states)
         declared = jnp.zeros(()) if domain is None else 10 * jnp.maximum(domain.excess(state), domain.excess(after))
-        tested = counterpart(group, along, element, row.states, other)
-        state, after = group.state(tested, row.states), group.state(tested, row.next_states)
-        action = group.action(tested, row.actions)
+        weights = jnp.ones(1) if kinds is None else kinds.weights(state)
+        test, inputs = jax.vmap(lambda other: judged(counterpart(group, axes, element, row.states, other), row))(others)
+        return test, declared, inputs, weights
+
+    def judged(element: Array, row: Transitions) -> tuple[Array, Array]:
+        state, after = group.state(element, row.states), group.state(element, row.next_states)
+        action = group.action(element, row.actions)
         prediction = ensemble.predict(state, action)
         error = largest(jnp.abs(prediction.mean - after) / (0.5 * calibration.tolerance))
         doubt = calibration.expected_error(prediction.spread) / calibration.threshold
         test = jnp.maximum(jnp.maximum(error, doubt) - 1, 0.0)
-        return test, declared, ensemble.normalize(state, action)
+        return test, ensemble.normalize(state, action)
 
     def loss(params: Params, multiplier: Array, rows: Transitions, keys: Array) -> tuple[Array, tuple[Array, Array]]:
         q = TranslationDistribution(params, mean, std, group, settings.hidden)
         elements = jax.vmap(q.sample)(keys, rows.states)
-        test, declared, inputs = jax.vmap(violation)(elements, rows, jnp.roll(rows.states, 1, axis=0))
-        distances = support.distances(inputs)
-        known = jnp.all(distances <= 1, axis=0)
-        outside = declared if domain is not None and not along else jnp.maximum(largest(distances, 0) - 1, declared)
+        if kinds is None:
+            others = jnp.roll(rows.states, 1, axis=0)[:, None]
+        else:
+            others = jax.vmap(lambda each: kinds.draw(jax.random.fold_in(each, 1)))(keys)
+        test, declared, inputs, weights = jax.vmap(margins)(elements, rows, others)
+        distances = support.distances(inputs.reshape(-1, inputs.shape[-1])).reshape(-1, *test.shape)
+        known, declared = jnp.all(distances <= 1, axis=0), declared[:, None]
+        outside = declared if domain is not None and not axes else jnp.maximum(largest(distances, 0) - 1, declared)
         amount = jnp.where(known, jnp.maximum(test, declared), outside)
+        if kinds is not None:  # of what is unclear or not in the data nothing is known
+            amount = jnp.where(kinds.present[None], amount, jnp.maximum(1.0, declared))
         entropy = jnp.mean(jax.vmap(q.entropy)(rows.states))
-        return -entropy + multiplier * jnp.mean(jnp.log1p(amount)), (entropy, jnp.mean(amount > 0))
+        rate = jnp.mean(jnp.sum(weights * (amount > 0).astype(weights.dtype), axis=1))
+        return -entropy + multiplier * jnp.mean(jnp.sum(weights * jnp.log1p(amount), axis=1)), (entropy, rate)
 
     def step(carry: tuple, key: PRNGKey) -> tuple[tuple, tuple[Array, Array, Array]]:
         params, opt_state, log_multiplier = carry
@@ -284,11 +320,12 @@ def make_bank(
     ensemble: Ensemble,
     calibration: Calibration,
     support: Support,
-    distribution: TranslationDistribution,
+    distribution: TranslationDistribution | DomainTranslations,
     data: Transitions,
     *,
     domain: BoxDomain | None = None,
     along: tuple[int, ...] = (),
+    kinds: Kinds | None = None,
     num_elements: int = 64,
 ) -> TransformBank:
     """Draws elements for every transition and tests them one by one, so that training only has to look them up.
@@ -296,8 +333,10 @@ def make_bank(
     A declared domain says that the dynamics is the same in all of it. Where that is false, as of a river that crosses
     it, `along` declares less: that the law goes on along some axes as in the data. An element that leaves the support
     is then accepted if its counterpart is verified: the element that agrees with it in the other axes, and along the
-    declared ones leads to where another transition of the data is. If the declaration is true, both are right or both
-    are wrong, and P(accepted and wrong) is bounded as that of the test is.
+    declared ones leads to where another transition of the data is. With `kinds` the law is declared to depend on the
+    place only through what is seen of it, and the counterpart leads to where the data are at a place of the same kind.
+    If the declaration is true, both are right or both are wrong, and P(accepted and wrong) is bounded as that of the
+    test is.
 
     Args:
       key: a typed random key.
@@ -309,6 +348,8 @@ def make_bank(
       domain: where the user declares the dynamics to be the same; both ends of the transformed transition have to lie
         in it.
       along: axes of the group along which the law is declared to go on as in the data, within the domain.
+      kinds: what is seen of places; nothing is accepted that starts at, or leads to, a place of a kind which the data
+        lack or which is unclear.
       num_elements: M, elements per transition.
 
     Returns:
@@ -317,10 +358,10 @@ def make_bank(
     check_counts(num_elements=num_elements)
     group = distribution.group
     check_group(group, data)
-    check_along(group, along, domain)
+    check_along(group, along, domain, kinds)
     draw = jax.jit(jax.vmap(distribution.sample))
     elements, verdicts, declared, inner = [], [], [], []
-    match = jax.jit(jax.vmap(functools.partial(counterpart, group, along)))
+    match = jax.jit(functools.partial(_counterparts, group, along))
     inside = jax.jit(jax.vmap(lambda e, s: domain.contains(group.state(e, s)))) if domain else None
     for number in range(num_elements):
         keys = jax.random.split(jax.random.fold_in(key, number), len(data.states))
@@ -328,13 +369,13 @@ def make_bank(
         result = equivalence_test(ensemble, calibration, support, group, drawn, data)
         elements.append(drawn)
         verdicts.append(result.verdicts)
-        if along:
-            others = jax.random.permutation(jax.random.fold_in(key, num_elements + number), jnp.asarray(data.states))
-            tested = match(drawn, data.states, others)
+        known = jnp.array(True)
+        if along or kinds is not None:
+            tested, known = match(jax.random.fold_in(key, num_elements + number), drawn, data.states, kinds)
             result = equivalence_test(ensemble, calibration, support, group, tested, data)
             inner.append(result.verdicts)
         if inside is not None:
-            declared.append(inside(drawn, data.states) & inside(drawn, data.next_states))
+            declared.append(inside(drawn, data.states) & inside(drawn, data.next_states) & known)
     table = np.stack(verdicts, 1)
     accepted = accept(
         table,
@@ -344,12 +385,30 @@ def make_bank(
     return TransformBank(elements=jnp.stack(elements, 1), accepted=jnp.asarray(accepted), verdicts=jnp.asarray(table))
 
 
-def check_along(group: Translation, along: tuple[int, ...], domain: BoxDomain | None) -> None:
-    """Refuses axes that a group lacks, and axes without a domain that ends them.
+def _counterparts(
+    group: Translation, along: tuple[int, ...], key: PRNGKey, elements: Array, states: Array, kinds: Kinds | None
+) -> tuple[Array, Array]:
+    """Counterparts of elements `[N, K]` on states `[N, S]`, and whether both places are of known kinds, `[N]`."""
+    states = jnp.asarray(states)
+    match = functools.partial(counterpart, group, along if kinds is None else tuple(range(len(group.low))))
+    if kinds is None:
+        return jax.vmap(match)(elements, states, jax.random.permutation(key, states)), jnp.ones(len(states), bool)
+    moved = jax.vmap(group.state)(elements, states)
+    before, after = (jnp.argmax(jax.vmap(kinds.weights)(each), axis=1) for each in (states, moved))
+    drawn = jax.vmap(kinds.draw)(jax.random.split(key, len(states)))
+    tested = jax.vmap(lambda e, s, d, k: match(e, s, d[k]))(elements, states, drawn, after)
+    return tested, kinds.present[before] & kinds.present[after]
+
+
+def check_along(group: Translation, along: tuple[int, ...], domain: BoxDomain | None, kinds: Kinds | None) -> None:
+    """Refuses axes that a group lacks, both axes and kinds, and one of them without a domain that ends it.
 
     Raises:
-      DynamicsError: if there is such an axis.
+      DynamicsError: one of these is so.
     """
+    if kinds is not None and (along or domain is None):
+        what = f"along={along}" if along else "no domain"
+        raise DynamicsError(f"kinds of places with {what}: expected the box in which they are seen, and no axes")
     bad = [axis for axis in along if not 0 <= axis < len(group.low)]
     if bad:
         raise DynamicsError(

@@ -82,6 +82,7 @@ def offline_rl_fields() -> Fields:
         "alpha": PROBABILITY,
         "symmetry.declare_domain": FLAG,
         "symmetry.along": Each(Range(0, 100, integer=True)),
+        "symmetry.by_kind": FLAG,
         "symmetry.max_violation": PROBABILITY,
         "symmetry.num_steps": POSITIVE_COUNT,
         "symmetry.num_elements": SIZE,

@@ -75,5 +75,6 @@ def make_ant() -> Task:
         tolerance=_TOLERANCE,
         domain=FIELD,
         horizon=60,
+        control_step=0.05,
         radius=0.4,
     )

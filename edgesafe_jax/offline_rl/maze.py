@@ -129,6 +129,7 @@ def make_point_maze(
         domain=inner,
         walls=_outlines(free),
         horizon=horizon,
+        control_step=num_substeps * _TIME_STEP,
         radius=0.45,
         place=place,
     )

@@ -29,6 +29,7 @@ class MethodInputs:
       dataset: its data.
       model: the learned world.
       learned: returns the bank of learned and tested translations; made at the first call.
+      tested: returns the bank of translations to anywhere in the domain that passed the test.
       untested: returns the bank of translations that nothing has tested.
       noise_scale: of state noise, in standard deviations of the states.
       rollouts_per_row: rollouts of the model for each row of the data.
@@ -40,6 +41,7 @@ class MethodInputs:
     dataset: OfflineDataset
     model: WorldModel
     learned: Callable[[], TransformBank]
+    tested: Callable[[], TransformBank]
     untested: Callable[[], TransformBank]
     noise_scale: float = 0.01
     rollouts_per_row: float = 0.2
@@ -107,6 +109,7 @@ METHODS: dict[str, Method] = {
     "her_translation": Method(lambda inputs: _data(inputs, inputs.untested()), her=True, symmetry=True),
     "her_state_only": Method(lambda inputs: _data(inputs, inputs.untested()), her=True, symmetry=True, goal_fixed=True),
     "her_learned": Method(lambda inputs: _data(inputs, inputs.learned()), her=True, symmetry=True),
+    "her_tested": Method(lambda inputs: _data(inputs, inputs.tested()), her=True, symmetry=True),
     "her_oracle": Method(_oracle, her=True, symmetry=True, simulated=True),
     "her_model": Method(_model, her=True),
     "full_coverage": Method(_full_coverage, her=True, simulated=True),

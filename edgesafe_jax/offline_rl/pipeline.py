@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ import numpy as np
 
 from edgesafe_jax.dynamics import (
     BoxDomain,
+    DomainTranslations,
+    Kinds,
     ReachSettings,
     TransformBank,
     Transitions,
     TranslationDistribution,
     WorldModel,
     WorldModelSettings,
+    find_kinds,
     fit_translations,
     fit_world_model,
     make_bank,
@@ -37,7 +40,7 @@ from edgesafe_jax.offline_rl.datasets import OfflineDataset
 from edgesafe_jax.offline_rl.evaluation import Episodes, make_evaluator
 from edgesafe_jax.offline_rl.learning import Agent, Learner, make_trainer
 from edgesafe_jax.offline_rl.methods import METHODS, Method, MethodInputs, draw_key
-from edgesafe_jax.offline_rl.planned import PLANNED, PlanSettings, make_plan_evaluator
+from edgesafe_jax.offline_rl.planned import PLANNED, PlanSettings, make_plan_evaluator, seconds_per_plan
 from edgesafe_jax.offline_rl.relabelling import (
     LearningError,
     SamplerData,
@@ -58,12 +61,14 @@ class SymmetrySettings:
     Attributes:
       declare_domain: whether the task's domain is declared to have one law, beyond the data too.
       along: axes of the task's translations along which alone the law is declared to go on; empty: in all directions.
+      by_kind: whether the law is declared to depend on the place only through what is seen of it, `Task.kinds`.
       num_elements: translations that are proposed for each transition.
       reach: of the fit.
     """
 
     declare_domain: bool = True
     along: tuple[int, ...] = ()
+    by_kind: bool = False
     num_elements: int = 32
     reach: ReachSettings = dataclasses.field(default_factory=ReachSettings)
 
@@ -160,10 +165,12 @@ class PipelineResults:
       dataset: its data.
       replaced: see `tasks.compare_rules`; rewards and terminals of all rows, in all methods, are the task's.
       model: the world model.
-      banks: learned translations with the transitions that they belong to: ``symmetry`` of the data and
-        ``symmetry_fresh`` of fresh episodes; empty where no method learns translations.
+      banks: tested translations with the transitions that they belong to: ``symmetry`` of the data and
+        ``symmetry_fresh`` of fresh episodes where they are learned, ``tested`` and ``tested_fresh`` where they are
+        proposed uniformly; empty where no method tests any.
       agents: from method to its trained agents, a leading axis of seeds.
       episodes: from method and stratum to the evaluation, `[num_seeds, num_episodes]`; of planners, one seed.
+      plan_seconds: from planner to the seconds that one plan takes.
     """
 
     task: tasks.Task
@@ -173,6 +180,7 @@ class PipelineResults:
     banks: Mapping[str, tuple[TransformBank, Transitions]]
     agents: Mapping[str, Agent]
     episodes: Mapping[str, Mapping[str, Episodes]]
+    plan_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def choose_methods(names: Sequence[str]) -> dict[str, Method]:
@@ -236,16 +244,14 @@ def run_pipeline(
         relations=task.relations,
     )
     _log.info("model ready after %.0f s", time.monotonic() - started)
-    distribution = functools.cache(lambda: learn_translations(task, dataset, model, settings))
-    learned = functools.cache(
-        lambda: draw_bank(draw_key(seed, 3), task, model, distribution(), dataset.transitions(), settings.symmetry)
-    )
+    banks = _Banks(task, dataset, model, settings)
     inputs = MethodInputs(
         seed=seed,
         task=task,
         dataset=dataset,
         model=model,
-        learned=learned,
+        learned=lambda: banks.of_data("symmetry"),
+        tested=lambda: banks.of_data("tested"),
         untested=functools.cache(
             lambda: baselines.uniform_bank(
                 draw_key(seed, 4),
@@ -270,32 +276,79 @@ def run_pipeline(
         episodes[name] = {s: evaluate(key, agents[name], stratum) for s, stratum in strata.items()}
         rates = {s: round(float(np.mean(np.asarray(e.success))), 3) for s, e in episodes[name].items()}
         _log.info("%s: %s after %.0f s", name, rates, time.monotonic() - begun)
-    episodes |= evaluate_plans(task, dataset, model, settings, planners)
-    banks: dict[str, tuple[TransformBank, Transitions]] = {}
-    if "her_learned" in chosen:
-        banks["symmetry"] = learned(), dataset.transitions()
-        if settings.fresh_episodes:  # of the same law, which neither model nor translations have seen
-            fresh = tasks.generate(draw_key(seed, 7), task, num_episodes=settings.fresh_episodes).transitions()
-            bank = draw_bank(draw_key(seed, 8), task, model, distribution(), fresh, settings.symmetry)
-            banks["symmetry_fresh"] = bank, fresh
+    planned, plan_seconds = evaluate_plans(task, dataset, model, settings, planners)
     return PipelineResults(
-        task=task, dataset=dataset, replaced=replaced, model=model, banks=banks, agents=agents, episodes=episodes
+        task=task,
+        dataset=dataset,
+        replaced=replaced,
+        model=model,
+        banks=banks.used([name for name, method in _TESTED.items() if method in chosen]),
+        agents=agents,
+        episodes=episodes | planned,
+        plan_seconds=plan_seconds,
     )
+
+
+_TESTED = {"symmetry": "her_learned", "tested": "her_tested"}
+"""The methods whose banks are reported, by the bank's name."""
+
+
+class _Banks:
+    """The tested translations of a run by name, each bank made when it is first asked for."""
+
+    def __init__(self, task: tasks.Task, dataset: OfflineDataset, model: WorldModel, settings: PipelineSettings):
+        self.task, self.data, self.settings = task, dataset.transitions(), settings
+        self.draw = functools.partial(
+            draw_bank,
+            task=task,
+            model=model,
+            settings=settings.symmetry,
+            kinds=see_kinds(task, self.data, settings.symmetry),
+        )
+        self.proposals: dict[str, Callable[[], TranslationDistribution | DomainTranslations]] = {
+            "symmetry": functools.cache(lambda: learn_translations(task, dataset, model, settings)),
+            "tested": lambda: DomainTranslations(task.group, tasks.arena_domain(task)),
+        }
+        self.of_data = functools.cache(self._of_data)
+
+    def _of_data(self, name: str) -> TransformBank:
+        key = draw_key(self.settings.seed, {"symmetry": 3, "tested": 9}[name])
+        return self.draw(key, distribution=self.proposals[name](), data=self.data)
+
+    def used(self, names: Sequence[str]) -> dict[str, tuple[TransformBank, Transitions]]:
+        """Returns some banks of the data and, if the settings ask for them, of fresh episodes."""
+        found: dict[str, tuple[TransformBank, Transitions]] = {}
+        for name in names:
+            found[name] = self.of_data(name), self.data
+            if (
+                number := self.settings.fresh_episodes
+            ):  # of the same law, which neither model nor translations have seen
+                fresh = tasks.generate(draw_key(self.settings.seed, 7), self.task, num_episodes=number).transitions()
+                key = draw_key(self.settings.seed, 8)
+                found[f"{name}_fresh"] = self.draw(key, distribution=self.proposals[name](), data=fresh), fresh
+        return found
 
 
 def evaluate_plans(
     task: tasks.Task, dataset: OfflineDataset, model: WorldModel, settings: PipelineSettings, planners: Sequence[str]
-) -> dict[str, dict[str, Episodes]]:
-    """Plans to the goals of every stratum with what `planned.PLANNED` names; from name and stratum to episodes."""
+) -> tuple[dict[str, dict[str, Episodes]], dict[str, float]]:
+    """Plans to the goals of every stratum with what `planned.PLANNED` names.
+
+    Returns:
+      From name and stratum to episodes, and from name to the seconds of one plan.
+    """
     evaluate = make_plan_evaluator(task, settings.plan)
     episodes: dict[str, dict[str, Episodes]] = {}
+    seconds: dict[str, float] = {}
     for name in planners:
         begun, simulated = time.monotonic(), PLANNED[name](task, model, dataset.transitions(), settings.plan)
         key = draw_key(settings.seed, 1)
         episodes[name] = {s: evaluate(key, simulated, stratum) for s, stratum in task.strata.items()}
         rates = {s: round(float(np.mean(np.asarray(e.success))), 3) for s, e in episodes[name].items()}
+        seconds[name] = seconds_per_plan(task, simulated, settings.plan)
         _log.info("%s: %s after %.0f s", name, rates, time.monotonic() - begun)
-    return episodes
+        _log.info("%s: a plan takes %.1f ms of a step of %.3g ms", name, 1e3 * seconds[name], 1e3 * task.control_step)
+    return episodes, seconds
 
 
 def learn_translations(
@@ -313,19 +366,35 @@ def learn_translations(
         settings.symmetry.reach,
         domain=_declared(task, settings.symmetry),
         along=settings.symmetry.along,
+        kinds=see_kinds(task, dataset.transitions(), settings.symmetry),
     )
     return distribution
+
+
+def see_kinds(task: tasks.Task, data: Transitions, settings: SymmetrySettings) -> Kinds | None:
+    """Returns the kinds of places that the task's map shows, or None where the law is not declared by them.
+
+    Raises:
+      LearningError: it is, and the task has no map.
+    """
+    if not settings.by_kind:
+        return None
+    if task.kinds is None:
+        raise LearningError(f"symmetry.by_kind needs `Task.kinds`, which the task {task.name!r} lacks: leave it out")
+    return find_kinds(task.kinds, task.group, data)
 
 
 def draw_bank(
     key: jax.Array,
     task: tasks.Task,
     model: WorldModel,
-    distribution: TranslationDistribution,
+    distribution: TranslationDistribution | DomainTranslations,
     data: Transitions,
     settings: SymmetrySettings,
+    *,
+    kinds: Kinds | None = None,
 ) -> TransformBank:
-    """Tests what learned translations propose for some transitions."""
+    """Tests what a distribution of translations proposes for some transitions."""
     return make_bank(
         key,
         model.ensemble,
@@ -335,6 +404,7 @@ def draw_bank(
         data,
         domain=_declared(task, settings),
         along=settings.along,
+        kinds=kinds,
         num_elements=settings.num_elements,
     )
 

@@ -7,6 +7,7 @@ A plan of iCEM at each step, its trajectories simulated by the members of an ens
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Callable
 
 import jax
@@ -23,7 +24,7 @@ from edgesafe_jax.dynamics import (
     verify_elements,
 )
 from edgesafe_jax.dynamics.transitions import check_settings
-from edgesafe_jax.errors import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_COUNT
+from edgesafe_jax.errors import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_COUNT, check_counts
 from edgesafe_jax.offline_rl.evaluation import Episodes
 from edgesafe_jax.offline_rl.relabelling import LearningError
 from edgesafe_jax.offline_rl.tasks import Stratum, Task, check_task, sample_goal, sample_start
@@ -157,6 +158,31 @@ def make_goal_planner(task: Task, model: Model, settings: PlanSettings) -> Plann
         num_samples=settings.num_samples,
         noise_beta=settings.noise_beta,
     )
+
+
+def seconds_per_plan(task: Task, model: Model, settings: PlanSettings, *, num_plans: int = 30) -> float:
+    """Measures how long one plan takes by itself, without its compilation.
+
+    Args:
+      task: the task.
+      model: what plans are simulated with; None: the true world.
+      settings: of the planner.
+      num_plans: plans that are timed.
+
+    Returns:
+      Seconds, the median over the plans.
+    """
+    check_counts(num_plans=num_plans)
+    key, planner = jax.random.key(0), make_goal_planner(task, model, settings)
+    env_state = sample_start(key, task, task.data), sample_goal(key, task, task.data)
+    plan, state = jax.jit(planner.plan), planner.init()
+    jax.block_until_ready(plan(key, state, env_state))
+    seconds = []
+    for number in range(num_plans):
+        begun = time.perf_counter()
+        jax.block_until_ready(plan(jax.random.fold_in(key, number), state, env_state))
+        seconds.append(time.perf_counter() - begun)
+    return float(np.median(seconds))
 
 
 def make_plan_evaluator(

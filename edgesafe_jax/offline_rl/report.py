@@ -73,17 +73,26 @@ def report_policies(results: PipelineResults) -> RunReport:
         f"{results.replaced['rewards_replaced']:.3g} of the rows the data had other rewards, of "
         f"{results.replaced['terminals_replaced']:.3g} other terminals."
     )
+    if results.plan_seconds:
+        timed = [
+            {"planner": name, "milliseconds": 1e3 * seconds, "of a control step": seconds / task.control_step}
+            for name, seconds in results.plan_seconds.items()
+        ]
+        section.table(timed, caption="One plan by itself, without compilation: the median.", digits=3)
+        tables.append(reporting.make_table(timed, digits=3))
+        values |= {f"plans/{name}/seconds": seconds for name, seconds in results.plan_seconds.items()}
+        values |= {f"plans/{name}/of_control_step": s / task.control_step for name, s in results.plan_seconds.items()}
     quality = model_quality(results.model.ensemble, results.model.parts["calibration"], tolerance=task.tolerance)
     section.table([quality], caption="The model, on the calibration episodes; errors in tolerances.", digits=3)
     values |= {f"model/{name}": value for name, value in quality.items()}
     if results.banks:
         rows = [{"episodes": name, **bank_numbers(task, *bank)} for name, bank in results.banks.items()]
         tables.append(reporting.make_table(rows, digits=4))
-        caption = "Learned translations, of the data and of fresh episodes; intervals over episodes."
+        caption = "Tested translations, of the data and of fresh episodes; intervals over episodes."
         section.table(rows, caption=caption, digits=4)
         for row in rows:
             values |= _flat(row, str(row["episodes"]))
-        _symmetry_figures(section, task, *results.banks["symmetry"])
+        _symmetry_figures(section, task, *next(iter(results.banks.values())))
     if task.simulated:
         png, what = _success_by_distance(results.episodes), "success by goal distance"
         section.figure(png, alt=what, caption=f"{what.capitalize()}, all strata.")

@@ -96,14 +96,22 @@ def report_runs(summaries: Sequence[Mapping[str, float]], methods: Sequence[str]
     section.table(worst, caption="The worst run of each.", digits=3)
     tables = [reporting.make_table(rows, digits=3)]
     banks = []
-    for bank in ("symmetry", "symmetry_fresh"):
+    for bank in ("symmetry", "symmetry_fresh", "tested", "tested_fresh"):
         # A run that accepted nothing has no fraction of wrong ones among it.
         names = [n for n in _BANK if all(run.get(f"offline_rl/{bank}/{n}") is not None for run in summaries)]
         for name in names:
             interval, low, high = add(f"{bank}/{name}")
             banks.append({"translations": bank, "rate": name, "over runs": interval, "lowest": low, "highest": high})
+    timed = [name for name in summaries[0] if name.startswith("offline_rl/plans/")]
+    plans = [
+        {"plans": name.removeprefix("plans/"), "over runs": add(name)[0]}
+        for name in (each.removeprefix("offline_rl/") for each in timed)
+    ]
+    if plans:
+        section.table(plans, caption="One plan by itself, without compilation.", digits=3)
+        tables.append(reporting.make_table(plans, digits=3))
     if banks:
-        section.table(banks, caption="Learned translations, on the data and on fresh episodes.", digits=4)
+        section.table(banks, caption="Tested translations, on the data and on fresh episodes.", digits=4)
         tables.append(reporting.make_table(banks, digits=4))
     return RunReport(section, to_json(values), tables)
 

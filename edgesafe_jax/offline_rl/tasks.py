@@ -108,7 +108,10 @@ class Task:
       walls: what stands in the way.
       borders: where the dynamics changes and nothing stands in the way; for pictures.
       relations: pairs of state dimensions whose differences the dynamics depends on, see `fit_ensemble`.
+      kinds: what is seen of a place in the whole domain, as a map gives it: from a state to memberships in kinds, see
+        `edgesafe_jax.dynamics.Kinds`; None: nothing.
       horizon: steps of an episode.
+      control_step: seconds between two actions, within which a plan has to be made.
       radius: an episode succeeds if the final distance to the goal is below it.
       place: a position `[2]` in a box, of starts and goals; uniform where nothing stands in the box.
       terminal: whether a state `[S]` ends the world for a goal `[G]`; None: nothing ends before the horizon.
@@ -129,7 +132,9 @@ class Task:
     walls: tuple[Wall, ...] = ()
     borders: tuple[Wall, ...] = ()
     relations: tuple[tuple[int, int], ...] = ()
+    kinds: Callable[[Array], Array] | None = None
     horizon: int = 50
+    control_step: float = _TIME_STEP
     radius: float = 0.2
     place: Callable[[PRNGKey, Box], Array] = uniform_place
     terminal: Callable[[Array, Array], Array] | None = None
@@ -406,6 +411,7 @@ def make_reacher() -> Task:
         tolerance=(0.002, 0.002, 0.02, 0.02),
         domain=((-0.21, -0.21), (0.21, 0.21)),
         horizon=20,
+        control_step=0.02,
         radius=0.02,
     )
 

@@ -9,6 +9,7 @@ from edgesafe_jax.planning.own_tasks import import_named
 WORLDS: Mapping[str, Callable[[], tasks.Task]] = {
     **tasks.TASKS,
     "river": grounds.make_river,
+    "patches": grounds.make_patches,
     "point_maze": maze.make_point_maze,
     "ant": ant.make_ant,
 }

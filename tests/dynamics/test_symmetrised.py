@@ -19,6 +19,7 @@ from edgesafe_jax.dynamics import (
     symmetrise,
     verify_elements,
 )
+from edgesafe_jax.dynamics.support import tabulate_support
 from tests.dynamics.worlds import SHIFT, SHIFT_VELOCITY, collect, step
 
 
@@ -47,7 +48,8 @@ class _Doubling:
 def _doubling(elements, *, num_averaged=4, references=((0.0, 0.0), (1.0, 0.0))):
     group = Translation(Sizes(1, 1), state_axes=((0,),), goal_axes=((),), low=(-9.0,), high=(9.0,))
     support = Support(jnp.array(references), jnp.array([0.1]), jnp.zeros(2), views=((0,),))
-    return SymmetrisedEnsemble(_Doubling(), jnp.array(elements), support, group=group, num_averaged=num_averaged)
+    table = tabulate_support(support)
+    return SymmetrisedEnsemble(_Doubling(), jnp.array(elements), table, group=group, num_averaged=num_averaged)
 
 
 def test_predictions_are_carried_back_and_averaged_over_what_leads_to_the_data():
@@ -62,6 +64,20 @@ def test_predictions_are_carried_back_and_averaged_over_what_leads_to_the_data()
     np.testing.assert_allclose(model.predict(jnp.full(1, 3.0), jnp.zeros(1)).mean, [6.0])
     one = _doubling([[0.0], [1.0]], num_averaged=1).predict(jnp.zeros(1), jnp.zeros(1))
     np.testing.assert_allclose(one.disagreement, [0.0])
+
+
+def test_a_table_of_a_support_answers_as_the_support_does(fitted):
+    table = tabulate_support(fitted.support)
+    inputs = jax.random.uniform(jax.random.key(0), (4000, 3), minval=-5.0, maxval=5.0)
+    inside = np.asarray(fitted.support.distances(inputs))[0] <= 1  # the place alone
+    assert 0.2 < inside.mean() < 0.8
+    assert np.mean(np.asarray(table.contains(inputs)) == inside) > 0.998
+    both = tabulate_support(fitted.support.replace(views=((0, 1),)), max_cells=10_000)
+    assert both.num_cells == 100
+    known = fitted.support.replace(views=((0, 1),), thresholds=fitted.support.thresholds[:1])
+    assert np.mean(np.asarray(both.contains(inputs)) == np.asarray(known.contains(inputs))) > 0.97
+    with pytest.raises(DynamicsError, match="a table of 3 cells over 2 dimensions"):
+        tabulate_support(known, max_cells=3)
 
 
 def test_compositions_are_each_once_and_within_the_group():
@@ -82,6 +98,13 @@ def test_beyond_the_data_it_is_right_where_the_plain_model_is_not(fitted, shifte
     inside = jnp.zeros((40, 2)).at[:, 1].set(states[:, 1])
     plain, averaged = (jax.vmap(m.predict)(inside, actions).mean for m in (fitted.ensemble, model))
     np.testing.assert_allclose(plain, averaged, atol=0.03)
+
+
+def test_what_is_verified_forward_is_used_backward(fitted, shifted):
+    forward = shifted.replace(verdicts=jnp.array([Verdict.VERIFIED, Verdict.INCONCLUSIVE], jnp.int8))
+    found, both = (symmetrise(fitted.ensemble, SHIFT, v, num_factors=3).elements for v in (forward, shifted))
+    np.testing.assert_allclose(np.sort(found[:, 0]), np.sort(both[:, 0]))
+    assert symmetrise(fitted.ensemble, SHIFT, forward).elements[:, 0].tolist() == [0.0, 0.5]
 
 
 def test_members_and_rollouts_are_those_of_the_averaged_model(fitted, shifted):

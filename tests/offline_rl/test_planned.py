@@ -9,7 +9,7 @@ import pytest
 
 from edgesafe_jax.dynamics import Prediction
 from edgesafe_jax.offline_rl import tasks
-from edgesafe_jax.offline_rl.planned import PlanSettings, axis_shifts, make_plan_evaluator
+from edgesafe_jax.offline_rl.planned import PlanSettings, axis_shifts, make_plan_evaluator, seconds_per_plan
 from edgesafe_jax.offline_rl.relabelling import LearningError
 
 SETTINGS = PlanSettings(horizon=8, num_iterations=2, num_samples=24, num_episodes=4)
@@ -58,6 +58,10 @@ def test_members_that_know_the_world_plan_as_the_world_itself(found):
 
 def test_a_member_that_is_wrong_is_weighed_by_the_risk(found):
     assert np.mean(np.asarray(found["pulled"].final_distance)) > np.mean(np.asarray(found["true"].final_distance))
+
+
+def test_a_plan_is_timed_by_itself():
+    assert 0 < seconds_per_plan(TASK, None, SETTINGS, num_plans=2) < 1
 
 
 def test_shifts_go_along_the_axes_both_ways():
