@@ -235,28 +235,55 @@ def as_pieces(block: Array, length: int) -> Array:
     return jnp.moveaxis(padded.reshape(*block.shape[:3], -1, length, block.shape[4]), 3, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "ids"), donate_argnames=("slots",))
-def fill(
+@functools.partial(jax.jit, static_argnames=("decoder",))
+def read(
     decoder: Decoder,
     params: Params,
     attached: Mapping[str, Any],
     shared: KeyValues,
-    slots: Slots,
-    prompts: Prompts,
-    places: Array | np.ndarray,
-    temperature: Array | None,
-    *,
-    ids: TokenIds,
-) -> Slots:
-    """Reads N prompts into slots, each with the first token of its answer.
+    tokens: Array | np.ndarray,
+    where: Array | np.ndarray,
+) -> tuple[Array, KeyValues]:
+    """Reads N prompts; not part of `begin`, so that slots of all sizes share what takes longest to compile.
 
     Args:
       decoder: the module.
       params: its parameters.
       attached: what an adapter adds behind the shared positions, see `behind`.
       shared: keys and values of what all prompts begin with.
+      tokens: see `Prompts`.
+      where: the same.
+
+    Returns:
+      The hidden state of the last position of each, `[N, D]`, and keys and values of all.
+    """
+    output: DecoderOutput = decoder.apply({"params": params}, tokens, where=where, past=(shared,), **attached)  # type: ignore[assignment]
+    last = jnp.sum(where, axis=1, dtype=jnp.int32) - 1
+    return jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)[:, 0], output.key_values
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "ids"), donate_argnames=("slots",))
+def begin(
+    decoder: Decoder,
+    params: Params,
+    slots: Slots,
+    prompts: Prompts,
+    last: Array,
+    block: KeyValues,
+    places: Array | np.ndarray,
+    temperature: Array | None,
+    *,
+    ids: TokenIds,
+) -> Slots:
+    """Puts N prompts into slots, each with the first token of its answer.
+
+    Args:
+      decoder: the module.
+      params: its parameters.
       slots: B slots; their memory is used again.
       prompts: the prompts; a repeated one goes to the same slot.
+      last: see `read`.
+      block: the same.
       places: `[N]` int32, the slots.
       temperature: of the sampling; None for greedy answers.
       ids: what ends an answer, what stands behind it, and what is never in it.
@@ -264,17 +291,12 @@ def fill(
     Returns:
       The slots.
     """
-    num = len(prompts.tokens)
-    output: DecoderOutput = decoder.apply(  # type: ignore[assignment]
-        {"params": params}, prompts.tokens, where=prompts.where, past=(shared,), **attached
-    )
-    lengths = jnp.sum(prompts.where, axis=1, dtype=jnp.int32)
-    last = jnp.take_along_axis(output.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    num = len(last)
     zeros = jnp.zeros((num,), jnp.int32)
     fresh = Slots(
-        keys=output.key_values.keys,
-        values=output.key_values.values,
-        length=lengths,
+        keys=block.keys,
+        values=block.values,
+        length=jnp.sum(prompts.where, axis=1, dtype=jnp.int32),
         count=zeros,
         token=zeros,
         done=jnp.zeros((num,), bool),
@@ -296,6 +318,23 @@ def fill(
     return Slots(**cache, **{name: getattr(slots, name).at[places].set(getattr(fresh, name)) for name in names})
 
 
+def fill(
+    decoder: Decoder,
+    params: Params,
+    attached: Mapping[str, Any],
+    shared: KeyValues,
+    slots: Slots,
+    prompts: Prompts,
+    places: Array | np.ndarray,
+    temperature: Array | None,
+    *,
+    ids: TokenIds,
+) -> Slots:
+    """Reads prompts into slots: `read`, then `begin`, whose arguments these are."""
+    found = read(decoder, params, attached, shared, prompts.tokens, prompts.where)
+    return begin(decoder, params, slots, prompts, *found, places, temperature, ids=ids)
+
+
 @functools.partial(jax.jit, static_argnames=("decoder", "ids"), donate_argnames=("slots",))
 def decode(
     decoder: Decoder,
@@ -308,7 +347,7 @@ def decode(
     *,
     ids: TokenIds,
 ) -> Slots:
-    """Decodes all slots, one token at a time, until `limit` of them are finished; other arguments as `fill`'s."""
+    """Decodes all slots, one token at a time, until `limit` of them are finished; others as for `read` and `begin`."""
     count, num, length = slots.keys.shape[1], slots.keys.shape[2], slots.keys.shape[4]
     size = count * length
     rows, columns = jnp.arange(num, dtype=jnp.int32), jnp.arange(size, dtype=jnp.int32)

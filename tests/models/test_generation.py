@@ -189,15 +189,17 @@ def test_empty_prefills_change_nothing(tiny_model, greedy):
 
 
 def test_one_compilation_serves_a_bucket(tiny_model):
-    """Texts of like lengths and last batches that are not full share programs."""
-    sizes = lambda: [program._cache_size() for program in (decoding.fill, decoding.decode)]  # noqa: E731
+    """Texts of like lengths and last batches that are not full share programs; other answers read prompts alike."""
+    sizes = lambda: [program._cache_size() for program in (decoding.read, decoding.begin, decoding.decode)]  # noqa: E731
     generate(tiny_model, ["hello"] * 4, max_tokens=3, batch_size=4)
     before = sizes()
     generate(tiny_model, ["hello", "us", "in"], max_tokens=3, batch_size=4)
     generate(tiny_model, ["", "er", "in", "user", "he", "w", "sy"], max_tokens=3, batch_size=4)
     assert sizes() == before
     generate(tiny_model, ["a longer prompt for the next bucket"] * 4, max_tokens=3, batch_size=4)
-    assert sizes() == [before[0] + 1, before[1] + 1]
+    assert sizes() == [number + 1 for number in before]
+    generate(tiny_model, ["hello"] * 4, max_tokens=5, batch_size=4)
+    assert sizes() == [before[0] + 1, before[1] + 2, before[2] + 2]
 
 
 def test_finished_slots_are_filled_again_and_the_last_rows_go_on_alone(tiny_model, greedy, monkeypatch):
