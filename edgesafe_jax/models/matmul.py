@@ -10,6 +10,9 @@ import numpy as np
 from edgesafe_jax.models.quantised import QuantizedMatrix, quantized_matmul
 from edgesafe_jax.typing import Array
 
+FEW_ROWS = 32
+"""Rows up to which a product with a float32 matrix that is stored outputs first has the matrix as its first factor."""
+
 
 def pack_bfloat16(matrix: Array) -> Array:
     """Stores bfloat16 numbers as their bits, uint16, in which form `matmul` takes them.
@@ -51,8 +54,24 @@ def matmul(x: Array, kernel: Array | QuantizedMatrix, *, dtype: jnp.dtype, trans
         return quantized_matmul(jnp.dtype(dtype), x, kernel)
     if dtype == x.dtype:
         kernel = unpack_bfloat16(kernel).astype(dtype)
+        if transposed and dtype == jnp.float32 and _has_few_rows(x):
+            return _matrix_first(x, kernel)
         return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (int(transposed),)), ((), ())))
     return _mixed_matmul(jnp.dtype(dtype), transposed, x, kernel)
+
+
+def _has_few_rows(x: Array) -> bool:
+    return jax.default_backend() == "cpu" and 1 < math.prod(x.shape[:-1]) <= FEW_ROWS
+
+
+def _matrix_first(x: Array, kernel: Array) -> Array:
+    """Multiplies with the matrix `[B, A]` as the first factor.
+
+    XLA for CPU rearranges the second factor before each product, which of an output head takes as long as the product
+    with 16 rows. The barrier keeps it from exchanging the factors again.
+    """
+    product = jax.lax.dot_general(kernel, x.reshape(-1, x.shape[-1]), (((1,), (1,)), ((), ())))
+    return jax.lax.optimization_barrier(product).T.reshape(*x.shape[:-1], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -17,7 +17,7 @@ from edgesafe_jax.models.decoder import FLOAT32, Cache, Decoder, KeyValues, rema
 from edgesafe_jax.models.decoder_config import DecoderConfig, flops_per_token, num_params
 from edgesafe_jax.models.decoding import as_pieces
 from edgesafe_jax.models.families.rope import read_rope
-from edgesafe_jax.models.matmul import matmul, pack_bfloat16, unpack_bfloat16
+from edgesafe_jax.models.matmul import FEW_ROWS, matmul, pack_bfloat16, unpack_bfloat16
 from edgesafe_jax.models.rope import rope_frequencies
 from edgesafe_jax.typing import Adapter
 from tests.tiny import random_params
@@ -392,6 +392,16 @@ def test_a_single_row_is_multiplied_as_one_of_many():
             assert value.shape == (*axes, 6)
             np.testing.assert_allclose(value.reshape(-1), product(jnp.asarray(x))[0], rtol=1e-6)
             assert back(value)[0].shape == row.shape
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1])
+def test_a_head_is_multiplied_alike_by_few_rows_and_by_many(rows):
+    rng = np.random.default_rng(0)
+    x, head = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((rows, 1, 8), (6, 8)))
+    value, back = jax.vjp(functools.partial(matmul, dtype=FLOAT32, transposed=True), x, head)
+    close(value, np.asarray(x, np.float64) @ np.asarray(head).T)
+    close(back(value)[0], np.asarray(value, np.float64) @ np.asarray(head))
+    close(back(value)[1], np.einsum("btv,btd->vd", value, x))
 
 
 def test_rope_scaling_has_three_regimes():
