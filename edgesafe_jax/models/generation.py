@@ -352,7 +352,7 @@ class _Run:
             )
             yield [(int(rows[place]), *values) for place, *values in zip(finished, *found, strict=True)]
             rows[finished] = -1
-            if not pending and part < len(rows) and np.sum(rows >= 0) <= part:
+            if not pending and part < len(rows) and 0 < np.sum(rows >= 0) <= part:
                 chosen = np.argsort(rows < 0, stable=True)[:part]
                 slots, rows = take(slots, chosen.astype(np.int32)), rows[chosen]
 

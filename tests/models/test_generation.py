@@ -218,6 +218,9 @@ def test_finished_slots_are_filled_again_and_the_last_rows_go_on_alone(tiny_mode
     assert sorted(done for done, _ in seen) == [done for done, _ in seen]
     assert len(seen) > 4
     assert seen[-1] == (48, 48)
+    # Where all end at once, no rows go on.
+    monkeypatch.setattr(generation, "take", None)
+    assert generate(model, ["hello"] * 16, max_tokens=MAX_TOKENS, batch_size=16).tokens == [alone.tokens[0]] * 16
 
 
 def test_a_failure_in_a_stream_ends_the_generation(tiny_model, monkeypatch):
