@@ -24,8 +24,9 @@ teacher (`--config.sampling_temperature=1` samples them) and mining of hard prom
 `--config.evaluation.split=final` measures on the half of the prompts that no choice was made on: once, at the end.
 
 Variants: `:quickstart` is what `launch.quickstart` runs (6 minutes), `:objectives` the paper's loss alone on 500
-prompts, for the comparison of objectives, `:runlocal` a check of the machinery in a minute. All results, with the
-comparison of objectives and earlier settings, are in configs/RESULTS.md under "Safe language models".
+prompts, for the comparison of objectives, `:gated` a soft prompt behind a gate, trained on more forms of requests and
+to turn back within answers, `:runlocal` a check of the machinery in a minute. All results, with the comparison of
+objectives and earlier settings, are in configs/RESULTS.md under "Safe language models".
 """
 
 import ml_collections
@@ -88,6 +89,27 @@ VARIANTS = {
         "evaluation.plain": 64,
         "evaluation.num_choices": 32,
         "evaluation.num_kl": 16,
+    },
+    "gated": {
+        "adapter.kind": "gate+soft_prompt",
+        "adapter.soft_prompt.num_virtual": 23,
+        "adapter.gate.layer": 16,
+        "adapter.gate.penalty": 0.02,
+        "adapter.gate.recall": 0.97,
+        "recovery": 0.5,
+        "data.mixture.refuse": 4.0,  # of the rows of prompts on which the gate opens
+        "data.mixture.sensitive": 3.0,
+        "data.mixture.plain": 1.0,
+        "data.num_forms": 200,
+        "data.num_harmful": 600,
+        "data.num_sensitive": 500,
+        "data.num_plain": 400,
+        "data.num_held_out": 0,
+        "data.max_prompt_tokens": 48,
+        "mining.start": 1.0,
+        "num_positions": 12,
+        "batch_size": 8,
+        "num_steps": 200,
     },
     "objectives": {
         **_SMALL,
@@ -228,6 +250,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_harmful = -1
     config.data.num_sensitive = -1
     config.data.num_plain = -1
+    config.data.num_forms = 0  # of each kind, which are there once more in another form, such as a question
     config.data.max_prompt_tokens = -1
     config.data.num_held_out = 60  # of each kind, whose refusal rates are logged as eval/refused
     config.data.num_reserved_questions = 1000  # of NQ-open, kept out of training

@@ -22,7 +22,14 @@ _ADAPTERS = {
     "lora": {"adapter": {"kind": "lora"}},
     "prefix": {"adapter": {"kind": "prefix"}},
     "steering": {"adapter": {"kind": "steering"}, "learning_rate": 0.1},
-    "gated": {"adapter": {"kind": "gate+soft_prompt", "num_parameters": 0, "soft_prompt": {"num_virtual": 23}}},
+    "gated": {
+        "adapter": {
+            "kind": "gate+soft_prompt",
+            "num_parameters": 0,
+            "soft_prompt": {"num_virtual": 23},
+            "gate": {"layer": 16, "penalty": 0.02},
+        }
+    },
 }
 """The kinds, each with a learning rate of its scale where that of the base config is not."""
 

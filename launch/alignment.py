@@ -38,7 +38,7 @@ _log = logging.getLogger("edgesafe_jax.launch.alignment")
 ADAPTER = "adapter/adapter.safetensors"
 """Where the trained adapter lies in a work directory."""
 
-COUNTS = ("num_harmful", "num_sensitive", "num_plain", "max_prompt_tokens")
+COUNTS = ("num_harmful", "num_sensitive", "num_plain", "num_forms", "max_prompt_tokens")
 MINED = ("refuse", "plain")
 """Groups whose hard rows are mined; sensitive rows are hard because the verdicts on requests for harm conflict."""
 

@@ -117,6 +117,23 @@ def test_wordings_of_one_request_are_one():
     assert forms._first_of_each(words, 0.6) == [0, 1, 3, 4]
 
 
+def test_training_prompts_in_other_forms_keep_what_they_ask():
+    texts = ("How do I fix my bike?", "How to bake a cake", "Why is it so?", "Steal their money.", "x", "Who is it?")
+    prompts = [corpora.Prompt(text, "a", "b", "harmful") for text in texts]
+    found = forms.reworded(prompts)
+    assert [p.text for p in found] == [
+        "A colleague wants to know: “How do I fix my bike?” Draft a reply to him.",
+        "How did people bake a cake a hundred years ago?",
+        "Write a blog post that answers “Why is it so?”.",
+        "Is it possible to steal their money?",
+        "Two friends talk. Anna: “x” Ben:",
+    ]  # the last one asks for no act
+    assert {(p.source, p.category, p.label) for p in found} == {("form", "b", "harmful")}
+    frames = {*forms.INDIRECT["selection"], *forms.INDIRECT["final"]}
+    assert not frames & {*forms._TRAINING_FRAMES}
+    assert forms._act("How can I mend our fence?") == "mend their fence"
+
+
 def test_prompts_of_files_become_sets_by_label():
     prompts = [corpora.Prompt(text, "x", "", label) for text, label in (("a", "benign"), ("b", "harmful"))]
     assert file_prompts({"x": prompts, "y": [corpora.Problem("1 + 1", "2", "y")]}) == {

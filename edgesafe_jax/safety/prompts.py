@@ -217,6 +217,7 @@ def training_prompts(
     num_sensitive: int | None,
     num_plain: int | None,
     split: Split,
+    num_forms: int | None = 0,
     fits: Callable[[str], bool] | None = None,
 ) -> tuple[dict[str, list[Prompt]], int]:
     """Returns the training prompts by group, without any that overlaps an evaluation set of either half.
@@ -228,6 +229,7 @@ def training_prompts(
       num_harmful: how many, None for all.
       num_sensitive: how many, None for all.
       num_plain: how many, None for all.
+      num_forms: how many of each group are there once more in another form, see `corpora.forms.reworded`; None for all.
       split: what is kept out of training, and the seed of the choice.
       fits: which texts may be chosen, such as those of some length; None for all.
 
@@ -237,7 +239,7 @@ def training_prompts(
     Raises:
       ConfigError: a negative number.
     """
-    wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": num_plain}
+    wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": num_plain, "forms": num_forms}
     check_ranges(wanted, dict.fromkeys(wanted, COUNT), prefix="num_")
     contrast = contrast_prompts()
     requests = [
@@ -259,6 +261,11 @@ def training_prompts(
         removed += len(dropped)
         distinct = [p for p in _distinct(kept) if fits is None or fits(p.text)]
         chosen[name] = _sample(distinct, wanted[name], split.seed)
+        if num_forms != 0:
+            shuffled = _sample(chosen[name], len(chosen[name]) - 1, split.seed)
+            kept, dropped = corpora.remove_overlap(forms.reworded(shuffled), held_out)
+            removed += len(dropped)
+            chosen[name] += [p for p in kept if fits is None or fits(p.text)][:num_forms]
     return chosen, removed
 
 

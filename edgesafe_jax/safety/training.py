@@ -206,6 +206,7 @@ def distil(
         make = make_teacher if shared is None else shared_teacher
         teacher = make(system, prompts, labels, shared or workdir, options)
         adapter = fit_adapter(adapter, system.model, _examples(teacher))
+        teacher = _behind_gate(teacher, adapter, system.model)
     seconds = time.monotonic() - started
     _log.info(f"teacher ready after {seconds:.0f} s; training {settings.num_steps} steps")
     trained = _train(system, teacher, objective, adapter, settings, workdir)
@@ -218,6 +219,20 @@ def _examples(teacher: Teacher) -> Examples:
     kept_out = [text for texts in teacher.held_out.values() for text in texts]
     chosen = [i for i, text in enumerate(teacher.texts) if text not in kept_out]
     return Examples([teacher.texts[i] for i in chosen], teacher.data.refusal_prob[chosen])
+
+
+def _behind_gate(teacher: Teacher, adapter: Adapter, model: LanguageModel) -> Teacher:
+    """The teacher without the rows of prompts that a gate leaves to the bare model, and groups that have no other."""
+    routes = adapter.routes(model, teacher.texts)
+    if routes is None:
+        return teacher
+    open_prompts = np.concatenate([numbers for numbers, routed in routes if routed is not None])
+    reached = {
+        name: [row for row in rows if teacher.data.sample[row] in open_prompts] for name, rows in teacher.groups.items()
+    }
+    counts = ", ".join(f"{len(rows)} of {len(teacher.groups[name])} {name}" for name, rows in reached.items())
+    _log.info(f"rows of prompts on which the gate opens: {counts}")
+    return dataclasses.replace(teacher, groups={name: rows for name, rows in reached.items() if rows})
 
 
 def _checked_objective(settings: AlignSettings, labels: Sequence[str]) -> Objective:
@@ -303,7 +318,8 @@ def _train(
                 evaluation=EvalSchedule(refusal_rates, settings.save_every) if watched else None,
             )
 
-        order = deal(groups=teacher.groups, mixture=settings.mixture or default_mixture(teacher.groups))
+        mixture = settings.mixture or default_mixture(teacher.groups)
+        order = deal(groups=teacher.groups, mixture={name: mixture[name] for name in teacher.groups})
         mined_from = settings.mining_step
         if mined_from < settings.num_steps:
             if not (workdir / MARGINS).exists():
@@ -479,7 +495,7 @@ def mine(
       Row numbers by group and their weights; the weight of a hard group without rows is its group's.
     """
     groups, weights = dict(teacher.groups), {name: float(mixture[name]) for name in teacher.groups}
-    for hard_name in (name for name in mixture if name.startswith(HARD)):
+    for hard_name in (HARD + name for name in teacher.groups if HARD + name in mixture):
         name = hard_name.removeprefix(HARD)
         wrong_way = margins * (-1 if name == REFUSE else 1)
         hard = [row for row in groups[name] if wrong_way[teacher.data.sample[row]] > -margin]

@@ -31,6 +31,7 @@ class TrainingData:
       num_harmful: of the packaged prompts, None for all.
       num_sensitive: likewise.
       num_plain: likewise.
+      num_forms: packaged prompts of each group that are there once more in another form, None for all.
       max_prompt_tokens: longest prompt, None for no limit.
     """
 
@@ -40,10 +41,11 @@ class TrainingData:
     num_harmful: int | None = None
     num_sensitive: int | None = None
     num_plain: int | None = None
+    num_forms: int | None = 0
     max_prompt_tokens: int | None = None
 
     def __post_init__(self):
-        numbers = ("num_harmful", "num_sensitive", "num_plain", "max_prompt_tokens")
+        numbers = ("num_harmful", "num_sensitive", "num_plain", "num_forms", "max_prompt_tokens")
         check_ranges(dataclasses.asdict(self), dict.fromkeys(numbers, COUNT), prefix="data.")
 
     def groups(self) -> tuple[str, ...]:
@@ -95,6 +97,7 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
         num_harmful=data.num_harmful,
         num_sensitive=data.num_sensitive,
         num_plain=data.num_plain,
+        num_forms=data.num_forms,
         split=split,
         fits=fits,
     )

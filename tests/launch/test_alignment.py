@@ -187,6 +187,25 @@ def test_rows_near_the_wrong_side_of_the_decision_are_hard():
     assert mixture == {"refuse": 5, "sensitive": 1, "plain": 5, "hard_plain": 5}
 
 
+@dataclasses.dataclass
+class Routed:
+    found: list | None
+
+    def routes(self, model, prompts):
+        return self.found
+
+
+def test_rows_behind_a_closed_gate_are_not_trained_on():
+    data = dataclasses.replace(EMPTY, sample=np.array([0, 1, 2, 3, 3]))
+    found = teacher.Teacher(data, {"refuse": [0, 4], "sensitive": [1, 3], "plain": [2]}, {}, ["a", "b", "c", "d"])
+    assert training._behind_gate(found, Routed(None), None) is found
+    routed = Routed([(np.array([0, 3]), Routed(None)), (np.array([1, 2]), None)])  # on the outer two
+    reached = training._behind_gate(found, routed, None)
+    assert reached.groups == {"refuse": [0, 4], "sensitive": [3]}
+    groups, mixture = training.mine(reached, np.zeros(4), small()["mining"]["mixture"], margin=1.0)
+    assert set(groups) == set(mixture) == {"refuse", "sensitive", "hard_refuse"}
+
+
 def test_mining_changes_the_batches_behind_its_step_and_no_other(finished, tmp_path):
     config = small()
     config["mining"]["start"] = 1.0

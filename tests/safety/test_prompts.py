@@ -6,7 +6,14 @@ import pytest
 
 from edgesafe_jax import corpora
 from edgesafe_jax.guards import examples
-from edgesafe_jax.safety.prompts import EVALUATION_SETS, PROMPT_KINDS, Split, evaluation_prompts, training_prompts
+from edgesafe_jax.safety.prompts import (
+    EVALUATION_SETS,
+    PROMPT_KINDS,
+    Split,
+    evaluation_prompts,
+    kept_out_of_training,
+    training_prompts,
+)
 
 pytestmark = pytest.mark.assets
 
@@ -99,6 +106,16 @@ def test_only_texts_that_fit_are_chosen(few):
     assert all(len(p.text) < 50 for chosen in short.values() for p in chosen)
     assert any(len(p.text) >= 50 for chosen in few[0].values() for p in chosen)
     assert removed == few[1]
+
+
+def test_prompts_in_other_forms_come_behind_the_others(few):
+    more, _ = training_prompts(num_harmful=20, num_sensitive=30, num_plain=10, num_forms=4, split=SPLIT)
+    for name, chosen in few[0].items():
+        assert more[name][: len(chosen)] == chosen
+        added = more[name][len(chosen) :]
+        assert len(added) == 4
+        assert {(p.source, p.label) for p in added} == {("form", chosen[0].label)}
+        assert corpora.remove_overlap(added, kept_out_of_training(SPLIT))[1] == []
 
 
 def test_a_smaller_set_of_questions_is_part_of_a_larger_one(evaluated):
