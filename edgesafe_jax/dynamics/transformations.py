@@ -268,7 +268,8 @@ def _fit(
         if kinds is None:
             others = jnp.roll(rows.states, 1, axis=0)[:, None]
         else:
-            others = jax.vmap(lambda each: kinds.draw(jax.random.fold_in(each, 1)))(keys)
+            draw = kinds.draw
+            others = jax.vmap(lambda each: draw(jax.random.fold_in(each, 1)))(keys)
         test, declared, inputs, weights = jax.vmap(margins)(elements, rows, others)
         distances = support.distances(inputs.reshape(-1, inputs.shape[-1])).reshape(-1, *test.shape)
         known, declared = jnp.all(distances <= 1, axis=0), declared[:, None]
