@@ -2,7 +2,8 @@
 
 A guard is a callable from prompts and responses to P(unsafe) of the responses (`Guard`); any such callable can be used.
 
-* `load_hidden_state_guard(model)`: the packaged teacher, a head on the model's own hidden states;
+* `load_hidden_state_guard(model)`: the packaged teacher, a head on the model's own hidden states; with a path one of
+  your own, such as the guard of `configs/guard_unseen.py` that stays steady in other words;
 * `LanguageModelGuard(model, FORMATS["llama-guard-3"])`: a public guard with its own prompt format;
 * `load_smolguard(model)`, `load_encoder_guard(load_sentence_encoder().encode)`, `fit_keywords(...)`: further ones.
 

@@ -20,9 +20,9 @@ from edgesafe_jax.models.decoder_config import flops_per_token, num_params
 from edgesafe_jax.models.loading import LanguageModel, load_model
 
 KINDS = (
-    "nothing for the packaged guard, the file of a head that configs/guard_probe.py stored, FORMAT:MODEL for a public "
-    f"guard (formats {', '.join(FORMATS)}; MODEL a file, a directory or a hub id), or MODULE:FUNCTION for a function "
-    "of (prompts, responses) that returns P(unsafe)"
+    "nothing for the packaged guard, the file of a head that configs/guard_probe.py or guard_unseen.py stored, "
+    f"FORMAT:MODEL for a public guard (formats {', '.join(FORMATS)}; MODEL a file, a directory or a hub id), or "
+    "MODULE:FUNCTION for a function of (prompts, responses) that returns P(unsafe)"
 )
 
 

@@ -148,7 +148,7 @@ def kept_sets(
     Returns:
       The sets.
     """
-    file = Path(folder) / f"{role}.jsonl"
+    file = Path(folder) / f"{name or role}.jsonl"
     if is_whole(file) and is_whole(file.with_suffix(".json")):
         return read_sets(file)
     sets, counts = make(examples.human_sample(role, num))

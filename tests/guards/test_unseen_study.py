@@ -115,3 +115,6 @@ def test_sets_leave_out_what_is_not_wanted_and_draw_ways_by_maker(stand_ins, tmp
         assert sources.count("register") <= 2
         assert sources.count("style") <= 2
     assert study_sets("judge", dataclasses.replace(SETTINGS, num_chosen=1), encode=vectors, folder=tmp_path) == sets
+    # Those of the curve are kept apart from those that heads are trained on.
+    few = dataclasses.replace(SETTINGS, num_curve=2, curve_fraction=1.0)
+    assert [len(study_sets(name, few, encode=vectors, folder=tmp_path)) for name in ("teacher", "curve")] == [4, 2]
