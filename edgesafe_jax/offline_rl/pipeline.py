@@ -74,6 +74,9 @@ class SymmetrySettings:
 
     def __post_init__(self):
         check_settings(self, {"num_elements": POSITIVE_COUNT}, LearningError)
+        if self.by_kind and (self.along or not self.declare_domain):
+            found = f"along={self.along}" if self.along else "declare_domain=False"
+            raise LearningError(f"symmetry.by_kind=True with symmetry.{found}: expected a declared domain and no axes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +221,8 @@ def run_pipeline(
 
     Raises:
       ConfigError: there is no method of a name.
-      LearningError: a method, or the fresh episodes, need a simulator and the task has none.
+      LearningError: a method, or the fresh episodes, need a simulator and the task has none; or the law is declared by
+        kinds of places, of which the task has no map.
       DynamicsError: the data are too few for the model or its calibration.
     """
     for name in planners:
@@ -235,6 +239,7 @@ def run_pipeline(
         if fraction:
             what = name.removesuffix("_replaced")
             _log.info("%s of %.3g of the rows are not the task's: the task's are used in all rows", what, fraction)
+    kinds = see_kinds(task, dataset.transitions(), settings.symmetry)
     model = fit_world_model(
         seed,
         dataset.transitions(),
@@ -244,7 +249,7 @@ def run_pipeline(
         relations=task.relations,
     )
     _log.info("model ready after %.0f s", time.monotonic() - started)
-    banks = _Banks(task, dataset, model, settings)
+    banks = _Banks(task, dataset, model, kinds, settings)
     inputs = MethodInputs(
         seed=seed,
         task=task,
@@ -296,17 +301,18 @@ _TESTED = {"symmetry": "her_learned", "tested": "her_tested"}
 class _Banks:
     """The tested translations of a run by name, each bank made when it is first asked for."""
 
-    def __init__(self, task: tasks.Task, dataset: OfflineDataset, model: WorldModel, settings: PipelineSettings):
+    def __init__(
+        self,
+        task: tasks.Task,
+        dataset: OfflineDataset,
+        model: WorldModel,
+        kinds: Kinds | None,
+        settings: PipelineSettings,
+    ):
         self.task, self.data, self.settings = task, dataset.transitions(), settings
-        self.draw = functools.partial(
-            draw_bank,
-            task=task,
-            model=model,
-            settings=settings.symmetry,
-            kinds=see_kinds(task, self.data, settings.symmetry),
-        )
+        self.draw = functools.partial(draw_bank, task=task, model=model, settings=settings.symmetry, kinds=kinds)
         self.proposals: dict[str, Callable[[], TranslationDistribution | DomainTranslations]] = {
-            "symmetry": functools.cache(lambda: learn_translations(task, dataset, model, settings)),
+            "symmetry": functools.cache(lambda: learn_translations(task, dataset, model, settings, kinds=kinds)),
             "tested": lambda: DomainTranslations(task.group, tasks.arena_domain(task)),
         }
         self.of_data = functools.cache(self._of_data)
@@ -352,7 +358,12 @@ def evaluate_plans(
 
 
 def learn_translations(
-    task: tasks.Task, dataset: OfflineDataset, model: WorldModel, settings: PipelineSettings
+    task: tasks.Task,
+    dataset: OfflineDataset,
+    model: WorldModel,
+    settings: PipelineSettings,
+    *,
+    kinds: Kinds | None = None,
 ) -> TranslationDistribution:
     """Learns how far translations reach, on all transitions of the data."""
     few = model.support.replace(references=model.support.references[::2])
@@ -366,7 +377,7 @@ def learn_translations(
         settings.symmetry.reach,
         domain=_declared(task, settings.symmetry),
         along=settings.symmetry.along,
-        kinds=see_kinds(task, dataset.transitions(), settings.symmetry),
+        kinds=kinds,
     )
     return distribution
 

@@ -167,6 +167,7 @@ def make_data_task(
     relations: tuple[tuple[int, int], ...] = (),
     terminal: Callable[[Array, Array], Array] | None = None,
     reward_fn: Callable[[Array, Array], Array] | None = None,
+    kinds: Callable[[Array], Array] | None = None,
 ) -> Task:
     """Makes the task of a world of which there are data and no simulator: policies are trained, nothing is evaluated.
 
@@ -180,6 +181,7 @@ def make_data_task(
       relations: see `Task`.
       terminal: see `Task`.
       reward_fn: see `Task`.
+      kinds: see `Task`.
 
     Returns:
       The task.
@@ -200,6 +202,7 @@ def make_data_task(
         relations=relations,
         terminal=terminal,
         reward_fn=reward_fn,
+        kinds=kinds,
     )
 
 

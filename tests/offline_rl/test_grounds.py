@@ -87,3 +87,6 @@ def test_a_law_by_kind_needs_a_map(river):
     assert see_kinds(task, data.transitions(), SymmetrySettings()) is None
     with pytest.raises(LearningError, match=r"needs `Task\.kinds`, which the task 'river' lacks"):
         see_kinds(task, data.transitions(), SymmetrySettings(by_kind=True))
+    for bad in ({"along": (0,)}, {"declare_domain": False}):
+        with pytest.raises(LearningError, match="expected a declared domain and no axes"):
+            SymmetrySettings(by_kind=True, **bad)
