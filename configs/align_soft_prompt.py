@@ -24,10 +24,9 @@ teacher (`--config.sampling_temperature=1` samples them) and mining of hard prom
 `--config.evaluation.split=final` measures on the half of the prompts that no choice was made on: once, at the end.
 
 Variants: `:quickstart` is what `launch.quickstart` runs (6 minutes), `:objectives` the paper's loss alone on 500
-prompts, for the comparison of objectives, `:gated` a soft prompt behind a gate, trained on more forms of requests and
-to turn back within answers (it refuses 0.81 of StrongREJECT behind "Sure, here is"), `:runlocal` a check of the
-machinery in a minute. All results, with the comparison of objectives and earlier settings, are in configs/RESULTS.md
-under "Safe language models".
+prompts, `:gated` a soft prompt behind a gate, trained on more forms of requests and to turn back within answers (it
+refuses 0.81 of StrongREJECT behind "Sure, here is"), `:runlocal` a check of the machinery in a minute. All results are
+in configs/RESULTS.md under "Safe language models".
 """
 
 import ml_collections
