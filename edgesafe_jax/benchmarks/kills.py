@@ -24,6 +24,7 @@ NUM_KILLS = 20
 NUM_STEPS = 60
 KINDS = ("kill", "terminate", "damage", *(("full disk",) if sys.platform == "linux" else ()))
 RESULT = Path("adapter", "adapter.safetensors")
+FINISHED = "finished before"
 START_SECONDS = 20.0
 """The part of a start in which a process is ended without a step."""
 
@@ -35,7 +36,7 @@ def run(command: Sequence[str]) -> dict[str, Any]:
       command: the module that trains and its arguments; the number of steps and the work directory are added.
 
     Returns:
-      `rows` of how often each end happened, and `values`.
+      `rows` of how often each end happened, and `values`; an end that the run forestalled by finishing is no kill.
 
     Raises:
       TrainingError: the command fails when nothing interrupts it.
@@ -55,7 +56,8 @@ def run(command: Sequence[str]) -> dict[str, Any]:
         }
         lines = [[line["step"] for line in read_metrics(workdir)] for workdir in (steady, killed)]
     rows = [{"end": kind, "times": ends.count(kind)} for kind in sorted(set(ends))]
-    values = {"num_kills": len(ends), "same_parameters": int(same), "same_steps_logged": int(lines[0] == lines[1])}
+    num_kills = len(ends) - ends.count(FINISHED)
+    values = {"num_kills": num_kills, "same_parameters": int(same), "same_steps_logged": int(lines[0] == lines[1])}
     return {"rows": [*rows, *({"end": name, "times": value} for name, value in values.items())], "values": values}
 
 
@@ -68,12 +70,12 @@ def _interrupt(command: Sequence[str], workdir: Path, kind: str, rng: random.Ran
     in_start = rng.random() < 0.25
     limit = time.monotonic() + (rng.uniform(0, START_SECONDS) if in_start else 3600)
     done = len(read_metrics(workdir))
-    step = min(done + rng.randrange(1, 2 + 2 * NUM_STEPS // NUM_KILLS), NUM_STEPS)
+    step = min(done + rng.randrange(1, 2 + NUM_STEPS // NUM_KILLS), NUM_STEPS)
     process = _start(command, workdir)
     while process.poll() is None and time.monotonic() < limit and not done < step <= len(read_metrics(workdir)):
         time.sleep(0.02)
     if process.poll() is not None:
-        return f"finished before: {kind}"
+        return FINISHED
     if kind == "full disk":
         import resource
 
