@@ -73,7 +73,7 @@ def judged_text(response: str) -> str:
       'I cannot help with that.'
     """
     text = response.strip()
-    return (after_reasoning(text).strip() if text.startswith("<") else text) or text
+    return after_reasoning(text, opened=True).strip() or text
 
 
 def checked(guard: Guard) -> Guard:

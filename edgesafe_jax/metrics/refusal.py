@@ -269,12 +269,14 @@ _REASONING = re.compile(rf"\s*<({_TAGS})>", re.IGNORECASE)
 _END_OF_REASONING = re.compile(rf"</({_TAGS})>", re.IGNORECASE)
 
 
-def after_reasoning(text: str) -> str:
+def after_reasoning(text: str, *, opened: bool = False) -> str:
     """Returns a response without the reasoning that stands before it.
 
     Args:
       text: a response, as a reasoning model writes it: `<think>...</think>` and the answer. The opening tag may be
         missing, as it is where the chat template writes it.
+      opened: whether only reasoning with an opening tag is left out: what stands before a closing tag alone may be an
+        answer that shall not be seen.
 
     Returns:
       The answer; empty where the reasoning does not end.
@@ -284,12 +286,14 @@ def after_reasoning(text: str) -> str:
       'Sure, here it is.'
     """
     begin = _REASONING.match(text)
+    if opened and begin is None:
+        return text
     for end in _END_OF_REASONING.finditer(text):
         tag = end.group(1).lower()
         if begin is None and f"<{tag}>" in text[: end.start()].lower():
             return text  # an answer that mentions such tags
         if begin is None or begin.group(1).lower() == tag:
-            return after_reasoning(text[end.end() :].lstrip())
+            return after_reasoning(text[end.end() :].lstrip(), opened=opened)
     return text if begin is None else ""
 
 

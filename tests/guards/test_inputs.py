@@ -182,6 +182,9 @@ def test_the_judge_reads_the_end_of_a_long_answer():
         ("Yes. <think>Later.</think> No.", "Yes. <think>Later.</think> No."),
         ("no block</think> Yes.", "no block</think> Yes."),
         ("<think>all of it</think>", "<think>all of it</think>"),
+        ("<b>Yes.</b></think> No.", "<b>Yes.</b></think> No."),
+        ("<think>a</think> Yes. </think> No.", "Yes. </think> No."),
+        ("<think>a<think>b</think> Yes. </think> No.", "Yes. </think> No."),
     ],
 )
 def test_reasoning_is_not_judged(response, judged):
