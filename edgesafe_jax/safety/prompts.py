@@ -262,7 +262,7 @@ def training_prompts(
         distinct = [p for p in _distinct(kept) if fits is None or fits(p.text)]
         chosen[name] = _sample(distinct, wanted[name], split.seed)
         if num_forms != 0:
-            shuffled = _sample(chosen[name], len(chosen[name]) - 1, split.seed)
+            shuffled = random.Random(split.seed).sample(chosen[name], len(chosen[name]))
             kept, dropped = corpora.remove_overlap(forms.reworded(shuffled), held_out)
             removed += len(dropped)
             chosen[name] += [p for p in kept if fits is None or fits(p.text)][:num_forms]

@@ -116,6 +116,8 @@ def test_prompts_in_other_forms_come_behind_the_others(few):
         assert len(added) == 4
         assert {(p.source, p.label) for p in added} == {("form", chosen[0].label)}
         assert corpora.remove_overlap(added, kept_out_of_training(SPLIT))[1] == []
+    none, _ = training_prompts(num_harmful=2, num_sensitive=2, num_plain=0, num_forms=4, split=SPLIT)
+    assert none["plain"] == []
 
 
 def test_a_smaller_set_of_questions_is_part_of_a_larger_one(evaluated):
