@@ -323,15 +323,16 @@ class _Banks:
 
     def used(self, names: Sequence[str]) -> dict[str, tuple[TransformBank, Transitions]]:
         """Returns some banks of the data and, if the settings ask for them, of fresh episodes."""
+        number, seed = self.settings.fresh_episodes, self.settings.seed
+        fresh = None
+        if names and number:  # of the same law, which neither model nor translations have seen
+            fresh = tasks.generate(draw_key(seed, 7), self.task, num_episodes=number).transitions()
         found: dict[str, tuple[TransformBank, Transitions]] = {}
         for name in names:
             found[name] = self.of_data(name), self.data
-            if (
-                number := self.settings.fresh_episodes
-            ):  # of the same law, which neither model nor translations have seen
-                fresh = tasks.generate(draw_key(self.settings.seed, 7), self.task, num_episodes=number).transitions()
-                key = draw_key(self.settings.seed, 8)
-                found[f"{name}_fresh"] = self.draw(key, distribution=self.proposals[name](), data=fresh), fresh
+            if fresh is not None:
+                bank = self.draw(draw_key(seed, 8), distribution=self.proposals[name](), data=fresh)
+                found[f"{name}_fresh"] = bank, fresh
         return found
 
 

@@ -226,10 +226,10 @@ def _behind_gate(teacher: Teacher, adapter: Adapter, model: LanguageModel) -> Te
     routes = adapter.routes(model, teacher.texts)
     if routes is None:
         return teacher
-    open_prompts = np.concatenate([numbers for numbers, routed in routes if routed is not None])
-    reached = {
-        name: [row for row in rows if teacher.data.sample[row] in open_prompts] for name, rows in teacher.groups.items()
-    }
+    opened = np.zeros(len(teacher.texts), bool)
+    for numbers, routed in routes:
+        opened[numbers] = routed is not None
+    reached = {name: [row for row in rows if opened[teacher.data.sample[row]]] for name, rows in teacher.groups.items()}
     counts = ", ".join(f"{len(rows)} of {len(teacher.groups[name])} {name}" for name, rows in reached.items())
     _log.info(f"rows of prompts on which the gate opens: {counts}")
     return dataclasses.replace(teacher, groups={name: rows for name, rows in reached.items() if rows})
