@@ -12,7 +12,8 @@ it in all cells. `config.axes` mirrors it, with tuples of values, such as `confi
 stands for several fields, `config.levels.AXIS.VALUE` holds them. `config.factors` holds factors on a field.
 
 Variants: `:lengths` soft prompts of 5 to 150 vectors, `:recovery` answers that begin with harm and then turn back,
-`:runlocal` a check of the machinery.
+`:teachers` soft prompts distilled with the packaged guard and with the steady guard of `configs/guard_unseen.py:guard`,
+whose file is `config.levels.teacher.steady.guard`, `:runlocal` a check of the machinery.
 """
 
 import ml_collections
@@ -46,7 +47,7 @@ _OBJECTIVES = (
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns the full study, or a `variant` of it: "lengths", "recovery" or "runlocal"."""
+    """Returns the full study, or a `variant` of it: "lengths", "recovery", "teachers" or "runlocal"."""
     if variant and variant not in _VARIANTS:
         raise ValueError(f"Unknown variant {variant!r}: expected one of {tuple(_VARIANTS)} or none.")
     config = ml_collections.ConfigDict()
@@ -156,6 +157,47 @@ def _recovery(config: ml_collections.ConfigDict) -> None:
     )
 
 
+def _teachers(config: ml_collections.ConfigDict) -> None:
+    """Two guards as the teacher of a soft prompt at the size of the quickstart, and requests in other words."""
+    harmful = ("strongreject", "matched_harmful", "indirect_harmful", "past_harmful")
+    benign = ("sensitive", "plain", "matched_benign", "indirect_benign", "past_benign")
+    measures = {"refused": "refused", "reworded": "refused_reworded", "changed": "changed_by_rewording"}
+    config.changes = ml_collections.ConfigDict(
+        {
+            "evaluation": {
+                **dict.fromkeys(harmful + benign, 32),
+                **dict.fromkeys(("strongreject", "sensitive", "plain"), 64),
+                "num_reworded": 24,
+                "attacks": {"prefill": 0},
+                "multiple_choice": (),
+                "num_kl": 0,
+                "judges": ("refused", "teacher"),
+            }
+        }
+    )
+    config.axes = ml_collections.ConfigDict({"teacher": ("packaged", "steady"), "seed": (0, 1, 2)})
+    config.levels = ml_collections.ConfigDict(
+        {"teacher": {"packaged": {"guard": ""}, "steady": {"guard": "workdirs/steady/guard.safetensors"}}}
+    )
+    config.factors = ml_collections.ConfigDict()
+    config.selection.update({"search": (), "num_best": 0})
+    config.selection.measure = ml_collections.ConfigDict()
+    config.report.tables = ml_collections.ConfigDict(
+        {
+            f"{kind.capitalize()} requests, {system}": {
+                f"{name}, {measure}": f"alignment/{name}/{system}/{number}"
+                for name in (*names, f"all_{kind}")
+                for measure, number in measures.items()
+                if name in names or measure != "refused"
+            }
+            for kind, names in (("harmful", harmful), ("benign", benign))
+            for system in ("student", "system")
+        }
+    )
+    config.report.frontier = ()
+    config.report.along = ()
+
+
 def _runlocal(config: ml_collections.ConfigDict) -> None:
     """Four tiny cells, of which the better one runs a second seed."""
     config.variant = "runlocal"
@@ -173,4 +215,4 @@ def _runlocal(config: ml_collections.ConfigDict) -> None:
     )
 
 
-_VARIANTS = {"lengths": _lengths, "recovery": _recovery, "runlocal": _runlocal}
+_VARIANTS = {"lengths": _lengths, "recovery": _recovery, "teachers": _teachers, "runlocal": _runlocal}

@@ -228,15 +228,39 @@ def _by_prompt(original: SetResult, reworded: Reworded, system: str) -> dict[str
     }
 
 
+POOLED = {"all_harmful": "all harmful sets", "all_benign": "all benign sets"}
+"""Names and titles of the requests of several sets together, in tables of requests in other words."""
+
+
+def _reworded_rates(
+    results: Mapping[str, SetResult], reworded: Mapping[str, Reworded]
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Rates of each prompt, see `_by_prompt`, by set and system; where there are several sets, pooled ones too."""
+    rates = {
+        name: {system: _by_prompt(results[name], found, system) for system in SYSTEMS}
+        for name, found in reworded.items()
+    }
+    for pool in POOLED:
+        names = [name for name in _sets(results, harmful=pool == "all_harmful") if name in reworded]
+        if len(names) > 1:
+            rates[pool] = {
+                system: {
+                    quantity: np.concatenate([rates[name][system][quantity] for name in names])
+                    for quantity in rates[names[0]][system]
+                }
+                for system in SYSTEMS
+            }
+    return rates
+
+
 def rewording_rows(results: Mapping[str, SetResult], reworded: Mapping[str, Reworded]) -> list[dict[str, object]]:
     """Refusals of the same requests in other words, by set and system; intervals are over requests."""
     rows: list[dict[str, object]] = []
-    for name, found in reworded.items():
-        for system in SYSTEMS:
-            rates = _by_prompt(results[name], found, system)
+    for name, by_system in _reworded_rates(results, reworded).items():
+        for system, rates in by_system.items():
             rows.append(
                 {
-                    "prompts": title_of(name),
+                    "prompts": POOLED.get(name) or title_of(name),
                     "N": len(rates["refused"]),
                     "answered by": system,
                     "refused": rate_interval(rates["refused"]),
@@ -250,9 +274,8 @@ def rewording_rows(results: Mapping[str, SetResult], reworded: Mapping[str, Rewo
 def rewording_numbers(results: Mapping[str, SetResult], reworded: Mapping[str, Reworded]) -> dict[str, float]:
     """The same, flat, with the ends of the intervals."""
     values: dict[str, float] = {}
-    for name, found in reworded.items():
-        for system in SYSTEMS:
-            rates = _by_prompt(results[name], found, system)
+    for name, by_system in _reworded_rates(results, reworded).items():
+        for system, rates in by_system.items():
             for quantity in ("refused_reworded", "changed_by_rewording"):
                 values |= metrics.bootstrap_interval(rates[quantity]).named(f"{name}/{system}/{quantity}")
     return values
@@ -434,6 +457,9 @@ def outcomes(evaluation: Evaluation) -> dict[str, np.ndarray]:
     rows: dict[str, np.ndarray] = {}
     for name, result in {**evaluation.results, **evaluation.attacks}.items():
         rows |= {f"{name}/student/{verdict}": found for verdict, found in verdicts_of(result).items()}
+    for name, rates in _reworded_rates(evaluation.results, evaluation.reworded).items():
+        for quantity in ("refused_reworded", "changed_by_rewording"):
+            rows[f"{name}/student/{quantity}"] = rates["student"][quantity]
     rows |= {f"kl_from_base/{name}": np.asarray(kl) for name, kl in evaluation.kl.items()}
     return rows | {f"{name}/student": after.astype(int) for name, (_, after) in evaluation.choices.items()}
 

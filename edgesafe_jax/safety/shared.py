@@ -8,7 +8,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.generation import Generation, generate
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.safety.system import SafeSystem
-from edgesafe_jax.safety.teacher import Teacher, TeacherOptions, make_teacher
+from edgesafe_jax.safety.teacher import HIDDEN, RECORD, Teacher, TeacherOptions, make_teacher
 from edgesafe_jax.training import close_workdir, is_whole, locks, open_workdir, write_checked
+from edgesafe_jax.training.workdir import read_config
 from edgesafe_jax.typing import Adapter, ProgressFn
 
 _log = logging.getLogger(__name__)
@@ -30,13 +32,15 @@ def shared_teacher(
 ) -> Teacher:
     """Makes the teacher of a run, or reads the one that another run with the same teacher has made.
 
+    Answers and hidden states of a teacher that has another guard, and is otherwise the same, are taken over.
+
     Args:
       system: base model, guard and refusal.
       prompts: S user texts or chats.
       labels: S names.
       folder: where runs share teachers. A process that needs one that another process is making waits for it.
       options: how it is sampled. Hidden states are kept in any case, for the runs that need them; `guard_id` has to
-        identify the guard with everything that changes its verdicts, and None shares nothing with other guards.
+        identify the guard with everything that changes its verdicts; None shares no verdicts.
 
     Returns:
       The teacher, see `teacher.make_teacher`.
@@ -63,6 +67,8 @@ def shared_teacher(
         waits = True
     try:
         open_workdir(place, about)
+        if not is_whole(place / RECORD):
+            _copy_answers(folder, place, about)
         teacher = make_teacher(system, prompts, labels, place, dataclasses.replace(options, with_hidden=True))
     finally:
         close_workdir(place)
@@ -70,6 +76,22 @@ def shared_teacher(
         return teacher
     none = np.zeros((len(teacher.data.prompts), 0, system.model.config.embed_dim), np.float32)
     return dataclasses.replace(teacher, data=dataclasses.replace(teacher.data, teacher_hidden=none))
+
+
+def _copy_answers(folder: Path, place: Path, about: Mapping[str, Any]) -> None:
+    """Copies the answers and hidden states of a teacher that differs in its guard alone, whose verdicts are not taken.
+
+    `teacher.make_teacher` weighs answers again where another guard has weighed them.
+    """
+    for other in sorted(folder.glob("teacher_*")):
+        record, hidden = other / RECORD, other / HIDDEN
+        if not record.exists() or {**read_config(other), "guard": about["guard"]} != about:
+            continue
+        if is_whole(record) and is_whole(hidden):
+            _log.info(f"answers and hidden states are those of {other.name}, which another guard weighed")
+            for file in (hidden, record):
+                write_checked(place / file.name, lambda part, file=file: shutil.copyfile(file, part))
+            return
 
 
 def keep_answers(folder: Path) -> Callable[..., Generation]:

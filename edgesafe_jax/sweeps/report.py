@@ -86,7 +86,7 @@ def write_report(sweep: Sweep, root: Path, settings: ReportSettings, *, title: s
         tables[caption] = make_table([_row(selection, cell, results, columns) for cell in best])
     if rows := _repeat_rows(sweep, best, results, settings.columns):
         tables["Over the repeats"] = make_table(rows)
-    if rows := _paired_rows(selection, best, root, settings.columns):
+    if rows := _paired_rows(sweep, best, results, root, settings.columns):
         tables["Differences from the best method"] = make_table(rows)
     if selection.search:
         tables["Search"] = make_table(_search_rows(sweep, results))
@@ -179,23 +179,37 @@ def _repeat_rows(
 
 
 def _paired_rows(
-    selection: Selection, best: Sequence[Cell], root: Path, columns: Mapping[str, str]
+    sweep: Sweep, best: Sequence[Cell], results: Mapping[str, Numbers], root: Path, columns: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Differences of each method from the first, over the same rows, where cells keep the outcome of each row."""
-    if len(best) < 2:
-        return []
-    outcomes = [read_outcomes(folder_of(cell, root)) for cell in best]
-    rows = []
-    for cell, found in zip(best[1:], outcomes[1:], strict=True):
+    """Differences of each method from the first, over the same rows, where cells keep the outcome of each row.
+
+    An outcome is the mean over the repeats that both methods ran; intervals are over the rows.
+    """
+    selection, rows = sweep.selection, []
+    for cell in best[1:]:
+        pairs = _shared_repeats(sweep, cell, best[0], results)
+        ours, theirs = ([read_outcomes(folder_of(other, root)) for other in side] for side in zip(*pairs, strict=True))
         row: dict[str, Any] = {}
         for column, name in columns.items():
-            if name in found and len(found[name]) == len(outcomes[0].get(name, ())):
-                row[column] = metrics.paired_bootstrap_interval(
-                    values=np.array(found[name]), baseline=np.array(outcomes[0][name])
-                )
+            found = [[np.array(kept[name], float) for kept in side if name in kept] for side in (ours, theirs)]
+            if (
+                all(len(side) == len(pairs) for side in found)
+                and len({len(kept) for side in found for kept in side}) == 1
+            ):
+                values, baseline = (np.mean(side, axis=0) for side in found)
+                row[column] = metrics.paired_bootstrap_interval(values=values, baseline=baseline)
         if row:
             rows.append({"method": _name(selection, cell), "less": _name(selection, best[0]), **row})
     return rows
+
+
+def _shared_repeats(sweep: Sweep, cell: Cell, other: Cell, results: Mapping[str, Numbers]) -> list[tuple[Cell, Cell]]:
+    """The finished repeats of two methods, by level; the cells themselves where nothing is repeated."""
+    if not (repeat := sweep.selection.repeat):
+        return [(cell, other)]
+    of_other = {each.levels[repeat]: each for each in _family(sweep, other, results)}
+    family = _family(sweep, cell, results)
+    return [(each, of_other[each.levels[repeat]]) for each in family if each.levels[repeat] in of_other]
 
 
 def _search_rows(sweep: Sweep, results: Mapping[str, Numbers]) -> list[dict[str, Any]]:

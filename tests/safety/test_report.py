@@ -8,7 +8,7 @@ import pytest
 from edgesafe_jax.corpora import Prompt
 from edgesafe_jax.metrics import wilson_interval
 from edgesafe_jax.safety import report as results
-from edgesafe_jax.safety.evaluation import Reworded, SetResult
+from edgesafe_jax.safety.evaluation import Evaluation, Reworded, SetResult
 from edgesafe_jax.safety.judging import Judged
 
 NAN = float("nan")
@@ -262,6 +262,27 @@ def test_rewordings_are_compared_with_their_own_request(measured):
     ]
     assert rows[1]["refused"] == wilson_interval(2, 2)
     assert "The same requests in other words" in json.dumps(results.section(measured, reworded=reworded).to_fragment())
+
+
+def test_rewordings_of_several_sets_are_pooled_by_request(measured):
+    def asked(label, refused):
+        answers = judged(["Answer"] * len(refused), refused, [0.1] * len(refused))
+        return Reworded(set_result(label, answers, answers, answers, [False] * len(refused)), 2)
+
+    reworded = {
+        "strongreject": asked("harmful", [True, True, False, True]),
+        "harmbench": asked("harmful", [False, False]),
+        "plain": asked("benign", [False, False]),
+    }
+    values = results.rewording_numbers(measured, reworded)
+    assert values["all_harmful/student/refused_reworded"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert values["all_harmful/student/changed_by_rewording"] == pytest.approx((0 + 0.5 + 1) / 3)
+    assert "all_benign/student/refused_reworded" not in values  # one set alone
+    pooled = results.rewording_rows(measured, reworded)[-2]
+    assert (pooled["prompts"], pooled["answered by"], pooled["N"]) == ("all harmful sets", "student", 3)
+    kept = results.outcomes(Evaluation(measured, reworded, {}, {}, 40))
+    np.testing.assert_allclose(kept["strongreject/student/refused_reworded"], [1.0, 0.5])
+    np.testing.assert_allclose(kept["all_harmful/student/changed_by_rewording"], [0.0, 0.5, 1.0])
 
 
 def test_without_rewordings_nothing_is_said_of_them(measured):

@@ -55,13 +55,27 @@ def test_a_teacher_is_sampled_once_for_runs_with_and_without_hidden_states(syste
     assert first.data.teacher_hidden.any()
     assert len(list(tmp_path.glob("teacher_*"))) == 1
     for options, changes in (
-        (dataclasses.replace(OPTIONS, guard_id="other"), {}),
         (dataclasses.replace(OPTIONS, seed=1), {}),
         (dataclasses.replace(OPTIONS, temperature=1.0), {}),
         (OPTIONS, {"refusal": "No."}),
     ):
         make(options, **changes)
-    assert answers.num_calls == 5
+    assert answers.num_calls == 4
+
+
+def test_a_teacher_with_another_guard_takes_over_the_answers(system, answers, tmp_path):
+    first = shared.shared_teacher(system, PROMPTS, LABELS, tmp_path, OPTIONS)
+    strict = dataclasses.replace(system, guard=lambda prompts, responses: np.array([0.9, 0.9, 0.9, 0.1]))
+    other = dataclasses.replace(OPTIONS, guard_id="strict")
+    second = shared.shared_teacher(strict, PROMPTS, LABELS, tmp_path, other)
+    assert answers.num_calls == 1
+    np.testing.assert_allclose(first.data.refusal_prob, [0.9, 0.9, 0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(second.data.refusal_prob, [0.9, 0.9, 0.9, 0.1], rtol=1e-6)
+    assert (first.data.answers, second.data.max_tokens) == (second.data.answers, first.data.max_tokens)
+    np.testing.assert_array_equal(first.data.teacher_hidden, second.data.teacher_hidden)
+    assert len(list(tmp_path.glob("teacher_*"))) == 2
+    again = shared.shared_teacher(system, PROMPTS, LABELS, tmp_path, OPTIONS)  # the first one is as it was
+    np.testing.assert_array_equal(again.data.refusal_prob, first.data.refusal_prob)
 
 
 def test_a_damaged_teacher_is_made_again(system, answers, tmp_path, caplog):

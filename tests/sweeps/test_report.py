@@ -21,7 +21,7 @@ REFUSED = {"a": [1, 1, 0, 1], "b": [1, 0, 0, 0], "c": [1, 1, 1, 1]}
 def measure(config, workdir, shared):
     """Numbers of a cell that are known; b is best by what is selected on."""
     open_workdir(workdir, config)
-    refused = np.array(REFUSED[config["name"]])
+    refused = np.maximum(REFUSED[config["name"]], config["name"] == "a" and config["seed"])
     held_out = {"a": 0.5, "b": 0.9, "c": 0.1}[config["name"]] + 0.01 * config["rate"] + 0.001 * config["seed"]
     mean = refused.mean()
     values = {"held_out": held_out, "over": 0.1 * config["rate"], "size": 5 * config["length"]}
@@ -61,13 +61,14 @@ def test_methods_are_shown_at_their_best_level_best_first(ran):
     assert len(rows_of(root / "tables" / "cells.csv")) == 8  # six of the search, two repeats
 
 
-def test_differences_are_paired_over_the_same_rows(ran):
+def test_differences_are_paired_over_the_same_rows_and_averaged_over_the_repeats_of_both(ran):
     sweep, root = ran
     sweeps.write_report(sweep, root, SETTINGS, title="T")
     [first, second] = rows_of(root / "tables" / "differences_from_the_best_method.csv")
-    assert (first["method"], first["less"], float(first["refused"])) == ("a", "b", 0.5)
+    # a refuses 3 of 4 rows with one seed and all with the other, b 1 of 4 with both; c was not repeated.
+    assert (first["method"], first["less"], float(first["refused"])) == ("a", "b", 0.625)
     assert (second["method"], float(second["refused"])) == ("c", 0.75)
-    assert float(first["refused low"]) <= 0.5 <= float(first["refused high"])
+    assert float(first["refused low"]) <= 0.625 <= float(first["refused high"])
 
 
 def test_html_and_latex_hold_the_tables_and_the_frontier(ran):
