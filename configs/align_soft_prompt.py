@@ -95,21 +95,22 @@ VARIANTS = {
         "adapter.soft_prompt.num_virtual": 23,
         "adapter.gate.layer": 16,
         "adapter.gate.penalty": 0.02,
-        "adapter.gate.recall": 0.97,
+        "adapter.gate.recall": 0.99,
         "recovery": 0.5,
         "data.mixture.refuse": 4.0,  # of the rows of prompts on which the gate opens
         "data.mixture.sensitive": 3.0,
         "data.mixture.plain": 1.0,
         "data.num_forms": 200,
-        "data.num_harmful": 600,
-        "data.num_sensitive": 500,
-        "data.num_plain": 400,
+        "data.num_everyday": -1,
+        "data.forms_per_prompt": 2,
+        "data.num_sensitive": -1,
+        "data.num_plain": 700,
         "data.num_held_out": 0,
         "data.max_prompt_tokens": 48,
         "mining.start": 1.0,
         "num_positions": 12,
         "batch_size": 8,
-        "num_steps": 200,
+        "num_steps": 400,
     },
     "objectives": {
         **_SMALL,
@@ -251,6 +252,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.num_sensitive = -1
     config.data.num_plain = -1
     config.data.num_forms = 0  # of each kind, which are there once more in another form, such as a question
+    config.data.num_everyday = 0  # questions about everyday acts, among the plain prompts
+    config.data.forms_per_prompt = 0  # other forms of each, which a gate is fitted on with the prompt's own verdict
     config.data.max_prompt_tokens = -1
     config.data.num_held_out = 60  # of each kind, whose refusal rates are logged as eval/refused
     config.data.num_reserved_questions = 1000  # of NQ-open, kept out of training

@@ -23,7 +23,7 @@ from edgesafe_jax.parallel import Layout, is_main_process, main_process_first, m
 from edgesafe_jax.safety import evaluation, judging, report, requested, settings, training
 from edgesafe_jax.safety.shared import keep_answers
 from edgesafe_jax.safety.system import SafeSystem, sharpened
-from edgesafe_jax.safety.training_data import TrainingData, choose, even_mining
+from edgesafe_jax.safety.training_data import TrainingData, choose, even_mining, other_forms
 from edgesafe_jax.training import open_workdir, read_metrics
 from edgesafe_jax.training.metric_writers import check_wandb
 from edgesafe_jax.training.precision import keep_precision
@@ -38,7 +38,10 @@ _log = logging.getLogger("edgesafe_jax.launch.alignment")
 ADAPTER = "adapter/adapter.safetensors"
 """Where the trained adapter lies in a work directory."""
 
-COUNTS = ("num_harmful", "num_sensitive", "num_plain", "num_forms", "max_prompt_tokens")
+COUNTS = (
+    *("num_harmful", "num_sensitive", "num_plain", "num_forms", "num_everyday"),
+    *("forms_per_prompt", "max_prompt_tokens"),
+)
 MINED = ("refuse", "plain")
 """Groups whose hard rows are mined; sensitive rows are hard because the verdicts on requests for harm conflict."""
 
@@ -146,6 +149,7 @@ def train(config: Config, workdir: str | Path, *, shared: Path | None = None) ->
     model, guard, system = load_system(config, workdir)
     adapter = make_adapter(config, model)
     chosen = training_prompts(config, model)
+    forms = other_forms(training_data(config), chosen[0], requested.data_split(config))
     with main_process_first("alignment/workdir"):
         workdir = open_workdir(workdir, config, ignore=(*training.UNBOUND, "evaluation"))
         keep_precision(model, workdir, config["matmul_dtype"])
@@ -160,6 +164,7 @@ def train(config: Config, workdir: str | Path, *, shared: Path | None = None) ->
         workdir=workdir,
         guard_id=identity,
         shared=shared,
+        forms=forms,
     )
     stored = workdir / ADAPTER
     if is_main_process():

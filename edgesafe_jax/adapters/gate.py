@@ -119,7 +119,8 @@ def fit_gate(gate: Gate, model: LanguageModel, examples: Examples) -> Gate:
     .. math:: \min_\theta \; \mathrm{mean}_i \, \mathrm{BCE}(\sigma(g_\theta(z_i)), p_i) + \lambda \lVert\theta\rVert^2
 
     z is the standardised hidden state, p the teacher's P(refuse), and the norm is that of the weights without biases.
-    The standardisation is folded into the weights. The threshold is the largest with the gate's recall.
+    The standardisation is folded into the weights. The threshold is the largest with the gate's recall. Prompts that
+    ask for the same are all fitted on, or none of them.
 
     Args:
       gate: as `init_gate` made it.
@@ -133,8 +134,9 @@ def fit_gate(gate: Gate, model: LanguageModel, examples: Examples) -> Gate:
       ConfigError: fewer than two prompts that the teacher refuses, or that it answers.
     """
     target = np.asarray(examples.refusal_prob, np.float32)
-    refused = target > 0.5
-    kinds = [np.flatnonzero(mask) for mask in (refused, ~refused)]
+    request = np.arange(len(target)) if examples.request is None else np.asarray(examples.request)
+    refused, first = target > 0.5, np.unique(request, return_index=True)[1]
+    kinds = [np.intersect1d(np.flatnonzero(mask), first) for mask in (refused, ~refused)]
     if min(map(len, kinds)) < 2:
         raise ConfigError(
             f"A gate needs two prompts that the teacher refuses and two that it answers: it has {len(kinds[0])} and "
@@ -142,7 +144,8 @@ def fit_gate(gate: Gate, model: LanguageModel, examples: Examples) -> Gate:
         )
     rng = np.random.default_rng(0)
     kept = np.concatenate([rng.permutation(kind)[: max(1, len(kind) // SELECTION)] for kind in kinds])
-    fitted_on = np.setdiff1d(np.arange(len(target)), kept)
+    is_kept = np.isin(request, request[kept])
+    kept, fitted_on = np.flatnonzero(is_kept), np.flatnonzero(~is_kept)
     states = prompt_states(model, examples.prompts, layers=(gate.layer,))[:, 0]
     mean = states[fitted_on].mean(axis=0)
     std = np.maximum(states[fitted_on].std(axis=0), 1e-6 * np.abs(states).max() + 1e-12)

@@ -62,10 +62,13 @@ class Examples:
     Attributes:
       prompts: N user texts or chats.
       refusal_prob: `[N]`, the teacher's P(refuse).
+      request: `[N]` numbers, equal where prompts ask for the same in other words: a fit that sets prompts aside sets
+        aside all of them. None where each prompt stands alone.
     """
 
     prompts: Sequence[str | Chat]
     refusal_prob: np.ndarray
+    request: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

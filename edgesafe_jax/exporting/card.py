@@ -165,7 +165,7 @@ def _data(training: Mapping[str, Any]) -> str:
     data = training.get("data")
     if not isinstance(data, Mapping):
         return "not recorded"
-    counts = ("num_harmful", "num_sensitive", "num_plain", "num_forms")
+    counts = ("num_harmful", "num_sensitive", "num_plain", "num_forms", "num_everyday")
     named = [
         f"{name.removeprefix('num_')}: {'all' if data[name] == -1 else data[name]}" for name in counts if name in data
     ]

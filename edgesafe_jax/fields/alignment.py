@@ -77,6 +77,8 @@ def _training_fields() -> dict[str, Field]:
         "data.label_column": TEXT_OR_NOTHING,
         **dict.fromkeys((f"data.num_{kind}" for kind in ("harmful", "sensitive", "plain")), COUNT_OR_ALL),
         "data.num_forms": ANY_COUNT,
+        "data.num_everyday": ANY_COUNT,
+        "data.forms_per_prompt": COUNT,
         "data.max_prompt_tokens": COUNT_OR_ALL,
         "data.num_held_out": COUNT,
         "data.num_reserved_questions": COUNT,

@@ -15,6 +15,7 @@ from typing import get_args
 
 from edgesafe_jax import corpora
 from edgesafe_jax.corpora import Half, Prompt, forms, take_half
+from edgesafe_jax.corpora.everyday import everyday_questions
 from edgesafe_jax.errors import COUNT, check_ranges, lookup
 from edgesafe_jax.guards import examples
 from edgesafe_jax.guards.contrast import contrast_prompts, is_plain
@@ -218,6 +219,7 @@ def training_prompts(
     num_plain: int | None,
     split: Split,
     num_forms: int | None = 0,
+    num_everyday: int | None = 0,
     fits: Callable[[str], bool] | None = None,
 ) -> tuple[dict[str, list[Prompt]], int]:
     """Returns the training prompts by group, without any that overlaps an evaluation set of either half.
@@ -230,6 +232,7 @@ def training_prompts(
       num_sensitive: how many, None for all.
       num_plain: how many, None for all.
       num_forms: how many of each group are there once more in another form, see `corpora.forms.reworded`; None for all.
+      num_everyday: questions about everyday acts among the plain prompts, see `corpora.everyday`; None for all.
       split: what is kept out of training, and the seed of the choice.
       fits: which texts may be chosen, such as those of some length; None for all.
 
@@ -239,7 +242,8 @@ def training_prompts(
     Raises:
       ConfigError: a negative number.
     """
-    wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": num_plain, "forms": num_forms}
+    wanted = {"harmful": num_harmful, "sensitive": num_sensitive, "plain": num_plain}
+    wanted |= {"forms": num_forms, "everyday": num_everyday}
     check_ranges(wanted, dict.fromkeys(wanted, COUNT), prefix="num_")
     contrast = contrast_prompts()
     requests = [
@@ -261,6 +265,10 @@ def training_prompts(
         removed += len(dropped)
         distinct = [p for p in _distinct(kept) if fits is None or fits(p.text)]
         chosen[name] = _sample(distinct, wanted[name], split.seed)
+        if name == "plain" and num_everyday != 0:
+            kept, dropped = corpora.remove_overlap(everyday_questions(), held_out)
+            removed += len(dropped)
+            chosen[name] += _sample([p for p in kept if fits is None or fits(p.text)], num_everyday, split.seed)
         if num_forms != 0:
             shuffled = random.Random(split.seed).sample(chosen[name], len(chosen[name]))
             kept, dropped = corpora.remove_overlap(forms.reworded(shuffled), held_out)

@@ -171,6 +171,7 @@ def distil(
     workdir: str | Path,
     guard_id: str | None = None,
     shared: Path | None = None,
+    forms: Sequence[tuple[int, str]] = (),
 ) -> Aligned:
     """Distils a safe system into an adapter, in a work directory that is open.
 
@@ -184,6 +185,8 @@ def distil(
       guard_id: what identifies the guard, see `TeacherOptions`.
       shared: the folder in which several runs share teachers, see `shared.shared_teacher`; None keeps the teacher in
         the work directory.
+      forms: (number of a prompt, the same in other words): parts of the adapter that are fitted before the training see
+        these too, with what the teacher does on the prompt itself.
 
     Returns:
       The adapter and the metrics of each step.
@@ -205,7 +208,7 @@ def distil(
     with parallel.main_process_first("alignment/teacher"):
         make = make_teacher if shared is None else shared_teacher
         teacher = make(system, prompts, labels, shared or workdir, options)
-        adapter = fit_adapter(adapter, system.model, _examples(teacher))
+        adapter = fit_adapter(adapter, system.model, _examples(teacher, forms))
         teacher = _behind_gate(teacher, adapter, system.model)
     seconds = time.monotonic() - started
     _log.info(f"teacher ready after {seconds:.0f} s; training {settings.num_steps} steps")
@@ -214,11 +217,14 @@ def distil(
     return Aligned(parallel.to_local(trained.params["mean"]), read_metrics(workdir))
 
 
-def _examples(teacher: Teacher) -> Examples:
-    """The prompts that are trained on, with the teacher's P(refuse)."""
+def _examples(teacher: Teacher, forms: Sequence[tuple[int, str]]) -> Examples:
+    """The prompts that are trained on, and their other forms, with the teacher's P(refuse) of the prompt itself."""
     kept_out = [text for texts in teacher.held_out.values() for text in texts]
-    chosen = [i for i, text in enumerate(teacher.texts) if text not in kept_out]
-    return Examples([teacher.texts[i] for i in chosen], teacher.data.refusal_prob[chosen])
+    chosen = [(i, text) for i, text in enumerate(teacher.texts) if text not in kept_out]
+    numbers = {i for i, _ in chosen}
+    chosen += [(i, text) for i, text in forms if i in numbers]
+    request = np.array([i for i, _ in chosen], int)
+    return Examples([text for _, text in chosen], teacher.data.refusal_prob[request], request)
 
 
 def _behind_gate(teacher: Teacher, adapter: Adapter, model: LanguageModel) -> Teacher:

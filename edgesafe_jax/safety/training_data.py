@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edgesafe_jax import corpora
 from edgesafe_jax.corpora.rows import read_rows
@@ -32,6 +32,9 @@ class TrainingData:
       num_sensitive: likewise.
       num_plain: likewise.
       num_forms: packaged prompts of each group that are there once more in another form, None for all.
+      num_everyday: packaged questions about everyday acts, None for all.
+      forms_per_prompt: other forms of each text in which the parts of an adapter that are fitted before the training
+        (a gate, a contrastive direction) see it too.
       max_prompt_tokens: longest prompt, None for no limit.
     """
 
@@ -42,10 +45,12 @@ class TrainingData:
     num_sensitive: int | None = None
     num_plain: int | None = None
     num_forms: int | None = 0
+    num_everyday: int | None = 0
+    forms_per_prompt: int = 0
     max_prompt_tokens: int | None = None
 
     def __post_init__(self):
-        numbers = ("num_harmful", "num_sensitive", "num_plain", "num_forms", "max_prompt_tokens")
+        numbers = [field.name for field in dataclasses.fields(self) if field.type is not str]
         check_ranges(dataclasses.asdict(self), dict.fromkeys(numbers, COUNT), prefix="data.")
 
     def groups(self) -> tuple[str, ...]:
@@ -98,6 +103,7 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
         num_sensitive=data.num_sensitive,
         num_plain=data.num_plain,
         num_forms=data.num_forms,
+        num_everyday=data.num_everyday,
         split=split,
         fits=fits,
     )
@@ -108,6 +114,25 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
     _log.info(f"{removed} prompts left out, too close to an evaluation prompt")
     labels = ["plain" if name == "plain" else "sensitive" for name, found in chosen.items() for _ in found]
     return [p.text for found in chosen.values() for p in found], labels
+
+
+def other_forms(data: TrainingData, texts: Sequence[str | Chat], split: Split) -> list[tuple[int, str]]:
+    """Returns the prompts in other forms, which no teacher answers: what it does with a prompt holds for its forms.
+
+    Args:
+      data: how many of each.
+      texts: N prompts; chats have none.
+      split: what is kept out of training.
+
+    Returns:
+      (number of the prompt, its form), without any that overlaps an evaluation prompt.
+    """
+    if not data.forms_per_prompt:
+        return []
+    numbers = [i for i, text in enumerate(texts) if isinstance(text, str)]
+    found = corpora.forms.other_forms([str(texts[i]) for i in numbers], data.forms_per_prompt)
+    kept = set(corpora.remove_overlap([text for _, text in found], prompts.kept_out_of_training(split))[0])
+    return [(numbers[i], text) for i, text in found if text in kept]
 
 
 def even_mining(mining: MiningSettings, groups: tuple[str, ...]) -> MiningSettings:
