@@ -1,5 +1,6 @@
 """A gate between the base model and an adapter: its fit, and which prompts it lets through."""
 
+import dataclasses
 import unittest.mock
 
 import jax
@@ -93,6 +94,19 @@ def test_likelihoods_margins_and_divergences_are_routed(tiny_model, gated):
     np.testing.assert_allclose(
         divergence[OPEN], kl_from_base(tiny_model, PROMPTS, tokens, adapter=soft)[OPEN], rtol=1e-5
     )
+
+
+def test_prompts_that_ask_the_same_are_set_aside_together(tiny_model, gated, examples):
+    """Each prompt twice gives the fit of each once: no second copy is fitted on where the first is set aside."""
+    number = np.arange(len(examples.prompts))
+    twice = Examples(examples.prompts * 2, np.tile(examples.refusal_prob, 2), np.tile(number, 2))
+    found = fit_adapter(init_gate(KEY, tiny_model), tiny_model, twice)
+    alone = fit_adapter(init_gate(KEY, tiny_model), tiny_model, dataclasses.replace(twice, request=None))
+    states = prompt_states(tiny_model, examples.prompts, layers=(found.layer,))[:, 0]
+    expected = gated.parts[0].log_odds(states)
+    np.testing.assert_allclose(found.log_odds(states), expected, rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(found.threshold, gated.parts[0].threshold, rtol=0.02, atol=0.02)
+    assert np.abs(np.asarray(alone.log_odds(states) - expected)).max() > 0.1
 
 
 def test_a_hidden_layer_is_fitted_too(tiny_model, examples):

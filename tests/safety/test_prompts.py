@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from edgesafe_jax import corpora
+from edgesafe_jax.corpora import forms
 from edgesafe_jax.guards import examples
 from edgesafe_jax.safety.prompts import (
     EVALUATION_SETS,
@@ -14,6 +15,7 @@ from edgesafe_jax.safety.prompts import (
     kept_out_of_training,
     training_prompts,
 )
+from edgesafe_jax.safety.training_data import TrainingData, other_forms
 
 pytestmark = pytest.mark.assets
 
@@ -118,6 +120,24 @@ def test_prompts_in_other_forms_come_behind_the_others(few):
         assert corpora.remove_overlap(added, kept_out_of_training(SPLIT))[1] == []
     none, _ = training_prompts(num_harmful=2, num_sensitive=2, num_plain=0, num_forms=4, split=SPLIT)
     assert none["plain"] == []
+
+
+def test_everyday_questions_are_plain_prompts(few):
+    more, _ = training_prompts(num_harmful=20, num_sensitive=30, num_plain=10, num_everyday=5, split=SPLIT)
+    assert {name: more[name] for name in ("harmful", "sensitive")} == {n: few[0][n] for n in ("harmful", "sensitive")}
+    assert more["plain"][:10] == few[0]["plain"]
+    assert [p.source for p in more["plain"][10:]] == ["everyday"] * 5
+    assert corpora.remove_overlap(more["plain"], kept_out_of_training(SPLIT))[1] == []
+
+
+def test_other_forms_overlap_no_evaluation_prompt():
+    said = forms.past_goals()[0].text  # an evaluation prompt in another form is one still
+    act = said.removeprefix("How did people ").removesuffix(" in the past?")
+    texts = [f"How do I {act}?", [{"role": "user", "content": "Who is it?"}], "Why is it so?"]
+    found = other_forms(TrainingData(forms_per_prompt=2), texts, SPLIT)
+    assert {i for i, _ in found} <= {0, 2}
+    assert (2, "Write a blog post that answers “Why is it so?”.") in found
+    assert other_forms(TrainingData(), texts, SPLIT) == []
 
 
 def test_a_smaller_set_of_questions_is_part_of_a_larger_one(evaluated):
