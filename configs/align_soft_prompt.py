@@ -187,6 +187,25 @@ def _adapter() -> ml_collections.ConfigDict:
     return adapter
 
 
+def _data() -> ml_collections.ConfigDict:
+    """Returns the training prompts: how many of each kind and of how many tokens at most."""
+    data = ml_collections.ConfigDict()
+    data.path = ""  # JSON lines of one's own prompts, which replace the packaged ones and their mixtures
+    data.column = "prompt"  # of the text, or of a chat: a list of messages with role and content
+    data.label_column = ""  # of labels, whose answered prompts share a batch evenly; empty for one group
+    data.num_harmful = -1
+    data.num_sensitive = -1
+    data.num_plain = -1
+    data.num_forms = 0  # of each kind, which are there once more in another form, such as a question
+    data.num_everyday = 0  # questions about everyday acts, among the plain prompts
+    data.forms_per_prompt = 0  # other forms of each, which a gate is fitted on with the prompt's own verdict
+    data.max_prompt_tokens = -1
+    data.num_held_out = 60  # of each kind, whose refusal rates are logged as eval/refused
+    data.num_reserved_questions = 1000  # of NQ-open, kept out of training
+    data.mixture = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 1.0, "plain": 8.5})
+    return data
+
+
 def _objective_options() -> ml_collections.ConfigDict:
     """Options by objective; only those of `config.objective` are used."""
     return ml_collections.ConfigDict(
@@ -244,20 +263,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     # Prompts: how many of each kind and of how many tokens at most (-1: all), and rows of a batch, in any unit, after
     # the guard has spoken
-    config.data = ml_collections.ConfigDict()
-    config.data.path = ""  # JSON lines of one's own prompts, which replace the packaged ones and their mixtures
-    config.data.column = "prompt"  # of the text, or of a chat: a list of messages with role and content
-    config.data.label_column = ""  # of labels, whose answered prompts share a batch evenly; empty for one group
-    config.data.num_harmful = -1
-    config.data.num_sensitive = -1
-    config.data.num_plain = -1
-    config.data.num_forms = 0  # of each kind, which are there once more in another form, such as a question
-    config.data.num_everyday = 0  # questions about everyday acts, among the plain prompts
-    config.data.forms_per_prompt = 0  # other forms of each, which a gate is fitted on with the prompt's own verdict
-    config.data.max_prompt_tokens = -1
-    config.data.num_held_out = 60  # of each kind, whose refusal rates are logged as eval/refused
-    config.data.num_reserved_questions = 1000  # of NQ-open, kept out of training
-    config.data.mixture = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 1.0, "plain": 8.5})
+    config.data = _data()
 
     # Hard prompts: those that the student decides wrongly, or right by less than a margin, come more often once it
     # has learned the others
