@@ -23,10 +23,10 @@ rewards and terminals. `config.planners` plan on the model beside them. `config.
     her_model               hindsight goals on data and rollouts of the model
     full_coverage           data from the whole domain
 
-Variants: `:river` a band with a current, `:patches` ice and sand, `:walls` the arena with a wall, `:maze`
-Gymnasium-Robotics' PointMaze, `:ant` brax's ant, `:quickstart` what `launch.quickstart --only offline_rl` runs,
-`:runlocal` a check of the machinery. All results, with what the gain depends on, are in configs/RESULTS.md under
-"Offline RL".
+Variants: `:river` a band with a current, `:patches` ice and sand, `:arm` a planar arm beside a desk, `:walls` the arena
+with a wall, `:maze` Gymnasium-Robotics' PointMaze, `:ant` brax's ant, `:quickstart` what
+`launch.quickstart --only offline_rl` runs, `:runlocal` a check of the machinery. All results, with what the gain
+depends on, are in configs/RESULTS.md under "Offline RL".
 """
 
 import ml_collections
@@ -92,6 +92,21 @@ VARIANTS = {
         "symmetry.num_steps": 1000,
         "symmetry.num_elements": 16,
         "num_updates": 12000,
+        "normalize": True,
+        "num_runs": 5,
+        "num_seeds": 1,
+    },
+    "arm": {
+        "world": "arm",
+        "alpha": 0.02,
+        "methods": ("her", "her_translation", "her_tested"),
+        "data.num_episodes": 400,
+        "model.learning_rate": 3e-3,
+        "model.num_epochs": 80,
+        "model.batch_size": 128,
+        "symmetry.num_elements": 16,
+        "augment_fraction": 0.7,
+        "num_updates": 16000,
         "normalize": True,
         "num_runs": 5,
         "num_seeds": 1,

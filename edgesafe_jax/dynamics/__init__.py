@@ -23,6 +23,7 @@ from edgesafe_jax.dynamics.equivariance import (
     trust_threshold,
 )
 from edgesafe_jax.dynamics.groups import (
+    BaseRotation,
     Element,
     GroupAction,
     Permutation,
@@ -70,6 +71,7 @@ from edgesafe_jax.dynamics.transitions import (
 from edgesafe_jax.dynamics.world_model import WorldModel, WorldModelSettings, fit_world_model, model_quality
 
 __all__ = [
+    "BaseRotation",
     "BoxDomain",
     "Calibration",
     "CalibrationError",

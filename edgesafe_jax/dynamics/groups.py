@@ -179,6 +179,42 @@ class Translation:
     def entropy(self) -> float:
         return sum(math.log(high - low) for low, high in zip(self.low, self.high, strict=True))
 
+    def without_goal(self) -> "Translation":
+        """Returns the same action on states and actions, with goals left where they are."""
+        return dataclasses.replace(self, goal_axes=((),) * len(self.goal_axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRotation(Translation):
+    r"""Rotation of a machine about its base, which its state has as an angle and its goal as a place in the plane.
+
+    The element of one axis is the angle in radians: it is added to the state dimensions of `state_axes`, and each pair
+    :math:`(u, v)` of the goal becomes :math:`R(d) (u, v)`. Because it acts on states as a translation does, all that
+    learns or composes translations takes it.
+
+    Attributes:
+      goal_pairs: pairs of goal dimensions that turn.
+
+    Example:
+      >>> group = BaseRotation(Sizes(2, 1, 2), ((0,),), ((),), low=(-3,), high=(3,), goal_pairs=((0, 1),))
+      >>> group.goal(jnp.array([jnp.pi / 2]), jnp.array([1.0, 0.0])).round(3).tolist()
+      [-0.0, 1.0]
+    """
+
+    goal_pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.low) != 1:
+            raise DynamicsError(f"{len(self.low)} axes: expected one, the angle by which the base turns")
+        _check_disjoint(self.sizes, "goal_pairs", "goal", self.goal_pairs, length=2)
+
+    def goal(self, element: Array, goal: Array) -> Array:
+        return _rotate(element[0], super().goal(element, goal), self.goal_pairs)
+
+    def without_goal(self) -> "BaseRotation":
+        return dataclasses.replace(super().without_goal(), goal_pairs=())
+
 
 @dataclasses.dataclass(frozen=True)
 class PlanarRotation:

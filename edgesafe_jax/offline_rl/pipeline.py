@@ -476,12 +476,12 @@ def train_method(
 
 
 def _sampling(method: Method, task: tasks.Task, settings: PolicySettings) -> Sampling:
-    axes = tuple(() if method.goal_fixed else indices for indices in task.group.goal_axes)
+    group = task.group.without_goal() if method.goal_fixed else task.group
     return Sampling(
         achieved=task.achieved,
         reward_fn=task.reward,
         reward_policy=reward_recomputed(task.reward),
-        group=dataclasses.replace(task.group, goal_axes=axes) if method.symmetry else None,
+        group=group if method.symmetry else None,
         domain=tasks.goal_domain(task) if method.symmetry else None,
         her_fraction=settings.her_fraction if method.her else 0.0,
         augment_fraction=settings.augment_fraction if method.symmetry else 0.0,

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from edgesafe_jax import reporting
@@ -14,7 +16,7 @@ from edgesafe_jax.dynamics.study import interval_or_none, mean_or_none
 from edgesafe_jax.metrics.intervals import Interval
 from edgesafe_jax.offline_rl.evaluation import Episodes, seed_interval
 from edgesafe_jax.offline_rl.pipeline import PipelineResults
-from edgesafe_jax.offline_rl.tasks import Task, Wall
+from edgesafe_jax.offline_rl.tasks import Task, Wall, goal_domain
 from edgesafe_jax.training import write_summary
 
 
@@ -120,7 +122,8 @@ def bank_numbers(task: Task, bank: TransformBank, data: Transitions) -> dict[str
     accepted, verdicts = np.asarray(bank.accepted), np.asarray(bank.verdicts)
     counted: dict[str, Any] = {}
     episodes = np.broadcast_to(np.asarray(data.episodes)[:, None], accepted.shape)
-    cover = functools.partial(coverage, low=task.domain[0], high=task.domain[1])
+    box = goal_domain(task)
+    cover = functools.partial(coverage, low=box.low, high=box.high)
     if task.simulated:
         wrong = is_wrong(task.step, task.group, bank.elements, data, tolerance=task.tolerance)
         counted["wrong_among_accepted"] = interval_or_none(wrong[accepted], episodes[accepted])
@@ -128,8 +131,8 @@ def bank_numbers(task: Task, bank: TransformBank, data: Transitions) -> dict[str
     return {
         "accepted": float(accepted.mean()),
         **counted,
-        "coverage_before": cover(np.asarray(data.states)[:, _moved(task)]),
-        "coverage_after": cover(_places(task, bank, data)[accepted]),
+        "coverage_before": cover(_places(task, data)),
+        "coverage_after": cover(_places(task, data, bank)[accepted]),
         **{v.name.lower(): float(np.mean(verdicts == v)) for v in Verdict},
     }
 
@@ -161,20 +164,19 @@ def _joined(strata: Mapping[str, Episodes], name: str) -> np.ndarray:
     return np.concatenate([np.asarray(getattr(episodes, name)).reshape(-1) for episodes in strata.values()])
 
 
-def _moved(task: Task) -> list[int]:
-    """The first dimension of the state that each axis of the group moves."""
-    return [indices[0] for indices in task.group.state_axes]
-
-
-def _places(task: Task, bank: TransformBank, data: Transitions) -> np.ndarray:
-    """Positions after the elements of a bank act, `[N, M, 2]`."""
-    return np.asarray(data.states)[:, None, _moved(task)] + np.asarray(bank.elements)
+def _places(task: Task, data: Transitions, bank: TransformBank | None = None) -> np.ndarray:
+    """The goals that states achieve, `[N, 2]`, or those after the elements of a bank act, `[N, M, 2]`."""
+    states = jnp.asarray(data.states)
+    if bank is None:
+        return np.asarray(jax.vmap(task.achieved)(states))
+    reached = jax.vmap(lambda element, state: task.achieved(task.group.state(element, state)), in_axes=(0, None))
+    return np.asarray(jax.jit(jax.vmap(reached))(bank.elements, states))
 
 
 def _symmetry_figures(section: reporting.Section, task: Task, bank: TransformBank, data: Transitions) -> None:
     """Draws where learned translations lead, accepted or not, and the cells that are visited."""
-    accepted, seen = np.asarray(bank.accepted), np.asarray(data.states)[:, _moved(task)]
-    places, (low, high) = _places(task, bank, data), task.domain
+    accepted, seen, box = np.asarray(bank.accepted), _places(task, data), goal_domain(task)
+    places, low, high = _places(task, data, bank), box.low, box.high
     # A few of all that were proposed, by what was said of them.
     chosen = np.random.default_rng(0).permutation(accepted.size)[:4000]
     verified = (np.asarray(bank.verdicts) == Verdict.VERIFIED).reshape(-1)[chosen]

@@ -105,6 +105,7 @@ class Task:
       tolerance: differences of a next state that do not matter, for each dimension in its units; a step moves a point
         by up to 0.15.
       domain: box of positions in which the user declares the dynamics to be the same everywhere.
+      goal_box: box of the goals; None: the domain.
       walls: what stands in the way.
       borders: where the dynamics changes and nothing stands in the way; for pictures.
       relations: pairs of state dimensions whose differences the dynamics depends on, see `fit_ensemble`.
@@ -129,6 +130,7 @@ class Task:
     strata: Mapping[str, Stratum]
     tolerance: tuple[float, ...]
     domain: Box = ARENA
+    goal_box: Box | None = None
     walls: tuple[Wall, ...] = ()
     borders: tuple[Wall, ...] = ()
     relations: tuple[tuple[int, int], ...] = ()
@@ -560,8 +562,8 @@ def arena_domain(task: Task) -> BoxDomain:
 
 
 def goal_domain(task: Task) -> BoxDomain:
-    """Returns the task's domain as a box over the dimensions of the goal."""
-    return BoxDomain((0, 1), *task.domain)
+    """Returns the box of the goals, over their dimensions."""
+    return BoxDomain((0, 1), *(task.goal_box or task.domain))
 
 
 def _noisy(key: PRNGKey, action: Array) -> Array:

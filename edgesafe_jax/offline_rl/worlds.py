@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 
 from edgesafe_jax.errors import ConfigError, lookup
-from edgesafe_jax.offline_rl import ant, grounds, maze, tasks
+from edgesafe_jax.offline_rl import ant, arm, grounds, maze, tasks
 from edgesafe_jax.planning.own_tasks import import_named
 
 WORLDS: Mapping[str, Callable[[], tasks.Task]] = {
     **tasks.TASKS,
     "river": grounds.make_river,
     "patches": grounds.make_patches,
+    "arm": arm.make_arm,
     "point_maze": maze.make_point_maze,
     "ant": ant.make_ant,
 }

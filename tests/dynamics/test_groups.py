@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgesafe_jax.dynamics import (
+    BaseRotation,
     GroupAction,
     Permutation,
     PlanarRotation,
@@ -31,7 +32,15 @@ SWAP = Permutation(
 )
 ONE_FLIP = Reflection(SIZES, state_dims=(0,))
 BOTH = Product((SHIFT, SWAP))
-GROUPS = {"translation": SHIFT, "rotation": TURN, "reflection": FLIP, "permutation": SWAP, "product": BOTH}
+BASE = BaseRotation(SIZES, state_axes=((0, 4),), goal_axes=((),), low=(-3.0,), high=(3.0,), goal_pairs=((0, 1), (2, 3)))
+GROUPS = {
+    "translation": SHIFT,
+    "base": BASE,
+    "rotation": TURN,
+    "reflection": FLIP,
+    "permutation": SWAP,
+    "product": BOTH,
+}
 every_group = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
 
 
@@ -100,6 +109,13 @@ def test_entropies_in_closed_form():
     three = Permutation(Sizes(3, 1), state_blocks=((0,), (1,), (2,)))
     assert three.entropy() == pytest.approx(np.log(6))
     assert BOTH.entropy() == pytest.approx(np.log(16) + np.log(2))
+
+
+def test_a_group_without_its_goal_moves_states_as_before():
+    for group in (SHIFT, BASE):
+        element, still = elements(group)[0], group.without_goal()
+        np.testing.assert_array_equal(still.goal(element, points()["goal"]), points()["goal"])
+        np.testing.assert_array_equal(still.state(element, points()["state"]), group.state(element, points()["state"]))
 
 
 def test_what_is_never_drawn_has_no_probability():
@@ -177,6 +193,13 @@ def test_what_breaks_the_symmetry_shows_by_its_size():
         ),
         (lambda: dataclasses.replace(SHIFT, goal_axes=((4,), ())), r"goal_axes\[0\] names dimension 4 of the goal"),
         (lambda: dataclasses.replace(SHIFT, low=(-1.0,)), "one entry per axis"),
+        (lambda: dataclasses.replace(BASE, goal_pairs=((0, 4),)), r"goal_pairs\[0\] names dimension 4 of the goal"),
+        (
+            lambda: dataclasses.replace(
+                BASE, state_axes=((0,), (4,)), goal_axes=((), ()), low=(-1.0, -1.0), high=(1.0, 1.0)
+            ),
+            "2 axes: expected one, the angle by which the base turns",
+        ),
         (
             lambda: dataclasses.replace(SHIFT, high=(-1.0, 2.0)),
             r"low\[0\]=-1.0, high\[0\]=-1.0: expected low below high",
