@@ -5,8 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
+from tests.compiling import FEWER_PASSES
+
 # Eight CPU devices must be asked for before jax initialises its backend.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FEWER_PASSES}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test is compilation, and without optimisations it takes half the time. Commands that tests start inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -36,6 +38,12 @@ def _drop_compiled_programs():
     if mappings.exists() and mappings.read_bytes().count(b"\n") > MAX_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_collection_finish():
+    """What modules hold stays to the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.compiling import FEWER_PASSES
+
 TIMEOUT = 240  # seconds
 
 
@@ -18,7 +20,7 @@ def connected(module: str, *arguments: str, num_processes: int = 2) -> Iterator[
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     # Programs that run once: how fast they are matters less than how fast they are compiled.
-    settings = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    settings = f"--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 {FEWER_PASSES}"
     environment = os.environ | {"XLA_FLAGS": settings, "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
