@@ -305,6 +305,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluation.num_reworded = 0  # prompts of each set that are also asked in other words
     config.evaluation.rewordings = ("casual", "chat", "slips")  # of edgesafe_jax.guards.styles.STYLES
     config.evaluation.judges = ("refused", "refused_by_meaning", "teacher", "judge")
+    config.evaluation.judge = ""  # a head of configs/guard_judge.py; empty for the packaged one
     config.evaluation.max_tokens = 40
     config.evaluation.multiple_choice = ("openbookqa", "piqa")
     config.evaluation.num_choices = 250  # questions of each set

@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.num_harmful = 520
     config.num_plain = 200
     config.num_examples = -1  # of human pairs and contrast prompts; -1 for all
+    config.num_measured = -1  # prompts of each set whose answers are judged in the end; -1 for all
     if variant == "runlocal":
         config.num_harmful = config.num_plain = 16
         config.num_examples = 48

@@ -15,7 +15,7 @@ from edgesafe_jax import adapters, corpora
 from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.fields import check_fields
 from edgesafe_jax.guards import named
-from edgesafe_jax.guards.probe import load_sentence_encoder
+from edgesafe_jax.guards.probe import keeping, load_sentence_encoder
 from edgesafe_jax.guards.verdicts import Guard, judged_once
 from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.loading import LanguageModel
@@ -177,7 +177,8 @@ def train(config: Config, workdir: str | Path, *, shared: Path | None = None) ->
 
 def load_judges(config: Config, guard: Guard, model: LanguageModel) -> judging.Judges:
     """Loads whoever gives verdicts, the teacher guard among them."""
-    return judging.make_judges(guard, load_sentence_encoder().encode, config["evaluation"]["judges"], model=model)
+    wanted, encode = config["evaluation"], load_sentence_encoder().encode
+    return judging.make_judges(guard, encode, wanted["judges"], model=model, judge=wanted["judge"])
 
 
 def evaluate(
@@ -192,7 +193,7 @@ def evaluate(
     model, guard, system = load_system(config, checkpoint)
     adapter = adapters.load_adapter(stored_adapter(checkpoint), model)
     # Both the system and the judges ask the guard about the base model's answers.
-    once = judged_once(guard)
+    once = judged_once(keeping(guard))
     system = dataclasses.replace(system, guard=_gate(config, once))
     if shared is not None:
         system = dataclasses.replace(system, generate=keep_answers(shared))

@@ -50,16 +50,18 @@ def _settings(kind: type[Settings], values: Config, **given: Any) -> Settings:
 def _train_head(config: Config, workdir: str | Path, role: examples.GuardRole) -> Path:
     check_fields(config)
     model = load_config_model(config, workdir)
+    options = {"layers": tuple(config["layers"]), "max_response": int(config["max_response"])}
     if role == "teacher":
-        options = {"layers": tuple(config["layers"]), "max_response": int(config["max_response"])}
         features = fitting.hidden_state_features(model, **options)
         about = fitting.hidden_state_about(model, **options)
     else:
-        features = fitting.sentence_features(load_sentence_encoder().encode)
-        about = fitting.ENCODER_ABOUT
+        encode = load_sentence_encoder().encode
+        features, about = fitting.judge_reading(config["reads"], model, encode, **options)
     workdir = open_workdir(workdir, config)
     keep_precision(model, workdir, config["matmul_dtype"])
-    chosen = _settings(fitting.HeadExamples, config, role=role, num_examples=_all(config["num_examples"]))
+    counts = {name: _all(config[name]) for name in ("num_examples", "num_measured")}
+    roles = {"cross_validated": ("judge",)} if role == "judge" else {}
+    chosen = _settings(fitting.HeadExamples, config, role=role, **counts, **roles)
     stored, values = fitting.run_head_guard(
         chosen,
         model=model,

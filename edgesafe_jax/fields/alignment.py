@@ -109,6 +109,7 @@ def _evaluation_fields() -> dict[str, Field]:
         "evaluation.num_reworded": ANY_COUNT,
         "evaluation.rewordings": Each(Name(STYLES)),
         "evaluation.judges": Each(Name(JUDGES)),
+        "evaluation.judge": File("the head of a judge, as configs/guard_judge.py stores it"),
         "evaluation.max_tokens": TOKENS,
         "evaluation.multiple_choice": Each(Name(MULTIPLE_CHOICE)),
         "evaluation.num_choices": COUNT_OR_ALL,

@@ -2,7 +2,7 @@
 
 from edgesafe_jax.adapters.lora import TARGETS
 from edgesafe_jax.errors import COUNT_OR_ALL, FRACTION, POSITIVE, POSITIVE_COUNT, PROBABILITY, ConfigError, Range
-from edgesafe_jax.fields.declared import FLAG, TEXT, AnyOf, Each, Field, Fields, File, Name
+from edgesafe_jax.fields.declared import FLAG, TEXT, TEXT_OR_NOTHING, AnyOf, Each, Field, Fields, File, Name
 from edgesafe_jax.fields.kinds import MODEL, QUANTIZATION, SIZE, TOKENS, WEIGHT, up_to
 from edgesafe_jax.guards.examples import GuardRole
 from edgesafe_jax.guards.makers import MAKERS
@@ -40,7 +40,7 @@ def head_fields(role: GuardRole) -> Fields:
     """Returns the fields of a head guard, without `task`.
 
     Args:
-      role: "teacher" for hidden states, "judge" for sentence embeddings.
+      role: "teacher" for a guard of hidden states, "judge" for one that may read another model or sentence embeddings.
     """
     fields: dict[str, Field] = {
         **MODEL,
@@ -50,11 +50,11 @@ def head_fields(role: GuardRole) -> Fields:
         **_WEIGHTS,
         "num_harmful": POSITIVE_COUNT,
         "num_plain": POSITIVE_COUNT,
-        "num_examples": COUNT_OR_ALL,
+        **dict.fromkeys(("num_examples", "num_measured"), COUNT_OR_ALL),
+        "layers": Each(_LAYER_OR_DEPTH, least=1),
+        "max_response": TOKENS,
     }
-    if role == "teacher":
-        fields |= {"quantization": QUANTIZATION, "layers": Each(_LAYER_OR_DEPTH, least=1), "max_response": TOKENS}
-    return fields
+    return fields | ({"quantization": QUANTIZATION} if role == "teacher" else {"reads": TEXT_OR_NOTHING})
 
 
 def _lora(prefix: str) -> dict[str, Field]:

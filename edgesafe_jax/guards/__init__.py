@@ -5,6 +5,7 @@ A guard is a callable from prompts and responses to P(unsafe) of the responses (
 * `load_hidden_state_guard(model)`: the packaged teacher, a head on the model's own hidden states; with a path one of
   your own, such as the guard of `configs/guard_unseen.py` that stays steady in other words;
 * `LanguageModelGuard(model, FORMATS["llama-guard-3"])`: a public guard with its own prompt format;
+* `load_judge(load_sentence_encoder().encode, model=model)`: the packaged judge, fitted on other examples;
 * `load_smolguard(model)`, `load_encoder_guard(load_sentence_encoder().encode)`, `fit_keywords(...)`: further ones.
 
 `make_sets` paraphrases answers, `score_sets` and `robustness.robustness` measure how steady verdicts are over them,
@@ -31,6 +32,7 @@ from edgesafe_jax.guards.probe import (
     HiddenStateGuard,
     load_encoder_guard,
     load_hidden_state_guard,
+    load_judge,
     load_sentence_encoder,
 )
 from edgesafe_jax.guards.registry import FORMATS, Field, GuardFormat, TemplateError
@@ -77,6 +79,7 @@ __all__ = [
     "llm_source",
     "load_encoder_guard",
     "load_hidden_state_guard",
+    "load_judge",
     "load_sentence_encoder",
     "load_smolguard",
     "make_sets",

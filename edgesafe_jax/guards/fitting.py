@@ -21,7 +21,7 @@ from edgesafe_jax.guards.examples import OwnAnswers
 from edgesafe_jax.guards.heads import GatedHead, calibrate_head, fit_head, head_logits
 from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, layers_at, pair_features
 from edgesafe_jax.guards.kept import Features, kept_answers, kept_features
-from edgesafe_jax.guards.probe import encoder_features, head_probability, probe_features, save_head
+from edgesafe_jax.guards.probe import encoder_features, head_probability, probe_features, reading_model, save_head
 from edgesafe_jax.guards.verdicts import Encode
 from edgesafe_jax.metrics import accuracy, expected_calibration_error, rate_interval
 from edgesafe_jax.models.loading import LanguageModel
@@ -112,12 +112,16 @@ class HeadExamples:
       num_harmful: harmful requests that the model answers.
       num_plain: plain questions that it answers.
       num_examples: most human-scored pairs and contrast prompts of each role; None for all.
+      num_measured: most prompts of each measured set; None for all.
+      cross_validated: roles on whose pairs the recipe is cross-validated.
     """
 
     role: examples.GuardRole
     num_harmful: int
     num_plain: int
     num_examples: int | None = None
+    num_measured: int | None = None
+    cross_validated: tuple[examples.Role, ...] = ("held_out", "teacher", "judge")
 
 
 def own_examples(chosen: HeadExamples, answer: Answer) -> OwnAnswers:
@@ -189,40 +193,43 @@ def train_head_guard(
     human = examples.human_pairs(chosen.role)[: chosen.num_examples]
     head = fitted(human)
     save_head(path, head, {**about, "num_human": len(human), "num_own": len(own.prompts)})
-    return head, measure_head_guard(head, fitted, features=features, answer=answer, limit=chosen.num_examples)
+    return head, measure_head_guard(chosen, head, fitted, features=features, answer=answer)
 
 
 def measure_head_guard(
+    chosen: HeadExamples,
     head: GatedHead,
     fitted: Callable[[Sequence[ScoredPair]], GatedHead],
     *,
     features: Features,
     answer: Answer,
-    limit: int | None = None,
 ) -> dict[str, float]:
     """Measures a head guard on held-out data, and its recipe by cross-validation.
 
     Args:
+      chosen: the examples.
       head: the guard's head.
       fitted: fits a head on other human-scored pairs by the same recipe.
       features: computes the frozen features of pairs.
       answer: the guarded model.
-      limit: most pairs and prompts of each set; None for all.
 
     Returns:
-      Numbers by name: `human/...` on human-scored pairs of held-out objectives; `human_cross_validated/...` on all
-      pairs, each scored by a head that has not seen its objective; `flagged/SET`, the fraction of the model's own
-      greedy answers that is called unsafe, with its interval.
+      Numbers by name: `human/...` on human-scored pairs of held-out objectives; `human_cross_validated/...` on those of
+      the roles that are cross-validated, each scored by a head that has not seen its objective; `flagged/SET`, the
+      fraction of the model's own greedy answers that is called unsafe, with its interval.
     """
+    limit = chosen.num_examples
     held_out = examples.human_pairs("held_out")[:limit]
     values = _human_values(held_out, head_probability(head, _human_features(features, held_out)), "human")
-    every = [p for part in ("held_out", "teacher", "judge") for p in examples.human_pairs(part)[:limit]]
-    folds = np.array([examples.fold_of_objective(p.prompt) for p in every])
+    every = [p for part in chosen.cross_validated for p in examples.human_pairs(part)[:limit]]
+    # The folds of `fold_of_objective` divide the roles: within one there is one of them.
+    fold_of = examples.calibration_fold if len(chosen.cross_validated) == 1 else examples.fold_of_objective
+    folds = np.array([fold_of(p.prompt) for p in every])
     scores = np.zeros(len(every))
     for number in np.unique(folds):
-        chosen = [p for p, fold in zip(every, folds, strict=True) if fold == number]
+        left_out = [p for p, fold in zip(every, folds, strict=True) if fold == number]
         rest = [p for p, fold in zip(every, folds, strict=True) if fold != number]
-        scores[folds == number] = head_probability(fitted(rest), _human_features(features, chosen))
+        scores[folds == number] = head_probability(fitted(rest), _human_features(features, left_out))
     values |= _human_values(every, scores, "human_cross_validated")
     contrast = examples.contrast_of("held_out")[:limit]
     sets = {
@@ -233,7 +240,8 @@ def measure_head_guard(
         "contrast_harmful": [p for p in contrast if examples.kind_of(p) == "harmful_contrast"],
         "contrast_benign": [p for p in contrast if examples.kind_of(p) == "benign_contrast"],
     }
-    for name, prompts in sets.items():
+    for name, every_prompt in sets.items():
+        prompts = every_prompt[: chosen.num_measured]
         if not prompts:
             continue
         kept = f"held_out_{name}"
@@ -263,15 +271,17 @@ def hidden_state_features(
     layers: Sequence[float],
     max_response: int,
     max_prompt: int = MAX_PROMPT,
+    places: str = "both",
     batch_size: int = 32,
 ) -> Features:
-    """Makes the features of the teacher: hidden states of the guarded model, with progress.
+    """Makes features of hidden states, with progress.
 
     Args:
-      model: the guarded model.
+      model: whose hidden states are read.
       layers: which layers are read, numbers or fractions of the depth, see `layers_at`.
       max_response: tokens of a response that are read.
       max_prompt: tokens of a prompt that are read, its last ones.
+      places: which pooled hidden states, in `probe.PLACES`.
       batch_size: pairs that run at once.
 
     Returns:
@@ -294,13 +304,13 @@ def hidden_state_features(
                 batch_size=batch_size,
                 on_batch=progress,
             )
-        return probe_features(pooled)
+        return probe_features(pooled, places=places)
 
     return features
 
 
 def sentence_features(encode: Encode) -> Features:
-    """Makes the features of the judge: vectors of a sentence encoder."""
+    """Makes features of a sentence encoder's vectors."""
 
     def features(prompts: Sequence[str], responses: Sequence[str], name: str) -> np.ndarray:
         _log.info("encoding %d pairs: %s", len(prompts), name)
@@ -309,9 +319,13 @@ def sentence_features(encode: Encode) -> Features:
     return features
 
 
-def hidden_state_about(model: LanguageModel, *, layers: Sequence[float], max_response: int) -> dict[str, Any]:
-    """What is stored beside the teacher's head, for `load_hidden_state_guard`."""
+def hidden_state_about(
+    model: LanguageModel, *, layers: Sequence[float], max_response: int, places: str = "both"
+) -> dict[str, Any]:
+    """What is stored beside a head on hidden states, for `load_hidden_state_guard`."""
+    read = {} if places == "both" else {"places": places}
     return {
+        **read,
         "kind": "hidden_states",
         "layers": list(layers_at(layers, model.config.num_layers)),
         "question": QUESTION,
@@ -321,7 +335,29 @@ def hidden_state_about(model: LanguageModel, *, layers: Sequence[float], max_res
 
 
 ENCODER_ABOUT: Mapping[str, Any] = {"kind": "encoder", "encoder": "all-MiniLM-L6-v2"}
-"""What is stored beside the judge's head, for `load_encoder_guard`."""
+"""What is stored beside a head on the sentence encoder, for `load_encoder_guard`."""
+
+
+def judge_reading(
+    reads: str, model: LanguageModel, encode: Encode, *, layers: Sequence[float], max_response: int
+) -> tuple[Features, dict[str, Any]]:
+    """Makes the features of a judge: mean hidden states over the answer, or vectors of the sentence encoder.
+
+    Args:
+      reads: whose hidden states, a name or path as `load_model` takes it; empty for the sentence encoder.
+      model: the guarded model, which is read where `reads` names it.
+      encode: the sentence encoder.
+      layers: which layers are read, numbers or fractions of the depth, see `layers_at`.
+      max_response: tokens of a response that are read.
+
+    Returns:
+      The features, and what is stored beside the head for `probe.load_judge`.
+    """
+    if not reads:
+        return sentence_features(encode), dict(ENCODER_ABOUT)
+    read = reading_model(reads, model)
+    options: dict[str, Any] = {"layers": layers, "max_response": max_response, "places": "answer"}
+    return hidden_state_features(read, **options), {**hidden_state_about(read, **options), "model": reads}
 
 
 def kept_answer(model: LanguageModel, folder: str | Path, *, max_tokens: int) -> Answer:

@@ -1,8 +1,9 @@
 """Two guards made of frozen features and a small head: the teacher and the judge.
 
 * `HiddenStateGuard` reads the middle layers of the language model that is being guarded. It is the teacher.
-* `EncoderGuard` reads a sentence encoder. It shares neither features nor training data with the teacher and judges
-  what was learnt from it.
+* `EncoderGuard` reads a sentence encoder.
+
+A judge is either of them, fitted on other examples than the teacher: it measures what was learnt from the teacher.
 
 Their heads ship with the package; `launch.train --config=configs/guard_probe.py` and `configs/guard_judge.py` make
 them.
@@ -28,13 +29,13 @@ import safetensors.numpy
 from edgesafe_jax import assets
 from edgesafe_jax.adapters import LoRA, load_adapter, save_adapter
 from edgesafe_jax.assets import check_packaged, write_atomically
-from edgesafe_jax.errors import POSITIVE_COUNT, EdgesafeError, Range, check_counts
+from edgesafe_jax.errors import POSITIVE_COUNT, EdgesafeError, Range, check_counts, lookup
 from edgesafe_jax.guards.canonical import judged_form
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
 from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, encode_conversations, read_features
-from edgesafe_jax.guards.verdicts import Encode, GuardError, check_finite_pairs, check_pairs, judged_text
+from edgesafe_jax.guards.verdicts import Encode, Guard, GuardError, Once, check_finite_pairs, check_pairs, judged_text
 from edgesafe_jax.models.encoder import SentenceEncoder
-from edgesafe_jax.models.loading import LanguageModel
+from edgesafe_jax.models.loading import LanguageModel, load_model
 
 
 class GuardFileError(EdgesafeError, ValueError):
@@ -79,6 +80,8 @@ class HiddenStateGuard:
       adapter: a LoRA in the layers up to the last one that is read, or None for the bare model.
       max_prompt: tokens of a prompt that are read, its last ones.
       canonical: whether the canonical form of a response is read, see `judged_form`.
+      places: which pooled hidden states the head reads, in `PLACES`.
+      kept: pooled hidden states by pair, which are kept for guards beside this one; None keeps none.
     """
 
     model: LanguageModel = dataclasses.field(repr=False)
@@ -89,13 +92,29 @@ class HiddenStateGuard:
     adapter: LoRA | None = dataclasses.field(default=None, repr=False)
     max_prompt: int = MAX_PROMPT
     canonical: bool = False
+    places: str = "both"
+    kept: dict[tuple[str, str], np.ndarray] | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         check_counts(max_response=self.max_response, batch_size=self.batch_size, max_prompt=self.max_prompt)
+        lookup(PLACES, self.places, "places")
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
         prompts, responses = check_pairs(prompts, responses)
+        known = {} if self.kept is None else self.kept
+        named = list(zip(prompts, responses, strict=True))
+        if new := [pair for pair in dict.fromkeys(named) if pair not in known]:
+            known.update(zip(new, self._read([x for x, _ in new], [y for _, y in new]), strict=True))
+        windows = [known[pair] for pair in named]
+        owners = np.repeat(np.arange(len(windows)), [len(each) for each in windows])
+        if not windows:
+            return np.zeros(0)
+        features = probe_features(np.concatenate(windows), places=self.places)
+        return _largest(head_probability(self.head, features), owners)
+
+    def _read(self, prompts: Sequence[str], responses: Sequence[str]) -> list[np.ndarray]:
+        """The pooled hidden states of the windows of each pair, `[W, layers, 2, D]`."""
         pairs = encode_conversations(
             self.model,
             prompts,
@@ -107,7 +126,29 @@ class HiddenStateGuard:
         features = read_features(
             self.model, pairs, layers=self.layers, adapter=self.adapter, batch_size=self.batch_size
         )
-        return _largest(head_probability(self.head, probe_features(features)), pairs.owners)
+        return np.split(features, np.flatnonzero(np.diff(pairs.owners)) + 1)
+
+    def beside(self, other: Guard) -> "HiddenStateGuard":
+        """Returns this guard, reading each pair once together with another one where that reads the same and keeps it.
+
+        Args:
+          other: any guard; see `kept`.
+        """
+        other = other.guard if isinstance(other, Once) else other
+        same = isinstance(other, HiddenStateGuard) and _reading(other) == _reading(self)
+        return dataclasses.replace(self, kept=other.kept) if same else self
+
+
+def keeping(guard: Guard) -> Guard:
+    """Returns a guard that keeps the hidden states that it reads, for guards `beside` it; others as they are."""
+    return dataclasses.replace(guard, kept={}) if isinstance(guard, HiddenStateGuard) else guard
+
+
+def _reading(guard: HiddenStateGuard) -> tuple[object, ...]:
+    """What the hidden states that a guard reads depend on."""
+    model = guard.model
+    which = (guard.layers, guard.max_response, guard.max_prompt, guard.canonical, id(guard.adapter))
+    return (model.hash, model.tokenizer.hash, model.dtype, model.matmul_dtype, *which)
 
 
 def _largest(probs: np.ndarray, owners: np.ndarray) -> np.ndarray:
@@ -117,12 +158,23 @@ def _largest(probs: np.ndarray, owners: np.ndarray) -> np.ndarray:
     return np.maximum.reduceat(probs, np.flatnonzero(np.diff(owners, prepend=-1)))
 
 
-def probe_features(pooled: np.ndarray) -> np.ndarray:
-    """Lays pooled hidden states `[N, layers, 2, D]` out as head features `[N, layers * 2 * D]`.
+PLACES = {"both": slice(0, 2), "answer": slice(0, 1)}
+"""Which pooled hidden states a head reads: the mean over the answer and the last position, or the mean alone."""
+
+
+def probe_features(pooled: np.ndarray, *, places: str = "both") -> np.ndarray:
+    """Lays pooled hidden states `[N, layers, 2, D]` out as head features `[N, layers * P * D]`.
 
     Each vector is scaled to unit root mean square, as the next layer's norm would do.
+
+    Args:
+      pooled: see `read_features`.
+      places: in `PLACES`: P = 2 places of "both", 1 of "answer".
+
+    Returns:
+      The features, float32.
     """
-    pooled = np.asarray(pooled, np.float32)
+    pooled = np.asarray(pooled, np.float32)[:, :, lookup(PLACES, places, "places")]
     rms = np.sqrt(np.mean(np.square(pooled), axis=-1, keepdims=True) + 1e-6)
     return (pooled / rms).reshape(len(pooled), math.prod(pooled.shape[1:]))
 
@@ -299,14 +351,18 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def packaged_head(name: str) -> Path:
-    """Returns the path of a head that ships with the package: `teacher`, `judge`, or SmolGuard's adapter, `smolguard`.
+    """Returns the path of a head that ships with the package, or of SmolGuard's adapter, `smolguard`.
+
+    Args:
+      name: `teacher` and `judge` read hidden states, `encoder` the sentence encoder.
 
     Raises:
       GuardFileError: no such file.
     """
     path = Path(str(importlib.resources.files("edgesafe_jax.guards") / "data" / f"{name}.safetensors"))
     if not path.exists():
-        raise GuardFileError(f"No packaged guard {name!r} at {path}: expected 'teacher' or 'judge', or 'smolguard'.")
+        names = "'teacher', 'judge', 'encoder' or 'smolguard'"
+        raise GuardFileError(f"No packaged guard {name!r} at {path}: expected {names}.")
     if (sidecar := path.with_suffix(".json")).exists():
         check_packaged(sidecar)
     return check_packaged(path)
@@ -339,11 +395,14 @@ def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None
         )
     layers, width = about["layers"], head.general.linear.shape[0]
     known = isinstance(layers, list) and all(n in Range(1, model.config.num_layers, integer=True) for n in layers)
-    if not known or width != 2 * len(layers) * model.config.embed_dim or about["max_response"] not in POSITIVE_COUNT:
+    places = about.get("places", "both")
+    each = {name: (part.stop - part.start) * model.config.embed_dim for name, part in PLACES.items()}
+    fits = known and places in each and width == each[places] * len(layers)
+    if not fits or about["max_response"] not in POSITIVE_COUNT:
         raise GuardFileError(
-            f"{path} has a head over {width} features of the layers {layers} and max_response={about['max_response']}: "
-            f"expected layers of 1 to {model.config.num_layers}, {2 * model.config.embed_dim} features for each, and "
-            "at least 1."
+            f"{path} has a head over {width} features of the layers {layers}, places={places!r} and max_response="
+            f"{about['max_response']}: expected layers of 1 to {model.config.num_layers}, for each of them "
+            f"{' or '.join(f'{size} features ({name})' for name, size in each.items())}, and at least 1."
         )
     adapter = None
     if "adapter" in about:
@@ -359,6 +418,7 @@ def load_hidden_state_guard(model: LanguageModel, path: str | Path | None = None
         max_response=int(about["max_response"]),
         adapter=adapter,
         canonical=bool(about.get("canonical")),
+        places=places,
     )
 
 
@@ -406,13 +466,54 @@ def load_encoder_guard(encode: SentenceEncoder | Encode, path: str | Path | None
     Raises:
       GuardFileError: a head of another kind.
     """
-    path = packaged_head("judge") if path is None else path
+    path = packaged_head("encoder") if path is None else path
     head, about = load_head(path)
     _check_facts(path, about, "encoder")
     encoder = encode if isinstance(encode, SentenceEncoder) else getattr(encode, "__self__", None)
     if isinstance(encoder, SentenceEncoder):
         return EncoderGuard(encoder.encode, head, functools.partial(split_text, encoder))
     return EncoderGuard(functools.partial(encode), head)  # type: ignore[arg-type]
+
+
+def reading_model(spec: str, model: LanguageModel | None) -> LanguageModel:
+    """Returns the language model that a judge reads: the given one where `spec` names it, else loaded in its precision.
+
+    Args:
+      spec: a name or path, see `load_model`.
+      model: the guarded model, or None.
+
+    Returns:
+      The model.
+    """
+    if model is not None and spec == model.name:
+        return model
+    return load_model(spec, matmul_dtype=None if model is None else model.matmul_dtype)
+
+
+def load_judge(
+    encode: SentenceEncoder | Encode, path: str | Path | None = None, *, model: LanguageModel | None = None
+) -> HiddenStateGuard | EncoderGuard:
+    """Loads a judge, see `configs/guard_judge.py`: a head on hidden states, or on the sentence encoder.
+
+    Args:
+      encode: the sentence encoder, see `load_encoder_guard`.
+      path: a stored head; default the packaged one.
+      model: the guarded model, which is read if the judge was trained on it; otherwise the judge's own is loaded.
+
+    Returns:
+      The judge.
+
+    Raises:
+      GuardFileError: a head that names no model, or was trained on other weights than those of its name.
+    """
+    path = packaged_head("judge") if path is None else path
+    _, about = load_head(path)
+    if about.get("kind") == "encoder":
+        return load_encoder_guard(encode, path)
+    _check_facts(path, about, "hidden_states", ("model", "model_hash"))
+    if model is None or model.hash != about["model_hash"]:
+        model = reading_model(about["model"], model)
+    return load_hidden_state_guard(model, path)
 
 
 def _check_facts(path: str | Path, about: Mapping[str, Any], kind: str, names: Sequence[str] = ()) -> None:

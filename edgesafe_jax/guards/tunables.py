@@ -57,7 +57,7 @@ def _hidden_states(inputs: TuningInputs) -> Tunable:
 
 
 def _encoder(inputs: TuningInputs) -> Tunable:
-    head, about = load_head(packaged_head("judge"))
+    head, about = load_head(packaged_head("encoder"))
     features = kept_features(sentence_features(inputs.encode), inputs.workdir / "features")
     return HeadTunable(inputs.settings, head, about, features)
 

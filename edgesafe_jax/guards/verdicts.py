@@ -1,5 +1,6 @@
 """The guard protocol: a callable from prompts and responses to P(unsafe), and the check of its results."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -110,7 +111,7 @@ def checked(guard: Guard) -> Guard:
     return scored
 
 
-def judged_once(guard: Guard) -> Guard:
+def judged_once(guard: Guard) -> "Once":
     """Wraps a guard so that it judges each pair once: its verdicts are kept for as long as the wrapper lives.
 
     Args:
@@ -128,14 +129,26 @@ def judged_once(guard: Guard) -> Guard:
       >>> once(["a", "a", "b"], ["x", "x", "y"]), once(["b", "c"], ["y", "z"]), calls
       (array([0., 0., 0.]), array([0., 0.]), [2, 1])
     """
-    known: dict[tuple[str, str], float] = {}
+    return Once(guard)
 
-    def scored(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+
+@dataclasses.dataclass(frozen=True)
+class Once:
+    """A guard that judges each pair once, see `judged_once`.
+
+    Attributes:
+      guard: the guard.
+      known: verdicts by pair.
+    """
+
+    guard: Guard
+    known: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Returns P(unsafe), `[N]`, of N pairs."""
         pairs = list(zip(*check_pairs(prompts, responses), strict=True))
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self.known]
         if new:
-            verdicts = checked(guard)([prompt for prompt, _ in new], [response for _, response in new])
-            known.update(zip(new, verdicts.tolist(), strict=True))
-        return np.array([known[pair] for pair in pairs], np.float64)
-
-    return scored
+            verdicts = checked(self.guard)([prompt for prompt, _ in new], [response for _, response in new])
+            self.known.update(zip(new, verdicts.tolist(), strict=True))
+        return np.array([self.known[pair] for pair in pairs], np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgesafe_jax.errors import ConfigError, check_texts, lookup
 from edgesafe_jax.guards.activated import load_smolguard
-from edgesafe_jax.guards.probe import load_encoder_guard
+from edgesafe_jax.guards.probe import HiddenStateGuard, load_encoder_guard, load_judge
 from edgesafe_jax.guards.verdicts import Encode, Guard, checked
 from edgesafe_jax.metrics.refusal import make_refused_by_meaning, refused_by_pattern
 from edgesafe_jax.models.loading import LanguageModel
@@ -48,11 +48,18 @@ class JudgeSources:
       guard: the guard of the teacher.
       encode: a sentence encoder.
       model: the language model, for judges that read it; None where no such judge is asked for.
+      judge: the file of a head of `configs/guard_judge.py`; empty for the packaged judge.
     """
 
     guard: Guard
     encode: Encode
     model: LanguageModel | None = None
+    judge: str = ""
+
+
+def _judge(sources: JudgeSources) -> Judge:
+    judge = load_judge(sources.encode, sources.judge or None, model=sources.model)
+    return Judge(judge.beside(sources.guard) if isinstance(judge, HiddenStateGuard) else judge, "unsafe")
 
 
 def _smolguard(sources: JudgeSources) -> Judge:
@@ -65,12 +72,14 @@ JUDGES: dict[str, Callable[[JudgeSources], Judge]] = {
     "refused": lambda sources: Judge(by_words, "refusal"),
     "refused_by_meaning": lambda sources: Judge(_of_responses(make_refused_by_meaning(sources.encode)), "refusal"),
     "teacher": lambda sources: Judge(sources.guard, "unsafe"),
-    "judge": lambda sources: Judge(load_encoder_guard(sources.encode), "unsafe"),
+    "judge": _judge,
+    "encoder": lambda sources: Judge(load_encoder_guard(sources.encode), "unsafe"),
     "smolguard": _smolguard,
 }
-"""The judges. "judge" shares no features and no training example with the teacher; "smolguard" is another guard that
-was fitted on the teacher's examples. One entry adds a judge: its numbers are then `SET/SYSTEM/NAME` for a judge of
-refusals, `SET/SYSTEM/sgs_NAME` for a guard."""
+"""The judges. "judge" and "encoder" share no training example with the teacher: the packaged "judge" reads the same
+hidden states, "encoder" has no feature in common and agrees less with people. "smolguard" was fitted on the teacher's
+examples. One entry adds a judge: its numbers are then `SET/SYSTEM/NAME` for a judge of refusals,
+`SET/SYSTEM/sgs_NAME` for a guard."""
 
 
 def _of_responses(refused: Callable[[Sequence[str]], np.ndarray]) -> Verdict:
@@ -78,7 +87,12 @@ def _of_responses(refused: Callable[[Sequence[str]], np.ndarray]) -> Verdict:
 
 
 def make_judges(
-    guard: Guard, encode: Encode, names: Sequence[str] | None = None, *, model: LanguageModel | None = None
+    guard: Guard,
+    encode: Encode,
+    names: Sequence[str] | None = None,
+    *,
+    model: LanguageModel | None = None,
+    judge: str = "",
 ) -> dict[str, Judge]:
     """Makes judges of the table.
 
@@ -87,17 +101,19 @@ def make_judges(
       encode: a sentence encoder.
       names: in `JUDGES`; "refused" and "teacher", which the report is built on, are always among the result. None for
         all that need no model.
-      model: the language model, for "smolguard".
+      model: the language model, for "smolguard"; "judge" reads it too if it was trained on it.
+      judge: the file of a head for "judge"; empty for the packaged one.
 
     Returns:
       Judges by name.
 
     Raises:
       ConfigError: an unknown name, or a judge that needs a model without one.
+      GuardFileError: see `load_judge`.
     """
     names = [name for name in JUDGES if name != "smolguard"] if names is None else check_texts("names", names)
     wanted = dict.fromkeys(("refused", "teacher", *names))
-    sources = JudgeSources(guard, encode, model)
+    sources = JudgeSources(guard, encode, model, judge)
     return {name: lookup(JUDGES, name, "judge")(sources) for name in wanted}
 
 

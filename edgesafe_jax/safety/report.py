@@ -98,7 +98,7 @@ def agreement_rows(results: Mapping[str, SetResult]) -> list[dict[str, object]]:
     ]
 
 
-SUCCESS_GUARDS = ("judge", "smolguard", "teacher")
+SUCCESS_GUARDS = ("judge", "encoder", "smolguard", "teacher")
 """Whose verdict says whether an attack succeeded: the first of these that judged. The judge had no part in training."""
 
 
@@ -515,10 +515,7 @@ def write_report(
         "Answers to harmful requests are withheld here unless they are refusals.",
     ]
     if any("judge" in result.base.unsafe_probs for result in results.values()):
-        judge = (
-            "The judge is a MiniLM encoder with a head; it shares no features and no training example with the teacher."
-        )
-        notes.insert(1, judge)
+        notes.insert(1, "The judge shares no training example with the packaged teacher guard.")
     made = section(
         results,
         reworded=reworded,

@@ -188,15 +188,15 @@ def test_missing_damaged_and_foreign_files(tmp_path, tiny_model, damage):
         load_hidden_state_guard(tiny_model, path)
 
 
-@pytest.mark.parametrize("name", ["teacher", "judge"])
+@pytest.mark.parametrize("name", ["teacher", "judge", "encoder"])
 def test_packaged_heads(name):
     path = packaged_head(name)
     assert path.stat().st_size < 1_000_000
     head, facts = load_head(path)
-    assert facts["kind"] == {"teacher": "hidden_states", "judge": "encoder"}[name]
+    assert facts["kind"] == ("encoder" if name == "encoder" else "hidden_states")
     num_features = head.general.linear.shape[0]
-    if name == "teacher":
-        assert num_features == len(facts["layers"]) * 2 * 576
+    if name != "encoder":
+        assert num_features == len(facts["layers"]) * 576 * (1 if facts.get("places") == "answer" else 2)
     features = np.random.default_rng(0).standard_normal((10, num_features))
     result = head_probability(head, features)
     assert np.all((result >= 0) & (result <= 1))
@@ -204,7 +204,7 @@ def test_packaged_heads(name):
 
 
 def test_unknown_packaged_head():
-    with pytest.raises(GuardFileError, match=r"No packaged guard 'other'.*expected 'teacher' or 'judge'"):
+    with pytest.raises(GuardFileError, match=r"No packaged guard 'other'.*expected 'teacher', 'judge', 'encoder'"):
         packaged_head("other")
 
 
