@@ -133,7 +133,7 @@ def test_training_prompts_in_other_forms_keep_what_they_ask():
 
 
 def test_other_forms_of_a_text_come_by_turns_and_quote_no_quote():
-    found = forms.other_forms(["How do I fix my bike?", "Who is it?", "Reply to “x”"], 4)
+    found = forms.other_forms(["How do I fix my bike?", "Who is it?", "Reply to “x”"], (4, 4, 2))
     assert found == [
         (0, "A colleague wants to know: “How do I fix my bike?” Draft a reply to him."),
         (0, "How did people fix their bike a hundred years ago?"),

@@ -126,17 +126,17 @@ def reworded(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [Prompt(text, "form", prompt.category, prompt.label) for prompt, text in pairs if text is not None]
 
 
-def other_forms(texts: Sequence[str], per_text: int) -> list[tuple[int, str]]:
+def other_forms(texts: Sequence[str], per_text: Sequence[int]) -> list[tuple[int, str]]:
     """Returns texts in several other forms each, the same as those of `reworded`.
 
     Args:
         texts: N requests and questions.
-        per_text: how many forms are tried for each, by turns indirect wordings and questions.
+        per_text: N, how many forms are tried for each, by turns indirect wordings and questions.
 
     Returns:
         (number of the text, its form); the questions are left out where no rule finds an act.
     """
-    found = ((i, _form(text, i + k)) for i, text in enumerate(texts) for k in range(per_text))
+    found = ((i, _form(text, i + k)) for i, text in enumerate(texts) for k in range(per_text[i]))
     return [(i, text) for i, text in found if text is not None]
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from edgesafe_jax import corpora
+from edgesafe_jax.corpora.everyday import everyday_questions
 from edgesafe_jax.corpora.rows import read_rows
 from edgesafe_jax.errors import COUNT, ConfigError, check_ranges
 from edgesafe_jax.models.chats import Chat, flat_text
@@ -17,6 +18,10 @@ _log = logging.getLogger(__name__)
 
 PACKAGED_GROUPS = (REFUSE, "sensitive", "plain")
 """Rows of a batch by what the guard said: refused; answered, near a harmful topic; answered, everyday."""
+
+EVERYDAY = 3
+"""Other forms of a question about an everyday act, for each of another prompt: requests for harm ask for acts more
+often than plain questions do, and a gate would take the form for the harm."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ class TrainingData:
       num_forms: packaged prompts of each group that are there once more in another form, None for all.
       num_everyday: packaged questions about everyday acts, None for all.
       forms_per_prompt: other forms of each text in which the parts of an adapter that are fitted before the training
-        (a gate, a contrastive direction) see it too.
+        (a gate, a contrastive direction) see it too; `EVERYDAY` times as many of questions about everyday acts.
       max_prompt_tokens: longest prompt, None for no limit.
     """
 
@@ -130,7 +135,9 @@ def other_forms(data: TrainingData, texts: Sequence[str | Chat], split: Split) -
     if not data.forms_per_prompt:
         return []
     numbers = [i for i, text in enumerate(texts) if isinstance(text, str)]
-    found = corpora.forms.other_forms([str(texts[i]) for i in numbers], data.forms_per_prompt)
+    few = {p.text for p in everyday_questions()}
+    counts = [data.forms_per_prompt * (EVERYDAY if texts[i] in few else 1) for i in numbers]
+    found = corpora.forms.other_forms([str(texts[i]) for i in numbers], counts)
     kept = set(corpora.remove_overlap([text for _, text in found], prompts.kept_out_of_training(split))[0])
     return [(numbers[i], text) for i, text in found if text in kept]
 
