@@ -10,6 +10,7 @@ model:
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -177,7 +178,8 @@ class Decoder(nn.Module):
     def setup(self):
         """Declares embedding tables, layers, final norm and head."""
         c = self.config
-        self.embedding = weight(self, "embedding", nn.initializers.normal(0.02), (c.vocab_size, c.embed_dim))
+        table: Any = functools.partial(weight, self, init=nn.initializers.normal(0.02))  # never an `OutputsFirst`
+        self.embedding: Array | QuantizedMatrix = table("embedding", shape=(c.vocab_size, c.embed_dim))
         if c.learned_positions:
             self.positions = self.param("positions", nn.initializers.normal(0.02), (c.max_context, c.embed_dim))
         scanned = nn.scan(
@@ -191,7 +193,7 @@ class Decoder(nn.Module):
         self.layers = scanned(c, self.factors_dtype, self.mesh)
         self.final_norm = make_norm(c)
         if not c.tie_embeddings:
-            self.head = weight(self, "head", nn.initializers.normal(0.02), (c.embed_dim, c.vocab_size))
+            self.head: Array | QuantizedMatrix = table("head", shape=(c.embed_dim, c.vocab_size))
 
     @property
     def factors_dtype(self) -> jnp.dtype:

@@ -178,10 +178,10 @@ def generate(
         options = {"max_tokens": max_tokens, "temperature": temperature, "batch_size": batch_size}
         return _routed(model, prompts, routes, key, prefills, on_batch, keep_hidden=keep_hidden, **options)
     forced = _encode_prefills(model, prefills, len(rows), max_tokens)
-    model = model.for_decoding
-    shared = _shared(model, adapter, head)
+    decoding = model.for_decoding
+    shared = _shared(decoding, adapter, head)
     keys = row_keys(key, len(rows))
-    run = _Run(model, behind(adapter), shared, rows, forced, keys, max_tokens, temperature, keep_hidden, batch_size)
+    run = _Run(decoding, behind(adapter), shared, rows, forced, keys, max_tokens, temperature, keep_hidden, batch_size)
 
     tokens: list[list[int]] = [[] for _ in rows]
     ends: list[int | None] = [None] * len(rows)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from edgesafe_jax.models.decoder_config import ACTIVATIONS, DecoderConfig
-from edgesafe_jax.models.matmul import matmul
+from edgesafe_jax.models.matmul import Matrix, OutputsFirst, matmul
 from edgesafe_jax.models.quantised import QuantizedMatrix
 from edgesafe_jax.typing import Array
 
@@ -57,25 +57,21 @@ def expand(vector: Array, ndim: int) -> Array:
     return jnp.reshape(vector, (1,) * (ndim - vector.ndim) + vector.shape)
 
 
-def weight(
-    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, int]
-) -> Array | QuantizedMatrix:
-    """Declares a matrix that can also be a quantised one."""
+def weight(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, int]) -> Matrix:
+    """Declares a matrix that can also be a quantised one, or one that is stored outputs first."""
     if module.has_variable("params", name) and isinstance(
-        found := module.get_variable("params", name), QuantizedMatrix
+        found := module.get_variable("params", name), QuantizedMatrix | OutputsFirst
     ):
         return found
     return module.param(name, init, shape)
 
 
-def product(
-    x: Array, kernel: Array | QuantizedMatrix, factors: tuple[Array, Array] | None, *, dtype: jnp.dtype
-) -> Array:
+def product(x: Array, kernel: Matrix, factors: tuple[Array, Array] | None, *, dtype: jnp.dtype) -> Array:
     """Multiplies `[..., inputs]` by a matrix and, where there are factors, by their product too.
 
     Args:
       x: `[..., inputs]`.
-      kernel: `[inputs, outputs]`, or quantised.
+      kernel: `[inputs, outputs]`, or in another form, see `matmul`.
       factors: `[inputs, R]` and `[R, outputs]`, or None.
       dtype: of the factors of the product with the matrix, see `matmul`.
     """

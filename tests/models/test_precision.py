@@ -4,10 +4,11 @@ import dataclasses
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from edgesafe_jax.errors import ConfigError
-from edgesafe_jax.models import generate, precision, with_precision
+from edgesafe_jax.models import generate, loading, precision, with_precision
 from edgesafe_jax.models.precision import Precision, choose_precision, with_chosen
 
 BFLOAT16, FLOAT32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
@@ -80,9 +81,25 @@ def test_generation_has_a_precision_of_its_own(tiny_model):
     assert (answers.hidden == generate(low, prompts, max_tokens=2, keep_hidden=True).hidden).all()
     other = with_chosen(tiny_model, Precision("bfloat16", "float32"))
     assert (other.matmul_dtype, other.for_decoding.decoder.factors_dtype) == (BFLOAT16, FLOAT32)
-    for name in precision.FACTORS:
-        same = with_chosen(tiny_model, Precision(name, name))
-        assert same.for_decoding is same
+    same = with_chosen(tiny_model, Precision("bfloat16", "bfloat16"))
+    assert same.for_decoding is same
+
+
+def test_answers_in_float32_are_decoded_with_matrices_that_are_stored_outputs_first(tiny_model, monkeypatch):
+    decoding = tiny_model.for_decoding
+    kernel = decoding.params["layers"]["mlp"]["up"]
+    np.testing.assert_array_equal(kernel.matrix, tiny_model.params["layers"]["mlp"]["up"].swapaxes(1, 2))
+    assert decoding.for_decoding.params["layers"]["mlp"]["up"] is kernel
+    prompts = ["hello", "the user", "a b"]
+    found = generate(tiny_model, prompts, max_tokens=5, keep_hidden=True)
+    plain = dataclasses.replace(tiny_model)
+    plain.__dict__["for_decoding"] = plain
+    expected = generate(plain, prompts, max_tokens=5, keep_hidden=True)
+    assert found.tokens == expected.tokens
+    np.testing.assert_allclose(found.hidden, expected.hidden, rtol=1e-4, atol=1e-4)
+    # Large models are not kept twice.
+    monkeypatch.setattr(loading, "LARGEST_COPY", 100)
+    assert (large := dataclasses.replace(tiny_model)).for_decoding is large
 
 
 def test_other_names_are_refused():
