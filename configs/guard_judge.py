@@ -5,14 +5,14 @@ r"""Train the judge: a head on hidden states of a language model, for evaluation
 
 No training example is the teacher guard's: other objectives of the human-scored pairs, other contrast topics,
 Do-Not-Answer instead of AdvBench, other plain questions. What is read was chosen by five-fold cross-validation on the
-judge's own 199 human-scored pairs; the held-out ones were looked at once for each variant.
+judge's own 199 human-scored pairs, nothing on the held-out ones.
 
 The head reads the guarded model's own hidden states, in the layers that the teacher reads, mean over the answer alone.
 Variants: `:gemma` reads those of Gemma 3 270M (opt-in: whoever uses it accepts the Gemma Terms of Use), `:encoder` the
 vectors of the MiniLM sentence encoder, neither of which has a feature in common with the teacher; `:runlocal` is a
 check of the machinery.
 
-Cost: the base model's 1,090 answers of 40 tokens and the hidden states of 1,600 pairs; the time was not recorded.
+Cost: the base model's 1,230 answers of 40 tokens and the hidden states of 1,700 pairs; the time was not recorded.
 Expected: AUROC 0.87 [0.81, 0.92] on 173 human-scored pairs of held-out objectives (`:encoder` 0.64).
 All results are in configs/RESULTS.md under "Guards".
 """
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         {"human": 2.0, "harmful_contrast": 1.3, "harmful": 1.3, "benign_contrast": 1.5, "plain": 1.0, "refusals": 0.5}
     )
     config.num_harmful = 120
-    config.num_plain = 60
+    config.num_plain = 200
     config.num_examples = -1
     config.num_measured = 64  # prompts of each set whose answers are judged in the end; -1 for all
     if variant == "gemma":
