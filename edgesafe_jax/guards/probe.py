@@ -135,8 +135,9 @@ class HiddenStateGuard:
           other: any guard; see `kept`.
         """
         other = other.guard if isinstance(other, Once) else other
-        same = isinstance(other, HiddenStateGuard) and _reading(other) == _reading(self)
-        return dataclasses.replace(self, kept=other.kept) if same else self
+        if isinstance(other, HiddenStateGuard) and _reading(other) == _reading(self):
+            return dataclasses.replace(self, kept=other.kept)
+        return self
 
 
 def keeping(guard: Guard) -> Guard:
