@@ -185,7 +185,7 @@ def _teachers(config: ml_collections.ConfigDict) -> None:
     config.report.tables = ml_collections.ConfigDict(
         {
             f"{kind.capitalize()} requests, {system}": {
-                f"{name}, {measure}": f"alignment/{name}/{system}/{number}"
+                f"{name}, {measure}{', system' * (system == 'system')}": f"alignment/{name}/{system}/{number}"
                 for name in (*names, f"all_{kind}")
                 for measure, number in measures.items()
                 if name in names or measure != "refused"
