@@ -24,7 +24,7 @@ rewards and terminals. `config.planners` plan on the model beside them. `config.
     full_coverage           data from the whole domain
 
 Variants: `:river` a band with a current, `:patches` ice and sand, `:arm` a planar arm beside a desk, `:walls` the arena
-with a wall, `:maze` Gymnasium-Robotics' PointMaze, `:ant` brax's ant, `:quickstart` what
+with a wall, `:maze` Gymnasium-Robotics' PointMaze, `:ant` brax's ant, `:quickstart` the river in small, which
 `launch.quickstart --only offline_rl` runs, `:runlocal` a check of the machinery. All results, with what the gain
 depends on, are in configs/RESULTS.md under "Offline RL".
 """
@@ -112,12 +112,19 @@ VARIANTS = {
         "num_seeds": 1,
     },
     "quickstart": {
-        "model.num_epochs": 60,
+        "world": "river",
+        "methods": ("her", "her_translation", "her_learned"),
+        "data.num_episodes": 400,
+        "model.learning_rate": 3e-3,
+        "model.num_epochs": 50,
+        "model.batch_size": 128,
+        "symmetry.along": (0,),
         "symmetry.num_steps": 600,
-        "symmetry.num_elements": 16,
-        "methods": ("none", "her", "her_learned"),
-        "num_updates": 6000,
-        "num_seeds": 2,
+        "symmetry.num_elements": 6,
+        "fresh_episodes": 0,
+        "num_updates": 5000,
+        "normalize": True,
+        "num_seeds": 1,
         "num_episodes": 100,
     },
     "runlocal": {

@@ -122,7 +122,7 @@ def _gate(config: Config, guard: Guard) -> Guard:
 def training_data(config: Config) -> TrainingData:
     """Which prompts a config trains on; -1 there is None here."""
     data = config["data"]
-    counts = {name: requested.count(data[name]) for name in COUNTS}
+    counts: dict[str, Any] = {name: requested.count(data[name]) for name in COUNTS}
     return TrainingData(data["path"], data["column"], data["label_column"], **counts)
 
 
