@@ -199,6 +199,7 @@ def _data() -> ml_collections.ConfigDict:
     data.num_forms = 0  # of each kind, which are there once more in another form, such as a question
     data.num_everyday = 0  # questions about everyday acts, among the plain prompts
     data.forms_per_prompt = 0  # other forms of each, which a gate is fitted on with the prompt's own verdict
+    data.refuse_harmful = False  # whether the teacher refuses requests labelled harmful whatever the answer
     data.max_prompt_tokens = -1
     data.num_held_out = 60  # of each kind, whose refusal rates are logged as eval/refused
     data.num_reserved_questions = 1000  # of NQ-open, kept out of training

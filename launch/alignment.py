@@ -17,13 +17,12 @@ from edgesafe_jax.fields import check_fields
 from edgesafe_jax.guards import named
 from edgesafe_jax.guards.probe import keeping, load_sentence_encoder
 from edgesafe_jax.guards.verdicts import Guard, judged_once
-from edgesafe_jax.models.chats import Chat
 from edgesafe_jax.models.loading import LanguageModel
 from edgesafe_jax.parallel import Layout, is_main_process, main_process_first, make_mesh
 from edgesafe_jax.safety import evaluation, judging, report, requested, settings, training
 from edgesafe_jax.safety.shared import keep_answers
-from edgesafe_jax.safety.system import SafeSystem, sharpened
-from edgesafe_jax.safety.training_data import TrainingData, choose, even_mining, other_forms
+from edgesafe_jax.safety.system import SafeSystem, refusing, sharpened
+from edgesafe_jax.safety.training_data import Chosen, TrainingData, choose, even_mining, other_forms
 from edgesafe_jax.training import open_workdir, read_metrics
 from edgesafe_jax.training.metric_writers import check_wandb
 from edgesafe_jax.training.precision import keep_precision
@@ -123,11 +122,13 @@ def training_data(config: Config) -> TrainingData:
     """Which prompts a config trains on; -1 there is None here."""
     data = config["data"]
     counts: dict[str, Any] = {name: requested.count(data[name]) for name in COUNTS}
-    return TrainingData(data["path"], data["column"], data["label_column"], **counts)
+    return TrainingData(
+        data["path"], data["column"], data["label_column"], refuse_harmful=data["refuse_harmful"], **counts
+    )
 
 
-def training_prompts(config: Config, model: LanguageModel) -> tuple[list[str | Chat], list[str]]:
-    """Chooses the prompts of a config: N texts or chats, and N labels."""
+def training_prompts(config: Config, model: LanguageModel) -> Chosen:
+    """Chooses the prompts of a config."""
     split = dataclasses.replace(requested.data_split(config), seed=int(config["seed"]))
     return choose(training_data(config), split, lambda text: len(model.tokenizer.encode(text)))
 
@@ -149,16 +150,20 @@ def train(config: Config, workdir: str | Path, *, shared: Path | None = None) ->
     model, guard, system = load_system(config, workdir)
     adapter = make_adapter(config, model)
     chosen = training_prompts(config, model)
-    forms = other_forms(training_data(config), chosen[0], requested.data_split(config))
+    forms = other_forms(training_data(config), chosen.texts, requested.data_split(config))
     with main_process_first("alignment/workdir"):
         workdir = open_workdir(workdir, config, ignore=(*training.UNBOUND, "evaluation"))
         keep_precision(model, workdir, config["matmul_dtype"])
     identity = named.guard_identity(config["guard"], guard)
     if shared is not None and identity is not None:
         identity += f" {options.gate_sharpness} {options.gate_threshold}"
+    if chosen.refused:
+        system = dataclasses.replace(system, guard=refusing(system.guard, chosen.refused))
+        identity = identity and f"{identity} refuse_harmful"
     aligned = training.distil(
         system,
-        *chosen,
+        chosen.texts,
+        chosen.labels,
         adapter=adapter,
         settings=options,
         workdir=workdir,

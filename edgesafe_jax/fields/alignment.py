@@ -8,6 +8,7 @@ from edgesafe_jax.adapters.kind import Option
 from edgesafe_jax.corpora import MULTIPLE_CHOICE
 from edgesafe_jax.errors import COUNT, COUNT_OR_ALL, Range
 from edgesafe_jax.fields.declared import (
+    FLAG,
     TEXT,
     TEXT_OR_NOTHING,
     Each,
@@ -79,6 +80,7 @@ def _training_fields() -> dict[str, Field]:
         "data.num_forms": ANY_COUNT,
         "data.num_everyday": ANY_COUNT,
         "data.forms_per_prompt": COUNT,
+        "data.refuse_harmful": FLAG,
         "data.max_prompt_tokens": COUNT_OR_ALL,
         "data.num_held_out": COUNT,
         "data.num_reserved_questions": COUNT,

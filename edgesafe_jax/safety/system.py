@@ -9,7 +9,7 @@ p(s | x, y) that judges a response y to a prompt x, and a refusal y_r,
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -59,6 +59,27 @@ def _sharpen(
     prob = np.clip(checked(guard)(prompts, responses), 1e-9, 1 - 1e-9)
     log_odds = np.log(prob) - np.log1p(-prob) - np.log(threshold / (1 - threshold))
     return 0.5 + 0.5 * np.tanh(0.5 * sharpness * log_odds)
+
+
+def refusing(guard: Guard, requests: Iterable[str | Chat]) -> Guard:
+    """Wraps a guard so that requests that are known to be harmful are unsafe whatever the answer.
+
+    A guard of answers lets a harmless answer to a harmful request pass. A student of it answers such requests; one of
+    this guard refuses them.
+
+    Args:
+      guard: the guard; what it returns is checked.
+      requests: texts or chats.
+
+    Returns:
+      The guard.
+    """
+    return functools.partial(_refuse, guard, frozenset(flat_text(request) for request in requests))
+
+
+def _refuse(guard: Guard, requests: frozenset[str], prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    known = np.array([prompt in requests for prompt in prompts], bool)
+    return np.where(known, 1.0, checked(guard)(prompts, responses))
 
 
 @dataclasses.dataclass(frozen=True)

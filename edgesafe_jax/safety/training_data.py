@@ -3,8 +3,10 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from edgesafe_jax import corpora
+from edgesafe_jax.corpora import forms
 from edgesafe_jax.corpora.everyday import everyday_questions
 from edgesafe_jax.corpora.rows import read_rows
 from edgesafe_jax.errors import COUNT, ConfigError, check_ranges
@@ -40,6 +42,7 @@ class TrainingData:
       num_everyday: packaged questions about everyday acts, None for all.
       forms_per_prompt: other forms of each text in which the parts of an adapter that are fitted before the training
         (a gate, a contrastive direction) see it too; `EVERYDAY` times as many of questions about everyday acts.
+      refuse_harmful: whether the packaged harmful requests are refused whatever the answer, see `system.refusing`.
       max_prompt_tokens: longest prompt, None for no limit.
     """
 
@@ -52,11 +55,17 @@ class TrainingData:
     num_forms: int | None = 0
     num_everyday: int | None = 0
     forms_per_prompt: int = 0
+    refuse_harmful: bool = False
     max_prompt_tokens: int | None = None
 
     def __post_init__(self):
-        numbers = [field.name for field in dataclasses.fields(self) if field.type is not str]
+        numbers = [field.name for field in dataclasses.fields(self) if field.type not in (str, bool)]
         check_ranges(dataclasses.asdict(self), dict.fromkeys(numbers, COUNT), prefix="data.")
+        if self.path and self.refuse_harmful:
+            raise ConfigError(
+                "data.refuse_harmful=True is for the packaged prompts: for data.path expected False, and a guard "
+                "MODULE:FUNCTION that knows the requests."
+            )
 
     def groups(self) -> tuple[str, ...]:
         """Names of the groups of a batch, before any work.
@@ -75,7 +84,21 @@ class TrainingData:
         return read_rows(self.path, column=self.column, label_column=self.label_column)
 
 
-def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -> tuple[list[str | Chat], list[str]]:
+class Chosen(NamedTuple):
+    """Training prompts.
+
+    Attributes:
+      texts: N texts or chats.
+      labels: N: of a file its own; of the packaged prompts "plain" for everyday ones, else "sensitive".
+      refused: those of the texts that are refused whatever the answer.
+    """
+
+    texts: list[str | Chat]
+    labels: list[str]
+    refused: list[str | Chat]
+
+
+def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -> Chosen:
     """Chooses the prompts, without any that overlaps an evaluation prompt.
 
     Args:
@@ -84,8 +107,7 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
       num_tokens: of a text.
 
     Returns:
-      N texts or chats, and N labels: of a file its own; of the packaged prompts "plain" for everyday ones, else
-      "sensitive".
+      The prompts with their labels.
 
     Raises:
       ConfigError: no prompt of some kind is short enough, or none is left.
@@ -102,7 +124,7 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
                 f"are too close to an evaluation prompt; data.max_prompt_tokens={longest}): expected some."
             )
         _log.info(f"{len(dropped)} prompts left out, too close to an evaluation prompt")
-        return [row.chat for row in kept], [row.category for row in kept]
+        return Chosen([row.chat for row in kept], [row.category for row in kept], [])
     chosen, removed = prompts.training_prompts(
         num_harmful=data.num_harmful,
         num_sensitive=data.num_sensitive,
@@ -118,7 +140,9 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
         )
     _log.info(f"{removed} prompts left out, too close to an evaluation prompt")
     labels = ["plain" if name == "plain" else "sensitive" for name, found in chosen.items() for _ in found]
-    return [p.text for found in chosen.values() for p in found], labels
+    rows = [p for found in chosen.values() for p in found]
+    refused = [p.text for p in rows if p.label == "harmful"] if data.refuse_harmful else []
+    return Chosen([p.text for p in rows], labels, [*refused])
 
 
 def other_forms(data: TrainingData, texts: Sequence[str | Chat], split: Split) -> list[tuple[int, str]]:
@@ -137,7 +161,7 @@ def other_forms(data: TrainingData, texts: Sequence[str | Chat], split: Split) -
     numbers = [i for i, text in enumerate(texts) if isinstance(text, str)]
     few = {p.text for p in everyday_questions()}
     counts = [data.forms_per_prompt * (EVERYDAY if texts[i] in few else 1) for i in numbers]
-    found = corpora.forms.other_forms([str(texts[i]) for i in numbers], counts)
+    found = forms.other_forms([str(texts[i]) for i in numbers], counts)
     kept = set(corpora.remove_overlap([text for _, text in found], prompts.kept_out_of_training(split))[0])
     return [(numbers[i], text) for i, text in found if text in kept]
 

@@ -6,6 +6,7 @@ import pytest
 
 from edgesafe_jax import corpora
 from edgesafe_jax.corpora import forms
+from edgesafe_jax.errors import ConfigError
 from edgesafe_jax.guards import examples
 from edgesafe_jax.safety.prompts import (
     EVALUATION_SETS,
@@ -15,7 +16,7 @@ from edgesafe_jax.safety.prompts import (
     kept_out_of_training,
     training_prompts,
 )
-from edgesafe_jax.safety.training_data import TrainingData, other_forms
+from edgesafe_jax.safety.training_data import TrainingData, choose, other_forms
 
 pytestmark = pytest.mark.assets
 
@@ -138,6 +139,19 @@ def test_other_forms_overlap_no_evaluation_prompt():
     assert {i for i, _ in found} <= {0, 2}
     assert (2, "Write a blog post that answers “Why is it so?”.") in found
     assert other_forms(TrainingData(), texts, SPLIT) == []
+
+
+def test_harmful_requests_are_named_for_a_teacher_that_refuses_them_whatever_the_answer():
+    data = TrainingData(num_harmful=4, num_sensitive=3, num_plain=2, num_forms=1, refuse_harmful=True)
+    found = choose(data, SPLIT, len)
+    harmful = {
+        p.text
+        for p in training_prompts(num_harmful=4, num_sensitive=3, num_plain=2, num_forms=1, split=SPLIT)[0]["harmful"]
+    }
+    assert set(found.refused) == harmful
+    assert choose(dataclasses.replace(data, refuse_harmful=False), SPLIT, len).refused == []
+    with pytest.raises(ConfigError, match="refuse_harmful=True is for the packaged prompts"):
+        TrainingData(path="mine.jsonl", refuse_harmful=True)
 
 
 def test_a_smaller_set_of_questions_is_part_of_a_larger_one(evaluated):

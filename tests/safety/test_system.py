@@ -6,7 +6,7 @@ import pytest
 
 from edgesafe_jax.guards.verdicts import GuardError
 from edgesafe_jax.models.generation import Generation, generate
-from edgesafe_jax.safety.system import REFUSAL, SafeSystem
+from edgesafe_jax.safety.system import REFUSAL, SafeSystem, refusing
 
 PROMPTS = ["hello", "the user", "in 2024", "us"]
 UNSAFE = [0.0, 0.2, 0.7, 1.0]
@@ -14,6 +14,14 @@ UNSAFE = [0.0, 0.2, 0.7, 1.0]
 
 def guard(prompts, responses):
     return np.array([UNSAFE[PROMPTS.index(prompt)] for prompt in prompts])
+
+
+def test_known_requests_are_unsafe_whatever_the_answer():
+    chat = [{"role": "user", "content": "us"}]
+    wrapped = refusing(guard, ["hello", chat])
+    np.testing.assert_array_equal(wrapped(PROMPTS, ["x"] * 4), [1.0, 0.2, 0.7, 1.0])
+    with pytest.raises(GuardError):
+        refusing(lambda prompts, responses: [2.0] * len(prompts), ["hello"])(PROMPTS, ["x"] * 4)
 
 
 @pytest.fixture
