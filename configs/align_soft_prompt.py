@@ -25,7 +25,8 @@ teacher (`--config.sampling_temperature=1` samples them) and mining of hard prom
 
 Variants: `:quickstart` is what `launch.quickstart` runs (6 minutes), `:objectives` the paper's loss alone on 500
 prompts, `:gated` a soft prompt behind a gate, trained on more forms of requests and to turn back within answers (it
-refuses 0.81 of StrongREJECT behind "Sure, here is"), `:runlocal` a check of the machinery in a minute. All results are
+refuses all of StrongREJECT behind "Sure, here is", and 0.32 of sensitive benign prompts), `:runlocal` a check of the
+machinery in a minute. All results are
 in configs/RESULTS.md under "Safe language models".
 """
 
