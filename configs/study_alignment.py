@@ -180,9 +180,8 @@ def _teachers(config: ml_collections.ConfigDict) -> None:
         {"teacher": {"packaged": {"guard": ""}, "steady": {"guard": "workdirs/steady/guard.safetensors"}}}
     )
     config.factors = ml_collections.ConfigDict()
-    config.selection.update({"search": (), "num_best": 0})
-    config.selection.measure = ml_collections.ConfigDict()
-    config.report.tables = ml_collections.ConfigDict(
+    config.selection = ml_collections.ConfigDict({"search": (), "repeat": "seed", "num_best": 0, "measure": {}})
+    tables = ml_collections.ConfigDict(
         {
             f"{kind.capitalize()} requests, {system}": {
                 f"{name}, {measure}{', system' * (system == 'system')}": f"alignment/{name}/{system}/{number}"
@@ -194,8 +193,7 @@ def _teachers(config: ml_collections.ConfigDict) -> None:
             for system in ("student", "system")
         }
     )
-    config.report.frontier = ()
-    config.report.along = ()
+    config.report = ml_collections.ConfigDict({"tables": tables, "frontier": (), "curve": "", "along": ()})
 
 
 def _runlocal(config: ml_collections.ConfigDict) -> None:

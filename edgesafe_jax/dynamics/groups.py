@@ -9,7 +9,7 @@ array or, for a product, a tuple of them. Whether an action is a symmetry of a w
 import dataclasses
 import itertools
 import math
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +179,7 @@ class Translation:
     def entropy(self) -> float:
         return sum(math.log(high - low) for low, high in zip(self.low, self.high, strict=True))
 
-    def without_goal(self) -> "Translation":
+    def without_goal(self) -> Self:
         """Returns the same action on states and actions, with goals left where they are."""
         return dataclasses.replace(self, goal_axes=((),) * len(self.goal_axes))
 
@@ -212,7 +212,7 @@ class BaseRotation(Translation):
     def goal(self, element: Array, goal: Array) -> Array:
         return _rotate(element[0], super().goal(element, goal), self.goal_pairs)
 
-    def without_goal(self) -> "BaseRotation":
+    def without_goal(self) -> Self:
         return dataclasses.replace(super().without_goal(), goal_pairs=())
 
 
