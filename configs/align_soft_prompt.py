@@ -26,8 +26,7 @@ teacher (`--config.sampling_temperature=1` samples them) and mining of hard prom
 Variants: `:quickstart` is what `launch.quickstart` runs (6 minutes), `:objectives` the paper's loss alone on 500
 prompts, `:gated` a soft prompt behind a gate, trained on more forms of requests and to turn back within answers (it
 refuses all of StrongREJECT behind "Sure, here is", and 0.32 of sensitive benign prompts), `:runlocal` a check of the
-machinery in a minute. All results are
-in configs/RESULTS.md under "Safe language models".
+machinery in a minute. All results are in configs/RESULTS.md under "Safe language models".
 """
 
 import ml_collections
@@ -189,7 +188,7 @@ def _adapter() -> ml_collections.ConfigDict:
 
 
 def _data() -> ml_collections.ConfigDict:
-    """Returns the training prompts: how many of each kind and of how many tokens at most."""
+    """Returns the training prompts: how many of each kind and of how many tokens at most (-1: all)."""
     data = ml_collections.ConfigDict()
     data.path = ""  # JSON lines of one's own prompts, which replace the packaged ones and their mixtures
     data.column = "prompt"  # of the text, or of a chat: a list of messages with role and content
@@ -204,6 +203,7 @@ def _data() -> ml_collections.ConfigDict:
     data.max_prompt_tokens = -1
     data.num_held_out = 60  # of each kind, whose refusal rates are logged as eval/refused
     data.num_reserved_questions = 1000  # of NQ-open, kept out of training
+    # Rows of a batch, in any unit, after the guard has spoken
     data.mixture = ml_collections.ConfigDict({"refuse": 6.5, "sensitive": 1.0, "plain": 8.5})
     return data
 
@@ -263,8 +263,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Student
     config.adapter = _adapter()
 
-    # Prompts: how many of each kind and of how many tokens at most (-1: all), and rows of a batch, in any unit, after
-    # the guard has spoken
     config.data = _data()
 
     # Hard prompts: those that the student decides wrongly, or right by less than a margin, come more often once it

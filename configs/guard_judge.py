@@ -13,9 +13,8 @@ vectors of the MiniLM sentence encoder, neither of which has a feature in common
 check of the machinery.
 
 Cost: the base model's 1,230 answers of 40 tokens and the hidden states of 1,700 pairs; the time was not recorded.
-Expected: AUROC 0.87 [0.81, 0.92] on 173 human-scored pairs of held-out objectives, `:gemma`
-0.82 [0.76, 0.88], the head of `:encoder` 0.64.
-All results are in configs/RESULTS.md under "Guards".
+Expected: AUROC 0.87 [0.81, 0.92] on 173 human-scored pairs of held-out objectives, `:gemma` 0.82 [0.76, 0.88], the head
+of `:encoder` 0.64. All results are in configs/RESULTS.md under "Guards".
 """
 
 import ml_collections

@@ -22,7 +22,7 @@ from edgesafe_jax.parallel import Layout, is_main_process, main_process_first, m
 from edgesafe_jax.safety import evaluation, judging, report, requested, settings, training
 from edgesafe_jax.safety.shared import keep_answers
 from edgesafe_jax.safety.system import SafeSystem, refusing, sharpened
-from edgesafe_jax.safety.training_data import Chosen, TrainingData, choose, even_mining, other_forms
+from edgesafe_jax.safety.training_data import COUNTS, Chosen, TrainingData, choose, even_mining, other_forms
 from edgesafe_jax.training import open_workdir, read_metrics
 from edgesafe_jax.training.metric_writers import check_wandb
 from edgesafe_jax.training.precision import keep_precision
@@ -37,10 +37,6 @@ _log = logging.getLogger("edgesafe_jax.launch.alignment")
 ADAPTER = "adapter/adapter.safetensors"
 """Where the trained adapter lies in a work directory."""
 
-COUNTS = (
-    *("num_harmful", "num_sensitive", "num_plain", "num_forms", "num_everyday"),
-    *("forms_per_prompt", "max_prompt_tokens"),
-)
 MINED = ("refuse", "plain")
 """Groups whose hard rows are mined; sensitive rows are hard because the verdicts on requests for harm conflict."""
 

@@ -33,7 +33,16 @@ from edgesafe_jax.errors import POSITIVE_COUNT, EdgesafeError, Range, check_coun
 from edgesafe_jax.guards.canonical import judged_form
 from edgesafe_jax.guards.heads import GatedHead, Head, unsafe_probability
 from edgesafe_jax.guards.hidden_states import MAX_PROMPT, QUESTION, encode_conversations, read_features
-from edgesafe_jax.guards.verdicts import Encode, Guard, GuardError, Once, check_finite_pairs, check_pairs, judged_text
+from edgesafe_jax.guards.verdicts import (
+    Encode,
+    Guard,
+    GuardError,
+    Once,
+    check_finite_pairs,
+    check_pairs,
+    each_once,
+    judged_text,
+)
 from edgesafe_jax.models.encoder import SentenceEncoder
 from edgesafe_jax.models.loading import LanguageModel, load_model
 
@@ -102,11 +111,7 @@ class HiddenStateGuard:
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
         prompts, responses = check_pairs(prompts, responses)
-        known = {} if self.kept is None else self.kept
-        named = list(zip(prompts, responses, strict=True))
-        if new := [pair for pair in dict.fromkeys(named) if pair not in known]:
-            known.update(zip(new, self._read([x for x, _ in new], [y for _, y in new]), strict=True))
-        windows = [known[pair] for pair in named]
+        windows = each_once({} if self.kept is None else self.kept, prompts, responses, self._read)
         owners = np.repeat(np.arange(len(windows)), [len(each) for each in windows])
         if not windows:
             return np.zeros(0)

@@ -1,8 +1,8 @@
 """The guard protocol: a callable from prompts and responses to P(unsafe), and the check of its results."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from edgesafe_jax.errors import ConfigError, EdgesafeError, check_texts
 from edgesafe_jax.metrics import after_reasoning
 from edgesafe_jax.models.finite import NonFiniteError, check_finite
 from edgesafe_jax.typing import PyTree
+
+T = TypeVar("T")
 
 Guard: TypeAlias = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 """From N prompts and N responses to P(unsafe), `[N]` in [0, 1]: it judges the response, the prompt is context."""
@@ -132,6 +134,26 @@ def judged_once(guard: Guard) -> "Once":
     return Once(guard)
 
 
+def each_once(
+    known: dict[tuple[str, str], T],
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    compute: Callable[[list[str], list[str]], Iterable[T]],
+) -> list[T]:
+    """Returns what is known of each of N pairs, after it was computed for those of which nothing was.
+
+    Args:
+      known: by pair; what is computed is added to it.
+      prompts: N texts.
+      responses: N texts.
+      compute: gives one result for each of some different pairs.
+    """
+    pairs = list(zip(prompts, responses, strict=True))
+    if new := [pair for pair in dict.fromkeys(pairs) if pair not in known]:
+        known.update(zip(new, compute([x for x, _ in new], [y for _, y in new]), strict=True))
+    return [known[pair] for pair in pairs]
+
+
 @dataclasses.dataclass(frozen=True)
 class Once:
     """A guard that judges each pair once, see `judged_once`.
@@ -146,9 +168,6 @@ class Once:
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns P(unsafe), `[N]`, of N pairs."""
-        pairs = list(zip(*check_pairs(prompts, responses), strict=True))
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self.known]
-        if new:
-            verdicts = checked(self.guard)([prompt for prompt, _ in new], [response for _, response in new])
-            self.known.update(zip(new, verdicts.tolist(), strict=True))
-        return np.array([self.known[pair] for pair in pairs], np.float64)
+        prompts, responses = check_pairs(prompts, responses)
+        found = each_once(self.known, prompts, responses, lambda x, y: checked(self.guard)(x, y).tolist())
+        return np.array(found, np.float64)

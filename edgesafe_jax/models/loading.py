@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from edgesafe_jax import assets
@@ -164,7 +163,7 @@ def _outputs_first(model: LanguageModel) -> LanguageModel:
     def store(leaf: Matrix) -> Matrix:
         if isinstance(leaf, stored) or leaf.ndim == 2:
             return leaf
-        return OutputsFirst(jnp.asarray(np.ascontiguousarray(np.swapaxes(np.asarray(leaf), 1, 2))))
+        return OutputsFirst(jnp.swapaxes(leaf, 1, 2))
 
     layers = jax.tree.map(store, layers, is_leaf=lambda leaf: isinstance(leaf, stored))
     return dataclasses.replace(model, params={**model.params, "layers": layers})

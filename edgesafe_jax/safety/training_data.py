@@ -21,6 +21,17 @@ _log = logging.getLogger(__name__)
 PACKAGED_GROUPS = (REFUSE, "sensitive", "plain")
 """Rows of a batch by what the guard said: refused; answered, near a harmful topic; answered, everyday."""
 
+COUNTS = (
+    "num_harmful",
+    "num_sensitive",
+    "num_plain",
+    "num_forms",
+    "num_everyday",
+    "forms_per_prompt",
+    "max_prompt_tokens",
+)
+"""Fields of `TrainingData` that are counts."""
+
 EVERYDAY = 3
 """Other forms of a question about an everyday act, for each of another prompt: requests for harm ask for acts more
 often than plain questions do, and a gate would take the form for the harm."""
@@ -59,8 +70,7 @@ class TrainingData:
     max_prompt_tokens: int | None = None
 
     def __post_init__(self):
-        numbers = [field.name for field in dataclasses.fields(self) if field.type not in (str, bool)]
-        check_ranges(dataclasses.asdict(self), dict.fromkeys(numbers, COUNT), prefix="data.")
+        check_ranges(dataclasses.asdict(self), dict.fromkeys(COUNTS, COUNT), prefix="data.")
         if self.path and self.refuse_harmful:
             raise ConfigError(
                 "data.refuse_harmful=True is for the packaged prompts: for data.path expected False, and a guard "
@@ -141,8 +151,8 @@ def choose(data: TrainingData, split: Split, num_tokens: Callable[[str], int]) -
     _log.info(f"{removed} prompts left out, too close to an evaluation prompt")
     labels = ["plain" if name == "plain" else "sensitive" for name, found in chosen.items() for _ in found]
     rows = [p for found in chosen.values() for p in found]
-    refused = [p.text for p in rows if p.label == "harmful"] if data.refuse_harmful else []
-    return Chosen([p.text for p in rows], labels, [*refused])
+    refused: list[str | Chat] = [p.text for p in rows if data.refuse_harmful and p.label == "harmful"]
+    return Chosen([p.text for p in rows], labels, refused)
 
 
 def other_forms(data: TrainingData, texts: Sequence[str | Chat], split: Split) -> list[tuple[int, str]]:
